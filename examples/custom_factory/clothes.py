@@ -1,0 +1,69 @@
+"""A network of one's own, and how it was trained. fitcompress needs `make_network` only.
+
+python clothes.py [FILE]      trains it on the built-in images and writes its weights
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fitcompress.data import Preprocess, load_data, make_dataset, make_loader
+from fitcompress.events import ignore
+from fitcompress.recipe import DataRecipe
+from fitcompress.spec import InputSpec
+
+SPEC = InputSpec(shape=(1, 28, 28), mean=(0.286,), std=(0.353,))
+
+
+class Block(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(x + self.norm2(self.conv2(y)))
+
+
+def make_network() -> nn.Module:
+    """What `--teacher clothes:make_network` calls: a network without its weights."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        Block(32),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        Block(64),
+        Block(64),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+def main(path: Path) -> None:
+    torch.manual_seed(0)
+    data = load_data(DataRecipe(source="builtin", limit=3000), seed=0, emit=ignore)
+    views = make_dataset(data.train, SPEC, augment="none", seed=0)
+    network, preprocess = make_network(), Preprocess(SPEC)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    for epoch in range(2):
+        for batch in make_loader(views, 64, shuffle_seed=0, epoch=epoch):
+            logits = network(preprocess(batch.images))
+            loss = nn.functional.cross_entropy(logits, batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        print(f"epoch {epoch + 1}: loss {loss.item():.3f}")
+    torch.save(network.state_dict(), path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "clothes.pth"))

@@ -1,0 +1,43 @@
+"""The whole road in Python: a recipe, a plan, a run, the student in use. About a minute on a CPU.
+
+python quickstart.py [OUT]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import fitcompress
+
+SETTINGS = {
+    # A tiny timm model, from random weights: a copy is adapted to the built-in images first.
+    "teacher.source": "test_resnet",
+    "teacher.pretrained": False,
+    "teacher.epochs": 2,
+    "student.depth_mult": 2,
+    "student.width_mult": 0.5,
+    "data.source": "builtin",
+    "data.limit": 2000,
+    "stage1.epochs": 1,
+    "stage2.epochs": 2,
+    "run.device": "cpu",
+}
+
+
+def main(out: str) -> None:
+    recipe = fitcompress.resolve_recipe(settings={**SETTINGS, "run.out": out})
+
+    planned = fitcompress.plan(recipe)
+    for name in ("teacher", "student"):
+        print(f"{name}: {planned[name]['params']:,} parameters, depth {planned[name]['depth']}")
+
+    report = fitcompress.distill(recipe)
+    print(report.render("text"))
+
+    # In another process, on another machine: no teacher is needed, and no code is run to load it.
+    student = fitcompress.load(f"{out}/student")
+    print("the student takes images of", student.interface.input.shape)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")

@@ -1,0 +1,82 @@
+"""fitcompress: a trained image model in, a much smaller one that does the same job out.
+
+    import fitcompress
+
+    settings = {"teacher.source": "resnet18", "run.out": "runs/r18"}
+    recipe = fitcompress.resolve_recipe(settings=settings)
+    report = fitcompress.distill(recipe)
+    student = fitcompress.load("runs/r18")
+
+Names are loaded when they are first used, so that importing the package does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fitcompress.api import load
+    from fitcompress.errors import FitcompressError
+    from fitcompress.pipeline import (
+        demo,
+        distill,
+        evaluate,
+        export,
+        inspect,
+        load_report,
+        plan,
+        train_teacher,
+    )
+    from fitcompress.recipe import Recipe, load_recipe, resolve_recipe
+    from fitcompress.report import Report
+
+__all__ = [
+    "FitcompressError",
+    "Recipe",
+    "Report",
+    "__version__",
+    "demo",
+    "distill",
+    "evaluate",
+    "export",
+    "inspect",
+    "load",
+    "load_recipe",
+    "load_report",
+    "plan",
+    "resolve_recipe",
+    "train_teacher",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "FitcompressError": "errors",
+    "Recipe": "recipe",
+    "Report": "report",
+    "demo": "pipeline",
+    "distill": "pipeline",
+    "evaluate": "pipeline",
+    "export": "pipeline",
+    "inspect": "pipeline",
+    "load": "api",
+    "load_recipe": "recipe",
+    "load_report": "pipeline",
+    "plan": "pipeline",
+    "resolve_recipe": "recipe",
+    "train_teacher": "pipeline",
+}
+"""The module that each public name is loaded from, at its first use."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fitcompress' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"fitcompress.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,271 @@
+"""The commands: parse, one call of the pipeline, one view of the console. Nothing is decided here.
+
+The pipeline, and torch with it, is imported inside the commands: `--help` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import fitcompress
+from fitcompress import console
+from fitcompress.cli import flags
+from fitcompress.cli.failures import resumable
+from fitcompress.cli.request import Request, free_folder, fresh_path, run_recipe, takes
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fitcompress",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _examples(*commands: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{text}[/cyan]" for text in commands)])
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.show_text(f"fitcompress {fitcompress.__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog=_examples(
+        "fitcompress demo",
+        "fitcompress distill --teacher resnet50 --depth-mult 2 --width-mult 0.3",
+        "fitcompress export --onnx",
+        "fitcompress report",
+    )
+)
+def _fitcompress(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """A trained image model in, a much smaller one that does the same job out, with the evidence.
+
+    A thinner and deeper student is built from the teacher, trained in two
+    stages (hints, then distillation, after FitNets), checked and reported.
+    """
+
+
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        help="timm name, TorchScript or .pt2 file, model folder, or package.module:factory.",
+        rich_help_panel="Teacher",
+    ),
+]
+Run = Annotated[
+    Path | None,
+    typer.Argument(help="The run directory; the newest under runs/ when left out."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+
+
+@app.command(
+    epilog=_examples(
+        "fitcompress distill --teacher resnet50 --depth-mult 2 --width-mult 0.3",
+        "fitcompress distill --teacher model.pt --data ./images --out runs/small",
+        "fitcompress distill --teacher resnet18 --preset hinton --set stage2.tau=3",
+        "fitcompress distill --resume --out runs/small",
+    )
+)
+@takes(
+    flags.TEACHER,
+    flags.ADAPTING,
+    flags.STUDENT,
+    flags.HINTS,
+    flags.DATA,
+    flags.TRAINING,
+    flags.MACHINE,
+)
+def distill(
+    request: Request,
+    teacher: Teacher = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; a fresh one under runs/ by default.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in --out (or the newest); flags may only repeat it."
+        ),
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Build a thinner and deeper student from a teacher, train it, check it and report.
+
+    Without --data the built-in images are used: a small sample of Fashion-MNIST.
+    """
+    recipe, run_path = run_recipe(request, teacher=teacher, out=out, resume=resume)
+    with request.progress() as emit, resumable(run_path):
+        from fitcompress import pipeline
+
+        report = pipeline.distill(recipe, resume=resume, force=force, emit=emit)
+    console.show_report(report, form=request.report_form)
+
+
+@app.command(
+    epilog=_examples(
+        "fitcompress inspect resnet18 --no-pretrained",
+        "fitcompress inspect model.pt --input-size 32 --json",
+    )
+)
+@takes(flags.TEACHER)
+def inspect(request: Request, teacher: Annotated[str, typer.Argument(metavar="TEACHER")]) -> None:
+    """Show a teacher's layers in the order they run: shapes, share of depth, hint candidates."""
+    recipe = request.recipe(teacher__source=teacher)
+    with request.progress() as emit:
+        from fitcompress import pipeline
+
+        layers = pipeline.inspect(recipe, emit=emit)
+    console.show_layers(layers, as_json=request.as_json)
+
+
+@app.command(
+    epilog=_examples(
+        "fitcompress plan --teacher resnet50 --depth-mult 2 --width-mult 0.3",
+        "fitcompress plan --teacher vgg11 --no-pretrained --json",
+    )
+)
+@takes(flags.TEACHER, flags.STUDENT, flags.HINTS)
+def plan(request: Request, teacher: Teacher = None) -> None:
+    """Show what the student would be, in seconds, without data or training."""
+    recipe = request.recipe_of_teacher(teacher)
+    with request.progress() as emit:
+        from fitcompress import pipeline
+
+        planned = pipeline.plan(recipe, emit=emit)
+    console.show_plan(planned, as_json=request.as_json)
+
+
+@app.command(
+    epilog=_examples(
+        "fitcompress train --model resnet18 --data ./images --out teachers/r18",
+        "fitcompress distill --teacher teachers/r18 --data ./images",
+    )
+)
+@takes(flags.TEACHER, flags.FINE_TUNING, flags.DATA, flags.MACHINE)
+def train(
+    request: Request,
+    model: Annotated[str, typer.Option(help="timm name of the model to fine-tune.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Model folder; a fresh one under teachers/ by default.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Fine-tune a timm model on images: a teacher for those who have none."""
+    folder = free_folder(out or fresh_path(model, Path("teachers")), force=force)
+    recipe = request.recipe(teacher__source=model, run__out=str(folder))
+    with request.progress() as emit:
+        from fitcompress import pipeline
+
+        trained = pipeline.train_teacher(model, recipe, emit=emit)
+    console.show_model_folder(trained, as_json=request.as_json)
+
+
+@app.command(
+    name="eval",
+    epilog=_examples(
+        "fitcompress eval runs/small/student --data ./images",
+        "fitcompress eval model.pt --data ./images --input-size 32 --json",
+    ),
+)
+@takes(flags.TEACHER, flags.DATA, flags.MACHINE)
+def evaluate(
+    request: Request,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or any teacher.")],
+) -> None:
+    """Measure a model's accuracy on the evaluation split of a data set."""
+    recipe = request.recipe(teacher__source=model)
+    with request.progress() as emit:
+        from fitcompress import pipeline
+
+        measured = pipeline.evaluate(model, recipe, emit=emit)
+    console.show_eval(measured, as_json=request.as_json)
+
+
+@app.command(
+    epilog=_examples(
+        "fitcompress export --onnx", "fitcompress export runs/small --onnx --safetensors --pt2"
+    )
+)
+@takes(recipe=False)
+def export(
+    request: Request,
+    run: Run = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="ONNX (the default).")] = False,
+    safetensors: Annotated[bool, typer.Option("--safetensors", help="Weights alone.")] = False,
+    torchscript: Annotated[bool, typer.Option("--torchscript", help="TorchScript.")] = False,
+    pt2: Annotated[bool, typer.Option("--pt2", help="torch.export program.")] = False,
+    force: Force = False,
+) -> None:
+    """Write the student in other formats, each checked against it on real images."""
+    asked = {"onnx": onnx, "safetensors": safetensors, "torchscript": torchscript, "pt2": pt2}
+    formats = [name for name, is_asked in asked.items() if is_asked] or ["onnx"]
+    with request.progress() as emit:
+        from fitcompress import pipeline
+
+        exports = pipeline.export(run, formats, force=force, emit=emit)
+    console.show_exports(exports, as_json=request.as_json)
+
+
+@app.command(
+    epilog=_examples(
+        "fitcompress report", "fitcompress report runs/small --format html --output small.html"
+    )
+)
+@takes(recipe=False)
+def report(
+    request: Request,
+    run: Run = None,
+    form: Annotated[
+        console.ReportForm, typer.Option("--format", help="html is written to a file.")
+    ] = "text",
+    output: Annotated[
+        Path | None, typer.Option(help="File to write to; for html RUN/report.html by default.")
+    ] = None,
+) -> None:
+    """Compare student and teacher: accuracy, agreement, size, cost and speed."""
+    with request.progress():
+        from fitcompress import pipeline
+
+        loaded = pipeline.load_report(run)
+    console.show_report(loaded, form="json" if request.as_json else form, output=output)
+
+
+@app.command(epilog=_examples("fitcompress demo", "fitcompress demo --out runs/first"))
+@takes(recipe=False)
+def demo(
+    request: Request,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run directory; a fresh one under runs/ by default.", show_default="runs/demo-N"
+        ),
+    ] = None,
+) -> None:
+    """The whole road on the built-in images, in a few minutes on a CPU."""
+    run_path = out or fresh_path("demo", Path("runs"))
+    with request.progress() as emit, resumable(run_path):
+        from fitcompress import pipeline
+
+        made = pipeline.demo(run_path, emit=emit)
+    console.show_report(made, form=request.report_form)
+
+
+def main() -> None:
+    """The `fitcompress` command."""
+    sys.path.append("")  # so that --teacher package.module:factory finds what lies in this folder
+    app(prog_name="fitcompress")

@@ -1,0 +1,289 @@
+"""What a command was asked: flags become one `Request`, and a request becomes a recipe.
+
+`takes` gives Typer the signature that the flag groups stand for, so that no command repeats them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fitcompress.cli.failures import answering_failures
+from fitcompress.cli.flags import Flag, Group
+from fitcompress.console import ReportForm
+from fitcompress.errors import RecipeError, RunError
+from fitcompress.events import Emit
+from fitcompress.progress import live_progress
+from fitcompress.recipe import (
+    PRESETS,
+    Recipe,
+    apply_sets,
+    load_recipe,
+    recipe_settings,
+    resolve_recipe,
+)
+from fitcompress.rundir import RunDir
+from fitcompress.settings import differing_settings, flat_settings, setting_type, with_settings
+
+__all__ = ["Request", "free_folder", "fresh_path", "run_recipe", "takes"]
+
+_FREE_ON_RESUME = ("run.out", "run.device", "data.num_workers")
+"""What a resumed run may do differently: where it is, and on which hardware."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """All that the shared flags said."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """By dotted name, only those that were given."""
+    preset: str | None = None
+    config: Path | None = None
+    sets: tuple[str, ...] = ()
+    as_json: bool = False
+    quiet: bool = False
+
+    def recipe(self, **more: Any) -> Recipe:
+        """The recipe asked for; `more` settings by name with "__" for the dot.
+
+        Raises:
+            RecipeError: a setting that is unknown or cannot hold.
+        """
+        settings = {name.replace("__", "."): value for name, value in more.items()}
+        return resolve_recipe(
+            preset=self.preset,
+            config=self.config,
+            sets=self.sets,
+            settings={**self.settings, **settings},
+        )
+
+    def recipe_of_teacher(self, teacher: str | None) -> Recipe:
+        """The recipe asked for, which must have a teacher: the flag's, or the recipe file's.
+
+        Raises:
+            typer.BadParameter: it has none.
+            RecipeError: as `recipe`.
+        """
+        recipe = self.recipe(**({"teacher__source": teacher} if teacher else {}))
+        if not recipe.teacher.source:
+            raise typer.BadParameter(
+                "give a timm name, a file or package.module:factory", param_hint="--teacher"
+            )
+        return recipe
+
+    @property
+    def report_form(self) -> ReportForm:
+        """How a command that ends in a report shows it."""
+        return "json" if self.as_json else "text"
+
+    def progress(self) -> AbstractContextManager[Emit]:
+        """Shows the events of the work inside, unless asked to be quiet."""
+        return live_progress(quiet=self.quiet)
+
+
+def run_recipe(
+    request: Request, *, teacher: str | None, out: Path | None, resume: bool
+) -> tuple[Recipe, Path]:
+    """The recipe of a run and its directory: a fresh one, or with `resume` the stored one.
+
+    A run that was stopped before its recipe was written is started again with the flags.
+
+    Raises:
+        typer.BadParameter: no teacher is named.
+        RecipeError: as `Request.recipe`; or a flag contradicts the run that is resumed.
+        RunError: there is no run to resume.
+    """
+    if resume:
+        run = RunDir(out) if out else RunDir.newest()
+        if run.is_run() or not teacher:
+            return _resumed_recipe(request, teacher, RunDir.open(run.path)), run.path
+    recipe = request.recipe_of_teacher(teacher)
+    named = out or (Path(recipe.run.out) if recipe.run.out else None)
+    run_path = named or fresh_path(recipe.teacher.source, Path("runs"))
+    return with_settings(recipe, {"run.out": str(run_path)}), run_path
+
+
+def _resumed_recipe(request: Request, teacher: str | None, run: RunDir) -> Recipe:
+    """The stored recipe of a run that goes on.
+
+    A run is a function of its recipe, so flags may only repeat what is stored; where and on which
+    hardware it goes on may change.
+    """
+    stored = load_recipe(run.recipe_path)
+    named = recipe_settings(request.config) if request.config else {}
+    flags = {**request.settings, **({"teacher.source": teacher} if teacher else {})}
+    asked = with_settings(apply_sets(with_settings(stored, named), request.sets), flags)
+    if request.preset:
+        asked = replace(asked, preset=request.preset)
+    for name, (now, then) in differing_settings(asked, stored).items():
+        if name not in _FREE_ON_RESUME and now not in (None, "auto"):
+            raise RecipeError(
+                f"cannot resume '{run.path}' with {name} = {now!r}: it was started with {then!r}",
+                advice="leave that flag out, or start another run with another --out",
+            )
+    free = {name: flat_settings(asked)[name] for name in _FREE_ON_RESUME}
+    return with_settings(stored, {**free, "run.out": str(run.path)})
+
+
+def fresh_path(name: str, root: Path) -> Path:
+    """The first of `root/name-1`, `root/name-2`... that is not there yet.
+
+    `name`: a path, a timm name, or `package.module:factory`; a suffix and what stands before the
+    last slash or colon are left out.
+    """
+    stem = Path(name.rsplit(":", 1)[-1]).stem or "run"
+    return next(path for n in itertools.count(1) if not (path := root / f"{stem}-{n}").exists())
+
+
+def free_folder(path: Path, *, force: bool) -> Path:
+    """`path`, after a look that nothing is there which a result would overwrite.
+
+    Raises:
+        RunError: it holds something and `force` is off.
+    """
+    if not force and path.exists() and (path.is_file() or any(path.iterdir())):
+        raise RunError(
+            f"cannot write to '{path}': there is something already",
+            advice="choose another --out, or replace it with --force",
+        )
+    return path
+
+
+def takes(
+    *groups: Group, recipe: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a Typer command of `command(request, **own)`, with the groups and the shared flags.
+
+    `recipe`: whether the command builds a recipe and so takes --preset, --config and --set.
+    """
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        flags = {flag.argument: flag for group in groups for flag in group.flags}
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        shared = [*(_RECIPE_PARAMETERS if recipe else []), *_OUTPUT_PARAMETERS]
+        parameters = [*own, *itertools.chain(*map(_group_parameters, groups)), *shared]
+
+        def run(**given: Any) -> None:
+            with answering_failures(debug=given.pop("debug")):
+                arguments = {parameter.name: given.pop(parameter.name) for parameter in own}
+                command(_request(flags, given), **arguments)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        return run
+
+    return wrap
+
+
+def _request(flags: Mapping[str, Flag], given: Mapping[str, Any]) -> Request:
+    settings = {}
+    for argument, flag in flags.items():
+        value = given[argument]
+        if value is not None and value is not False:  # 0 is an answer
+            settings.update(dict.fromkeys(flag.settings.split(), _flag_value(flag, value)))
+    return Request(
+        settings=settings,
+        preset=given.get("preset"),
+        config=given.get("config"),
+        sets=tuple(given.get("sets") or ()),
+        as_json=given["as_json"],
+        quiet=given["quiet"],
+    )
+
+
+def _flag_value(flag: Flag, value: Any) -> Any:
+    if flag.constant is not None:
+        return flag.constant
+    if isinstance(value, list):
+        return ",".join(value)
+    return flag.parse(value) if isinstance(value, str) else value
+
+
+def _group_parameters(group: Group) -> Iterator[inspect.Parameter]:
+    defaults = flat_settings(Recipe())
+    for flag in group.flags:
+        default = defaults[flag.settings.split()[0]]
+        is_shown = flag.constant is None and default not in (None, "", ())
+        text = f"{flag.help} Default: {default}." if is_shown else flag.help
+        option = typer.Option(flag.name, help=text, rich_help_panel=group.panel)
+        absent = None if flag.constant is None else False
+        yield _parameter(flag.argument, _flag_type(flag), option, absent)
+
+
+def _flag_type(flag: Flag) -> Any:
+    """What Typer reads: numbers as numbers, layers as a list, all else as text."""
+    if flag.constant is not None:
+        return bool
+    if flag.choices:
+        return Literal[flag.choices] | None
+    hint = setting_type(Recipe(), flag.settings.split()[0])
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if tuple[str, ...] in kinds:
+        return list[str] | None
+    return next((kind for kind in (int, float) if kind in kinds), str) | None
+
+
+def _parameter(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+_RECIPE_PARAMETERS = [
+    _parameter(
+        "preset",
+        Literal[tuple(PRESETS)] | None,
+        typer.Option("--preset", help="Where the settings start.", rich_help_panel="Recipe"),
+        None,
+    ),
+    _parameter(
+        "config",
+        Path | None,
+        typer.Option(
+            "--config", help="A recipe file (TOML), over the preset.", rich_help_panel="Recipe"
+        ),
+        None,
+    ),
+    _parameter(
+        "sets",
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="One setting, over the recipe file; repeat it for more.",
+            rich_help_panel="Recipe",
+        ),
+        None,
+    ),
+]
+
+_OUTPUT_PARAMETERS = [
+    _parameter(
+        "as_json",
+        bool,
+        typer.Option("--json", help="Print JSON only.", rich_help_panel="Output"),
+        False,
+    ),
+    _parameter(
+        "quiet",
+        bool,
+        typer.Option("--quiet", help="Results only, no progress.", rich_help_panel="Output"),
+        False,
+    ),
+    _parameter(
+        "debug",
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output"),
+        False,
+    ),
+]

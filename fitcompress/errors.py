@@ -1,0 +1,89 @@
+"""The exceptions that fitcompress raises for what a user can cause. Lowest layer: standard library only.
+
+    FitcompressError            anything below; the command line prints it as one line and exits with 3
+    |-- RecipeError             a setting, a multiplier or a budget that cannot hold
+    |-- TeacherError            a teacher that cannot be opened, or does not fit its weights or the data
+    |-- CaptureError            a network that cannot be turned into a graph, or not faithfully
+    |-- PlanError               no student can be planned as asked
+    |-- LayerError              a layer name that is unknown or ambiguous
+    |-- DataError               images, folders or data sets that cannot be used
+    |-- TrainingError           training that diverged or could not go on
+    |-- RunError                a run directory that is missing, unfinished or already taken
+    `-- ExportError             an export that failed or does not match the student
+
+A fault of ours is an `assert`, never one of these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CaptureError",
+    "DataError",
+    "ExportError",
+    "FitcompressError",
+    "LayerError",
+    "PlanError",
+    "RecipeError",
+    "RunError",
+    "TeacherError",
+    "TrainingError",
+    "near_misses",
+]
+
+
+class FitcompressError(Exception):
+    """Something that the user can mend. `advice` says how, in one sentence, or is empty."""
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+
+
+class RecipeError(FitcompressError):
+    """A setting, a multiplier or a budget that cannot hold."""
+
+
+class TeacherError(FitcompressError):
+    """A teacher that cannot be opened, or does not fit its weights or the data."""
+
+
+class CaptureError(FitcompressError):
+    """A network that cannot be turned into a graph, or not faithfully."""
+
+
+class PlanError(FitcompressError):
+    """No student can be planned as asked."""
+
+
+class LayerError(FitcompressError):
+    """A layer name that is unknown or ambiguous."""
+
+
+class DataError(FitcompressError):
+    """Images, folders or data sets that cannot be used."""
+
+
+class TrainingError(FitcompressError):
+    """Training that diverged or could not go on."""
+
+
+class RunError(FitcompressError):
+    """A run directory that is missing, unfinished or already taken."""
+
+
+class ExportError(FitcompressError):
+    """An export that failed or does not match the student."""
+
+
+def near_misses(name: str, known: Iterable[str]) -> str:
+    """Up to three names close to `name`, worded for the end of a message, or an empty string.
+
+    >>> near_misses("resnet5", ["resnet50", "vgg11"])
+    "did you mean 'resnet50'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -1,0 +1,333 @@
+"""Files that others can run, each compared with the student before it gets its name.
+
+Layer: torch, `measure`, `onnxfile`. One road for all formats: write into a temporary folder, open
+what was written, run it on real images at two batch sizes, compare with the network, and only then
+move it to its place. A file that does not match never gets a name.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fitcompress.environment import package_version
+from fitcompress.errors import ExportError, FitcompressError, near_misses
+from fitcompress.measure import evaluating
+from fitcompress.onnxfile import metadata_of, open_onnx
+from fitcompress.rundir import disk_errors
+from fitcompress.spec import Interface
+
+__all__ = ["FORMATS", "ExportRecord", "Format", "Source", "export_model"]
+
+_CHECKED_BATCHES = (1, 8)
+_TOLERANCE = 1e-3
+"""Largest difference allowed, as a share of the largest output.
+
+Float32 sums in another order and folded batch norms move deep networks by up to some 1e-5 of it; a
+wrong graph moves them by 1e-1 and more."""
+_PROTOBUF_LIMIT = 2**31 - 2**20
+"""A single ONNX file cannot be larger; beyond it the weights lie beside it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported."""
+
+    network: nn.Module
+    """Normalised float32 images (N, C, H, W) -> outputs. Never changed."""
+    interface: Interface
+    samples_NCHW: Tensor
+    """Real images as the network takes them, for the checks; some eight."""
+    folder: Path | None = None
+    """Its model folder, which the safetensors format copies."""
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """A file that was written and how its check came out."""
+
+    format: str
+    path: str
+    size_bytes: int
+    checked_batches: tuple[int, ...]
+    max_abs_diff: float
+    """Largest difference to the network's outputs over all checked images."""
+    max_rel_diff: float
+    """The same as a share of the largest output."""
+    top1_agreement: float
+    """Share of checked images with the same largest output."""
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {**asdict(self), "checked_batches": list(self.checked_batches)}
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a kind of file is written and run."""
+
+    suffix: str
+    write: Callable[[Source, Path], None]
+    open: Callable[[Path, Interface], Callable[[Tensor], Any]]
+
+
+def export_model(form: str, source: Source, path: Path, *, force: bool = False) -> ExportRecord:
+    """Write `source` as `form` (a key of `FORMATS`) to `path`, checked against the network.
+
+    Raises:
+        ExportError: `path` is taken and `force` is off; the network cannot be written so; the file
+            does not match.
+    """
+    if form not in FORMATS:
+        known = near_misses(form, FORMATS) or f"known are {', '.join(FORMATS)}"
+        raise ExportError(f"exporting: there is no format {form!r}; {known}")
+    path = Path(path)
+    if path.exists() and not force:
+        raise ExportError(
+            f"exporting {form} to {str(path)!r}: there is a file already",
+            advice="replace it with --force",
+        )
+    started = time.perf_counter()
+    source = _on_cpu(source)
+    with disk_errors("exporting to", path), _quiet(), evaluating(source.network):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:
+            draft = Path(folder) / path.name
+            differences = _write_and_check(form, source, draft)
+            size_bytes = sum(
+                file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()
+            )
+            _move_all(Path(folder), path.parent)
+    seconds = time.perf_counter() - started
+    return ExportRecord(form, str(path), size_bytes, _CHECKED_BATCHES, *differences, seconds)
+
+
+def _write_and_check(form: str, source: Source, draft: Path) -> tuple[float, float, float]:
+    kind = FORMATS[form]
+    try:
+        kind.write(source, draft)
+    except (FitcompressError, OSError):
+        raise
+    except Exception as error:  # converters raise whatever their insides raise
+        raise ExportError(
+            f"exporting {form}: the converter failed: {_first_line(error)}"
+        ) from error
+    try:
+        run = kind.open(draft, source.interface)
+        differences = _compare(source, run)
+    except FitcompressError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"checking the {form} file: running it failed: {_first_line(error)}"
+        ) from error
+    max_abs, max_rel, agreement = differences
+    if not max_rel <= _TOLERANCE:  # so that NaN is a mismatch too
+        raise ExportError(
+            f"checking the {form} file: its outputs differ from the network's by {max_abs:.2g}, "
+            f"{max_rel:.2g} of the largest output, where {_TOLERANCE:g} is allowed "
+            f"(top-1 agreement {agreement:.0%}); no file was left",
+            advice="try another format; please report the model that does this",
+        )
+    return differences
+
+
+def _compare(source: Source, run: Callable[[Tensor], Any]) -> tuple[float, float, float]:
+    """Largest difference, the same relative to the largest output, share of equal top-1."""
+    max_abs = largest = 0.0
+    same: list[Tensor] = []
+    for batch_size in _CHECKED_BATCHES:
+        rows = torch.arange(batch_size) % len(source.samples_NCHW)
+        images_NCHW = source.samples_NCHW[rows]
+        with torch.no_grad():
+            expected, got = _outputs(source.network(images_NCHW)), _outputs(run(images_NCHW))
+        if [part.shape for part in expected] != [part.shape for part in got]:
+            raise ExportError(
+                f"checking the file: at batch {batch_size} its outputs have other shapes"
+            )
+        for one, other in zip(expected, got, strict=True):
+            # torch's max, not Python's: it keeps a NaN.
+            max_abs = float(torch.tensor([max_abs, float((one - other).abs().max())]).max())
+            largest = max(largest, float(one.abs().max()))
+        same.append(expected[0].flatten(1).argmax(1) == got[0].flatten(1).argmax(1))
+    return max_abs, max_abs / max(largest, 1e-12), float(torch.cat(same).float().mean())
+
+
+def _outputs(value: Any) -> list[Tensor]:
+    parts = list(value) if isinstance(value, (tuple, list)) else [value]
+    return [part.float() for part in parts]
+
+
+def _write_onnx(source: Source, path: Path) -> None:
+    import onnx
+
+    program = torch.onnx.export(
+        source.network,
+        (_example(source),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["images"],
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model
+    model.producer_name = "fitcompress"
+    model.producer_version = package_version("fitcompress")
+    model.metadata_props.update(metadata_of(source.interface))
+    model.graph.metadata_props.clear()
+    for node in itertools.chain(model.graph, *model.functions.values()):
+        node.metadata_props.clear()  # stack traces, with the paths of whoever exported
+    if len(model.graph.outputs) == 1:
+        model.graph.outputs[0].name = "logits"
+    program.save(str(path), external_data=_state_bytes(source.network) > _PROTOBUF_LIMIT)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _write_torchscript(source: Source, path: Path) -> None:
+    """Traced where a trace holds at any batch size, else scripted from the graph."""
+    example_NCHW = _example(source)
+    wider_NCHW = torch.cat([example_NCHW, example_NCHW])
+    with torch.no_grad():
+        archive: Any = torch.jit.trace(  # type: ignore[no-untyped-call] # torch has no types here
+            source.network, (example_NCHW,), check_trace=False
+        )
+        if not _runs_as(archive, source.network, wider_NCHW):
+            archive = torch.jit.script(_scriptable(source.network)).eval()
+    torch.jit.save(archive, str(path), _extra_files=metadata_of(source.interface))
+
+
+def _runs_as(archive: Callable[[Tensor], Any], network: nn.Module, images_NCHW: Tensor) -> bool:
+    expected = _outputs(network(images_NCHW))
+    try:
+        got = _outputs(archive(images_NCHW))
+    except RuntimeError:  # a batch size baked into a view
+        return False
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+        for a, b in zip(expected, got, strict=True)
+    )
+
+
+def _scriptable(network: nn.Module) -> nn.Module:
+    """A copy whose graphs name operators, and types of sizes, as TorchScript knows them."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                is_size = isinstance(node.meta.get("val"), (int, torch.SymInt))
+                node.type = int if node.op == "placeholder" and is_size else None
+                if isinstance(node.target, torch._ops.OpOverload):
+                    packet = node.target.overloadpacket
+                    node.target = (
+                        torch.ops.aten.size if packet is torch.ops.aten.sym_size else packet
+                    )
+            module.recompile()
+    return network
+
+
+def _write_pt2(source: Source, path: Path) -> None:
+    program = torch.export.export(
+        source.network, (_example(source),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the paths of whoever exported
+    program.example_inputs = None  # they are images of the user
+    torch.export.save(program, path, extra_files=metadata_of(source.interface))
+
+
+def _write_safetensors(source: Source, path: Path) -> None:
+    if source.folder is None:
+        raise ExportError("exporting safetensors: the network has no model folder")
+    path.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        shutil.copyfile(source.folder / name, path / name)
+
+
+def _open_torchscript(path: Path, interface: Interface) -> Callable[[Tensor], Any]:
+    del interface
+    archive: Callable[[Tensor], Any] = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    return archive
+
+
+def _open_pt2(path: Path, interface: Interface) -> Callable[[Tensor], Any]:
+    del interface
+    return torch.export.load(path).module()
+
+
+def _open_safetensors(path: Path, interface: Interface) -> Callable[[Tensor], Any]:
+    from fitcompress.model import load_model
+
+    del interface
+    return load_model(path).network.eval()
+
+
+FORMATS: Mapping[str, Format] = {
+    "onnx": Format(".onnx", _write_onnx, open_onnx),
+    "torchscript": Format(".torchscript.pt", _write_torchscript, _open_torchscript),
+    "pt2": Format(".pt2", _write_pt2, _open_pt2),
+    "safetensors": Format("", _write_safetensors, _open_safetensors),
+}
+"""Every format by its name on the command line."""
+
+
+def _example(source: Source) -> Tensor:
+    """Two images: a batch of one would be taken for a constant."""
+    return source.samples_NCHW[torch.arange(2) % len(source.samples_NCHW)]
+
+
+def _on_cpu(source: Source) -> Source:
+    """The source on the CPU; a copy when it lies elsewhere."""
+    network, tensors = source.network, [*source.network.parameters(), *source.network.buffers()]
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        network = copy.deepcopy(network).cpu()
+    return Source(network, source.interface, source.samples_NCHW.detach().cpu(), source.folder)
+
+
+def _state_bytes(network: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+
+
+def _move_all(folder: Path, target: Path) -> None:
+    """Move what is in `folder` to `target`, side files first, replacing what is there."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: len(entry.name), reverse=True):
+        place = target / entry.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        entry.replace(place)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No output, warnings or log lines of converters inside the block."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,280 @@
+"""Turns a module or an exported program into a `Program`. Layer: graph.
+
+The one place where a new kind of source plugs in: whatever `torch.export` can show becomes the flat functional form here. It
+knows nothing of files, timm or TorchScript.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from fitcompress.errors import CaptureError
+from fitcompress.graph.normalise import MutatedViewError, normalise
+from fitcompress.graph.program import InputInfo, Program
+
+__all__ = ["capture_exported", "capture_module", "evaluating", "export_module", "tidied"]
+
+_WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+def capture_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> Program:
+    """The flat program that `module` computes in eval mode, its batch size dynamic where the module allows it.
+
+    example_inputs: one tensor an input, batch first, a batch of 2 or more; on the meta device when the module is there.
+    The module is left as it was found; the program shares its tensors.
+
+    Raises:
+        CaptureError: the module cannot be traced, or not as a pure function.
+    """
+    return capture_exported(export_module(module, tuple(example_inputs)))
+
+
+def export_module(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The module as torch.export shows it in eval mode before decomposition, its batch dynamic where possible.
+
+    Raises:
+        CaptureError: torch.export cannot follow the module.
+    """
+    shapes = ShapesCollection()
+    for value in example_inputs:
+        shapes[value] = {0: Dim.AUTO}
+    with evaluating(module), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(module, example_inputs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CaptureError(
+                f"capturing {type(module).__name__}: torch.export could not follow it: {cause}",
+                advice="A traced TorchScript file of the same model may work instead.",
+            ) from error
+
+
+def capture_exported(exported: ExportedProgram) -> Program:
+    """The flat program of an exported one. The exported program is left as it is; its tensors are shared.
+
+    Raises:
+        CaptureError: it is not a pure function of its inputs, or holds calls outside ATen.
+    """
+    try:
+        program = normalise(_flatten(exported))
+    except MutatedViewError:
+        program = normalise(_flatten(exported.run_decompositions({})))
+    program = tidied(program)
+    _refuse_foreign_calls(program.graph)
+    return program
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module into eval mode and afterwards gives each submodule its own flag back."""
+    flags = {child: child.training for child in module.modules()}
+    try:
+        for child in flags:
+            child.training = False
+        yield
+    finally:
+        for child, flag in flags.items():
+            child.training = flag
+
+
+def _flatten(exported: ExportedProgram) -> Program:
+    """The exported graph with weights as get_attr nodes and nested regions inlined, not yet normalised."""
+    signature, tensors = exported.graph_signature, _tensors(exported)
+    names = _canonical_names(tensors)
+    builder = _Builder()
+    outputs = builder.inline(exported.graph_module, _arguments(exported, builder, names))
+    kinds = [spec.kind for spec in signature.output_specs]
+    kept = [v for kind, v in zip(kinds, outputs, strict=True) if kind == OutputKind.USER_OUTPUT]
+    builder.graph.output(tuple(builder.resolve(v) for v in kept if isinstance(v, (Node, _Weight))))
+    used = [str(node.target) for node in builder.graph.nodes if node.op == "get_attr"]
+    parameters = {names[name] for name in signature.parameters if name in names}
+    return Program(
+        builder.graph,
+        {name: tensors[name].detach() for name in used},
+        frozenset(parameters.intersection(used)),
+        tuple(builder.inputs),
+    )
+
+
+def _tensors(exported: ExportedProgram) -> dict[str, Tensor]:
+    """Parameters, buffers and constants by name."""
+    values = {**exported.state_dict, **exported.constants}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _canonical_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name the first one that stands for the same tensor, so that tied weights are one."""
+    first: dict[Any, str] = {}
+    return {name: first.setdefault(_identity(value), name) for name, value in tensors.items()}
+
+
+def _identity(value: Tensor) -> Any:
+    if value.is_meta or value.numel() == 0:
+        return id(value)
+    return value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
+
+
+def _arguments(exported: ExportedProgram, builder: _Builder, names: Mapping[str, str]) -> list[Any]:
+    """What stands in the new graph for each placeholder of the exported one."""
+    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    values: list[Any] = []
+    for node, spec in zip(placeholders, exported.graph_signature.input_specs, strict=True):
+        if spec.kind in _WEIGHT_KINDS:
+            assert spec.target is not None
+            is_literal = spec.target.startswith("lifted_tensor_")
+            values.append(_Weight(names[spec.target], is_literal, node.meta.get("val")))
+        elif spec.kind == InputKind.USER_INPUT and isinstance(node.meta.get("val"), Tensor):
+            values.append(builder.add_input(node))
+        elif spec.kind == InputKind.USER_INPUT:
+            values.append(getattr(spec.arg, "value", None))
+        else:
+            raise CaptureError(
+                f"capturing an exported program: '{node}' is no tensor ({spec.kind})"
+            )
+    return values
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A tensor that has no node yet: it gets one where it is first used."""
+
+    name: str
+    is_literal: bool
+    example: Any
+
+
+class _Builder:
+    """Writes the new graph."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self.inputs: list[InputInfo] = []
+        self._weights: dict[str, Node] = {}
+
+    def add_input(self, source: Node) -> Node:
+        value: Tensor = source.meta["val"]
+        node = self.graph.placeholder(source.name)
+        node.meta.update(val=value, owner="")
+        shape = tuple(int(size) for size in value.shape[1:])
+        self.inputs.append(InputInfo(node.name, shape, value.dtype))
+        return node
+
+    def resolve(self, value: Any) -> Any:
+        """The node of a weight, anything else as it is."""
+        if not isinstance(value, _Weight):
+            return value
+        if value.name not in self._weights:
+            node = self.graph.create_node("get_attr", value.name)
+            owner = "" if value.is_literal else value.name.rpartition(".")[0]
+            node.meta.update(val=value.example, owner=owner, is_literal=value.is_literal)
+            self._weights[value.name] = node
+        return self._weights[value.name]
+
+    def inline(self, source: GraphModule, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        """Copies the calls of `source` to the end of the new graph and gives back what its outputs are there."""
+        values: dict[Node, Any] = {}
+        remaining = iter(arguments)
+        for node in source.graph.nodes:
+            match node.op:
+                case "placeholder":
+                    values[node] = next(remaining)
+                case "get_attr":
+                    values[node] = operator.attrgetter(str(node.target))(source)
+                case "call_function":
+                    values[node] = self._call(node, values)
+                case "output":
+                    return tuple(_mapped(node.args[0], values))
+        raise AssertionError("a graph without an output")
+
+    def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        args, kwargs = _mapped((tuple(node.args), dict(node.kwargs)), values)
+        if node.target is operator.getitem and isinstance(args[0], tuple):
+            return args[0][args[1]]
+        if isinstance(node.target, HigherOrderOperator):
+            return self._inline_region(node, args)
+        if isinstance(node.target, OpOverload) and not node.target._schema.returns:
+            return None
+        args, kwargs = _resolved((args, kwargs), self.resolve)
+        call = self.graph.create_node("call_function", node.target, args, kwargs, _plain_name(node))
+        call.meta.update(val=node.meta.get("val"), owner=_owner(node))
+        return call
+
+    def _inline_region(self, node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A region that only switches gradients or autocast off, as if its calls stood there themselves."""
+        name = str(node.target)
+        position = next((i for i, arg in enumerate(args) if isinstance(arg, GraphModule)), None)
+        switches_autocast_on = "autocast" in name and len(args) > 2 and args[2] is not False
+        if position is None or name not in _REGIONS or switches_autocast_on:
+            raise CaptureError(f"capturing the network: control flow '{name}' is not supported")
+        return self.inline(args[position], args[position + 1 :])
+
+
+_REGIONS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+
+
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
+"""What torch.export (2.11 to 2.15) writes for a call outside of every module."""
+
+
+def _mapped(value: Any, values: Mapping[Node, Any]) -> Any:
+    return _resolved(value, lambda item: values[item] if isinstance(item, Node) else item)
+
+
+def _resolved(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`value` with `function` applied to everything in its lists, tuples and dictionaries."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_resolved(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: _resolved(item, function) for key, item in value.items()}
+    return function(value)
+
+
+def _owner(node: Node) -> str:
+    """The dotted path of the innermost module that made the call; repeated calls of a module share it."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    if path == _NO_MODULE:
+        return ""
+    return re.sub(r"@\d+", "", path)
+
+
+def _plain_name(node: Node) -> str:
+    """`relu` for `aten.relu_.default`, `getitem` for the operator."""
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.name.split("::")[-1].strip("_")
+    return str(getattr(node.target, "__name__", node.name))
+
+
+def tidied(program: Program) -> Program:
+    """A copy whose nodes are named after what they call and carry nothing but their owner."""
+    graph, new = Graph(), dict[Node, Node]()
+    for node in program.graph.nodes:
+        args, kwargs = map_arg((node.args, node.kwargs), new.__getitem__)
+        name = _plain_name(node) if node.op == "call_function" else node.name
+        new[node] = graph.create_node(node.op, node.target, args, kwargs, name)
+        new[node].meta = {"owner": node.meta.get("owner", "")}
+    return replace(program, graph=graph)
+
+
+def _refuse_foreign_calls(graph: Graph) -> None:
+    for node in graph.nodes:
+        if isinstance(node.target, OpOverload) and node.target.namespace != "aten":
+            raise CaptureError(
+                f"capturing the network: it calls '{node.target}', which is not a part of PyTorch's ATen",
+                advice="Custom operators are not supported; use a plain PyTorch form of the layer.",
+            )

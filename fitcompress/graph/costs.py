@@ -1,0 +1,123 @@
+"""What a program costs: parameters, multiply-adds, depth. Closed functions of shapes, no tensor
+touched. Layer: graph."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from torch.fx import Node
+
+from fitcompress.graph.program import Program, Shape, operation, output_nodes, propagate_shapes
+from fitcompress.graph.rules.contractions import CONTRACTIONS
+
+__all__ = ["Costs", "count_macs", "is_contraction", "is_weighted", "measure_costs", "node_depths"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The size of a network for one sample."""
+
+    params: int
+    """Trained numbers."""
+    macs: int
+    """Multiply-adds of convolutions, linear maps, matrix products and attention."""
+    depth: int
+    """Weighted contractions (convolution, linear) on the longest path."""
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: two for each multiply-add, as torch's own counter has it."""
+        return 2 * self.macs
+
+    def to_dict(self) -> dict[str, int]:
+        """All four figures by name."""
+        return {**asdict(self), "flops": self.flops}
+
+
+def measure_costs(program: Program) -> Costs:
+    """The costs of the program for a batch of one."""
+    params = sum(program.tensors[name].numel() for name in program.trainable)
+    depths = node_depths(program)
+    depth = max(depths[node] for node in output_nodes(program.graph))
+    return Costs(params, count_macs(program), depth)
+
+
+def count_macs(program: Program) -> int:
+    """Multiply-adds for one sample, counted at a batch of 2 and halved so that nothing is lost to
+    size-1 special cases."""
+    shapes = propagate_shapes(program, 2)
+    return (
+        sum(_node_macs(node, shapes) for node in program.graph.nodes if is_contraction(node)) // 2
+    )
+
+
+def is_contraction(node: Node) -> bool:
+    """Whether the call sums products over an axis."""
+    return operation(node) in CONTRACTIONS and operation(node) != "embedding"
+
+
+def is_weighted(node: Node) -> bool:
+    """Whether the call is a contraction with a tensor of the network."""
+    return is_contraction(node) and any(_from_weights(source) for source in node.all_input_nodes)
+
+
+def _from_weights(node: Node) -> bool:
+    """Whether the value is computed from the network's tensors alone (a standardised weight,
+    say)."""
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current.op == "placeholder":
+            return False
+        pending.extend(current.all_input_nodes)
+    return True
+
+
+def _node_macs(node: Node, shapes: dict[str, Shape]) -> int:
+    name, result = operation(node), shapes[node.name]
+    inputs = [shapes[source.name] for source in node.all_input_nodes]
+    if "conv" in name:
+        weight = inputs[1]
+        places = inputs[0][2:] if "transpose" in name or _is_transposed(node) else result[2:]
+        return int(result[0] * prod(places) * prod(weight))
+    if name == "scaled_dot_product_attention":
+        query, key, value = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else inputs[-1]
+        return int(prod(result[:-1]) * key[-2] * (query[-1] + value[-1]))
+    return int(prod(result) * _summed(name, node, inputs))
+
+
+def _is_transposed(node: Node) -> bool:
+    return operation(node) in ("convolution", "_convolution") and bool(node.args[6])
+
+
+def _summed(name: str, node: Node, inputs: list[Any]) -> int:
+    """How many products each result element is the sum of."""
+    if name == "einsum":
+        return _einsum_summed(node, inputs)
+    first = 1 if name in ("addmm", "baddbmm") else 0
+    return int(inputs[first][-1])
+
+
+def _einsum_summed(node: Node, inputs: list[Any]) -> int:
+    letters, output = str(node.args[0]).replace(" ", "").split("->")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(letters.split(","), inputs, strict=False):
+        sizes.update(zip(term, shape, strict=False))
+    return prod(size for letter, size in sizes.items() if letter not in output)
+
+
+def node_depths(program: Program) -> dict[Node, int]:
+    """For each node the largest number of weighted contractions on a path from an input to it,
+    itself included."""
+    from_input: dict[Node, bool] = {}
+    depths: dict[Node, int] = {}
+    for node in program.graph.nodes:
+        sources = node.all_input_nodes
+        from_input[node] = node.op == "placeholder" or any(from_input[s] for s in sources)
+        weighted = is_contraction(node) and any(not from_input[s] for s in sources)
+        depths[node] = max((depths[s] for s in sources), default=0) + (
+            weighted and from_input[node]
+        )
+    return depths

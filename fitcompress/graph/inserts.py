@@ -1,0 +1,187 @@
+"""New layers put into a program: a norm behind a convolution, a residual layer behind any
+contraction. Layer: graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from fitcompress.graph.program import Program, operation
+
+__all__ = ["Insert", "insert_norm", "insert_residual"]
+
+aten = torch.ops.aten
+
+_ACTIVATIONS = frozenset(
+    (
+        "relu",
+        "relu6",
+        "gelu",
+        "silu",
+        "elu",
+        "celu",
+        "selu",
+        "mish",
+        "hardswish",
+        "leaky_relu",
+        "hardtanh",
+        "tanh",
+    )
+)
+_MOMENTUM, _EPS = 0.1, 1e-5
+"""PyTorch's defaults for batch norm."""
+
+
+@dataclass(frozen=True)
+class Insert:
+    """Nodes that were put into a graph."""
+
+    output: Node
+    tensors: dict[str, Tensor]
+    """The new tensors by name, on the meta device."""
+    trainable: frozenset[str]
+    zeroed: frozenset[str] = frozenset()
+    """Those that start at zero."""
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+class _Builder:
+    """Adds nodes one behind the other, and the tensors that they need."""
+
+    def __init__(self, point: Node) -> None:
+        self.graph: Graph = point.graph
+        self.last = point
+        self.tensors: dict[str, Tensor] = {}
+        self.trainable: set[str] = set()
+
+    def call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> Node:
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.call_function(target, args, kwargs or {})
+        return self.last
+
+    def tensor(self, name: str, *shape: int, trained: bool = True) -> Node:
+        self.tensors[name] = torch.empty(shape, device="meta")
+        if trained:
+            self.trainable.add(name)
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.create_node("get_attr", name)
+        return self.last
+
+    def batch_norm(self, source: Node, path: str, channels: int, options: tuple[Any, ...]) -> Node:
+        parameters = [self.tensor(f"{path}.{name}", channels) for name in ("weight", "bias")]
+        statistics = [
+            self.tensor(f"{path}.{name}", channels, trained=False)
+            for name in ("running_mean", "running_var")
+        ]
+        return self.call(aten.batch_norm.default, (source, *parameters, *statistics, *options))
+
+
+def insert_norm(program: Program, node: Node) -> Insert:
+    """A batch norm behind a convolution, read by all that read the convolution."""
+    weight = str(node.args[1].target)  # type: ignore[union-attr]
+    users = list(node.users)
+    build = _Builder(node)
+    channels = program.tensors[weight].shape[0]
+    options = (False, _MOMENTUM, _EPS, False)
+    output = build.batch_norm(node, f"{_module(weight)}_norm", channels, options)
+    _redirect(users, node, output)
+    return Insert(output, build.tensors, frozenset(build.trainable))
+
+
+def insert_residual(program: Program, node: Node, number: int) -> Insert | None:
+    """y + layer(activation(norm(y))) behind a convolution or linear map y, of the kinds found
+    nearest to it.
+
+    The new layer starts at zero. None where the contraction is of a kind that has no such layer.
+    """
+    weight = node.args[1] if len(node.args) > 1 else None
+    is_map = operation(node) in ("conv1d", "conv2d", "conv3d")
+    if (
+        not isinstance(weight, Node)
+        or weight.op != "get_attr"
+        or not (is_map or operation(node) == "linear")
+    ):
+        return None
+    shape = tuple(program.tensors[str(weight.target)].shape)
+    path = f"{_module(str(weight.target))}_deeper{number}"
+    users = list(node.users)
+    build = _Builder(node)
+    inner = _norm_like(build, program, node, f"{path}.norm", shape[0], is_map)
+    activation = _nearest(node, lambda other: operation(other) in _ACTIVATIONS)
+    target, options = (
+        (activation.target, activation.args[1:]) if activation else (aten.relu.default, ())
+    )
+    inner = build.call(target, (inner, *options), dict(activation.kwargs) if activation else {})
+    branch = _layer(build, node, inner, f"{path}.layer", shape)
+    output = build.call(aten.add.Tensor, (node, branch))
+    _redirect(users, node, output)
+    zeroed = frozenset(name for name in build.tensors if name.startswith(f"{path}.layer."))
+    return Insert(output, build.tensors, frozenset(build.trainable), zeroed)
+
+
+def _norm_like(
+    build: _Builder, program: Program, node: Node, path: str, channels: int, is_map: bool
+) -> Node:
+    kind = "batch_norm" if is_map else "layer_norm"
+    found = _nearest(node, lambda other: operation(other) == kind)
+    if is_map:
+        options = tuple(found.args[5:]) if found else (False, _MOMENTUM, _EPS, False)
+        return build.batch_norm(node, path, channels, options)
+    if found is None:
+        return node
+    parameters = [build.tensor(f"{path}.{name}", channels) for name in ("weight", "bias")]
+    return build.call(aten.layer_norm.default, (node, [channels], *parameters, *found.args[4:]))
+
+
+def _layer(build: _Builder, node: Node, source: Node, path: str, shape: tuple[int, ...]) -> Node:
+    """A contraction like `node` that keeps its input's shape: stride 1, odd kernel of at most 3, as
+    depthwise as it."""
+    width, inner, *kernel = shape
+    if not kernel:
+        weight = build.tensor(f"{path}.weight", width, width)
+        return build.call(
+            aten.linear.default, (source, weight, build.tensor(f"{path}.bias", width))
+        )
+    extents = [1 if extent == 1 else 3 for extent in kernel]
+    groups = width if inner == 1 and _groups(node) == width else 1
+    weight = build.tensor(f"{path}.weight", width, width // groups, *extents)
+    ones, paddings = [1] * len(extents), [extent // 2 for extent in extents]
+    return build.call(node.target, (source, weight, None, ones, paddings, ones, groups))
+
+
+def _groups(node: Node) -> int:
+    given = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    assert isinstance(given, int)
+    return given
+
+
+def _nearest(node: Node, wanted: Callable[[Node], bool]) -> Node | None:
+    """The wanted node that stands closest in the graph, first behind, then before."""
+    behind = node.next
+    before = node.prev
+    while behind.op != "root" or before.op != "root":
+        if behind.op != "root":
+            if wanted(behind):
+                return behind
+            behind = behind.next
+        if before.op != "root":
+            if wanted(before):
+                return before
+            before = before.prev
+    return None
+
+
+def _redirect(users: Iterable[Node], old: Node, new: Node) -> None:
+    for user in users:
+        user.replace_input_with(old, new)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0] or name

@@ -1,0 +1,291 @@
+"""Passes that bring a captured graph into the flat functional form. Layer: graph.
+
+Each pass takes a fresh graph whose nodes still carry the example value of torch.export in `meta["val"]` (for dtypes) and edits
+it in place; none changes a single bit of the outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
+
+from fitcompress.errors import CaptureError
+from fitcompress.graph.program import Program, prune
+
+__all__ = ["MutatedViewError", "fold_constants", "functionalise", "normalise"]
+
+aten = torch.ops.aten
+
+_MAY_RETURN_ITS_INPUT = {"dropout", "feature_dropout", "alpha_dropout", "type_as", "dropout_"}
+"""Calls whose schema promises a new tensor but that hand back their input in eval mode."""
+
+_NEW_OF_FACTORY = {
+    aten.zeros.default: aten.new_zeros.default,
+    aten.ones.default: aten.new_ones.default,
+    aten.empty.memory_format: aten.new_empty.default,
+    aten.full.default: aten.new_full.default,
+}
+"""Factories and their twins that follow the device of a tensor; size (and fill value) come first in both."""
+
+_PLACEMENT = ("device", "layout", "pin_memory", "non_blocking")
+"""Arguments that say where a tensor lives: the network may move, so none may stay."""
+
+
+class MutatedViewError(Exception):
+    """An in-place call changes a tensor that is also seen through another name."""
+
+
+def normalise(program: Program) -> Program:
+    """The same function in the flat form: functional, no no-ops, constants folded, free of devices, dead code gone.
+
+    Raises:
+        MutatedViewError: in-place calls on views, which only torch's own functionalisation can undo.
+        CaptureError: the network keeps state between calls.
+    """
+    functionalise(program.graph)
+    program = prune(program)
+    _refuse_state(program.graph)
+    _simplify(program.graph)
+    program = fold_constants(program)
+    _forget_devices(program.graph)
+    return prune(program)
+
+
+def functionalise(graph: Graph) -> None:
+    """Replaces in-place calls by their out-of-place twins; later uses of the changed tensor see the new value.
+
+    Raises:
+        MutatedViewError: the changed tensor is read later through a view of it.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    storage: dict[Node, Node] = {}
+    members: dict[Node, list[Node]] = {}
+    for node in list(graph.nodes):
+        mutated = _mutated_argument(node)
+        if mutated is not None:
+            _refuse_live_views(mutated, node, members[storage[mutated]], order)
+            twin = _out_of_place(node, mutated)
+            order[twin] = order[node]
+            later = {user for user in mutated.users if order[user] > order[node]}
+            mutated.replace_all_uses_with(twin, delete_user_cb=later.__contains__)
+            node.replace_all_uses_with(twin)
+            twin.meta["mutates"] = storage[mutated]
+            graph.erase_node(node)
+            node = twin
+        source = _aliased_argument(node)
+        storage[node] = storage[source] if source is not None else node
+        members.setdefault(storage[node], []).append(node)
+
+
+def fold_constants(program: Program) -> Program:
+    """Computes every value that depends on no input, weight or buffer, and keeps it as a buffer `<owner>.constant_<i>`."""
+    graph, tensors = program.graph, dict(program.tensors)
+    values: dict[Node, Any] = {}
+    for node in graph.nodes:
+        if node.meta.pop("is_literal", False):
+            values[node] = tensors.pop(str(node.target))
+        elif node.op == "call_function" and _is_constant_call(node, values):
+            values[node] = _evaluate(node, values)
+    for node, value in list(values.items()):
+        users = [user for user in node.users if user not in values]
+        if not users or not isinstance(value, Tensor):
+            continue
+        name = _fresh_name(
+            str((node.meta if node.meta.get("owner") else users[0].meta)["owner"]), tensors
+        )
+        tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
+        with graph.inserting_before(node):
+            constant = graph.create_node("get_attr", name)
+        constant.meta.update(node.meta)
+        node.replace_all_uses_with(constant)
+    return prune(Program(graph, tensors, program.trainable, program.inputs))
+
+
+# --- functional form -----------------------------------------------------------------------------------------------------
+
+
+def _mutated_argument(node: Node) -> Node | None:
+    """The tensor that an in-place call changes."""
+    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+        return None
+    if node.target._schema.name.endswith("batch_norm"):
+        return None
+    for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+        if (
+            argument.alias_info is not None
+            and argument.alias_info.is_write
+            and isinstance(value, Node)
+        ):
+            return value
+    raise CaptureError(
+        f"making the graph functional: no out-of-place form of '{node.target}' is known"
+    )
+
+
+def _aliased_argument(node: Node) -> Node | None:
+    """The tensor argument whose memory the result may share."""
+    if node.op != "call_function" or not node.all_input_nodes:
+        return None
+    if not isinstance(node.target, OpOverload):
+        return node.all_input_nodes[0]
+    schema = node.target._schema
+    if schema.name.removeprefix("aten::") in _MAY_RETURN_ITS_INPUT:
+        return node.all_input_nodes[0]
+    for argument, value in zip(schema.arguments, node.args, strict=False):
+        if argument.alias_info is not None and not argument.alias_info.is_write:
+            return value if isinstance(value, Node) else None
+    return None
+
+
+def _refuse_live_views(
+    mutated: Node, call: Node, shared: list[Node], order: dict[Node, int]
+) -> None:
+    for other in shared:
+        if other is not mutated and any(order[user] > order[call] for user in other.users):
+            raise MutatedViewError(f"'{call.target}' changes a tensor that '{other}' shares")
+
+
+def _out_of_place(call: Node, mutated: Node) -> Node:
+    """A new node before `call` that computes what `call` writes."""
+    assert isinstance(call.target, OpOverload)
+    packet, overload = call.target._schema.name.split("::")[1], call.target._overloadname
+    twin = getattr(getattr(aten, packet.removesuffix("_"), None), overload, None)
+    if twin is None or twin._schema.is_mutable:
+        raise CaptureError(f"making the graph functional: '{call.target}' has no out-of-place form")
+    with call.graph.inserting_before(call):
+        name = packet.strip("_")
+        node = call.graph.create_node("call_function", twin, call.args, call.kwargs, name)
+        node.meta.update(call.meta)
+        if _promotes(call, mutated):
+            del node.meta["val"]
+            node = call.graph.call_function(aten.to.dtype, (node, _dtype(mutated)))
+            node.meta.update(call.meta)
+    return node
+
+
+def _promotes(call: Node, mutated: Node) -> bool:
+    """Whether the out-of-place twin may give another dtype than the tensor that was written to."""
+    dtypes = {_dtype(source) for source in call.all_input_nodes} - {None, torch.bool}
+    return _dtype(mutated) is not None and len(dtypes) > 1
+
+
+def _refuse_state(graph: Graph) -> None:
+    for node in graph.nodes:
+        mutated = node.meta.pop("mutates", None)
+        if mutated is not None and mutated.op == "get_attr":
+            raise CaptureError(
+                f"capturing the network: it changes its own tensor '{mutated.target}' when it runs",
+                advice="Only networks without memory between calls can be distilled.",
+            )
+
+
+# --- simplification ------------------------------------------------------------------------------------------------------
+
+
+def _simplify(graph: Graph) -> None:
+    """Drops calls that change nothing; `view` becomes `reshape`, which is the same and also takes other memory layouts."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+        if _changes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _changes_nothing(node: Node) -> bool:
+    match node.target:
+        case (
+            aten.detach.default
+            | aten.alias.default
+            | aten.lift_fresh_copy.default
+            | aten.lift.default
+        ):
+            return True
+        case aten.dropout.default | aten.feature_dropout.default | aten.alpha_dropout.default:
+            return node.args[1] == 0
+        case aten.slice.Tensor:
+            return _is_full_slice(*node.args[2:])
+    if node.target in _CASTS:
+        return not node.kwargs.get("memory_format") and _dtype(node) == _dtype(node.args[0])
+    return False
+
+
+_CASTS = (
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.other,
+    aten.to.dtype_layout,
+    aten.type_as.default,
+    aten._to_copy.default,
+)
+
+
+def _is_full_slice(start: int | None = None, end: int | None = None, step: int = 1) -> bool:
+    reaches_end = end is None or (isinstance(end, int) and end >= 2**63 - 1)
+    return start in (None, 0) and reaches_end and step == 1
+
+
+def _dtype(node: Any) -> torch.dtype | None:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value.dtype if isinstance(value, Tensor) else None
+
+
+# --- constants and devices -----------------------------------------------------------------------------------------------
+
+
+def _is_constant_call(node: Node, values: dict[Node, Any]) -> bool:
+    is_pure = (
+        isinstance(node.target, OpOverload)
+        and torch.Tag.nondeterministic_seeded not in node.target.tags
+    )
+    return (is_pure or not isinstance(node.target, OpOverload)) and all(
+        source in values for source in node.all_input_nodes
+    )
+
+
+def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
+    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    if isinstance(node.target, OpOverload) and any(
+        a.name == "device" for a in node.target._schema.arguments
+    ):
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    with torch.no_grad():
+        return node.target(*args, **kwargs)
+
+
+def _fresh_name(owner: str, taken: dict[str, Tensor]) -> str:
+    prefix = f"{owner}." if owner else ""
+    index = 0
+    while f"{prefix}constant_{index}" in taken:
+        index += 1
+    return f"{prefix}constant_{index}"
+
+
+def _forget_devices(graph: Graph) -> None:
+    """Removes every literal that says where a tensor lives; factories with a dynamic size follow the first input."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, OpOverload):
+            continue
+        if node.target in _CASTS and node.target is not aten.type_as.default:
+            _replace(node, aten.to.dtype, (node.args[0], _dtype(node)), _memory_format(node))
+        elif node.target in _NEW_OF_FACTORY:
+            reference = next(iter(graph.nodes))
+            kwargs = {"dtype": _dtype(node)}
+            _replace(node, _NEW_OF_FACTORY[node.target], (reference, *node.args), kwargs)
+        else:
+            node.kwargs = {k: v for k, v in node.kwargs.items() if k not in _PLACEMENT}
+
+
+def _memory_format(node: Node) -> dict[str, Any]:
+    value = node.kwargs.get("memory_format")
+    return {} if value is None else {"memory_format": value}
+
+
+def _replace(node: Node, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    node.target, node.args, node.kwargs = target, args, kwargs

@@ -1,0 +1,324 @@
+"""A network as a value: a flat functional graph of ATen calls, and its tensors. Layer: graph (torch, errors).
+
+Every source of teachers ends in a `Program` and every transformation starts from one. It knows nothing of modules, files or
+training. Node kinds: `placeholder` (an input, batch first), `get_attr` (its target is the dotted name of a tensor, one node a
+name), `call_function` (an ATen overload, `operator.getitem` or arithmetic on sizes) and one `output` with a tuple of nodes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Graph, Interpreter, Node
+from torch.fx.node import Target
+
+from fitcompress.errors import CaptureError
+
+__all__ = [
+    "InputInfo",
+    "Program",
+    "Shape",
+    "clone",
+    "copy_graph",
+    "operation",
+    "output_nodes",
+    "program_from_json",
+    "program_to_json",
+    "propagate_shapes",
+    "prune",
+    "run_program",
+]
+
+Shape = Any
+"""`tuple[int, ...]` of a tensor, a number for arithmetic on sizes, a tuple of these for a call with several results."""
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """One input of a program."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Without the batch dimension."""
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Program:
+    """A flat graph, its tensors by dotted name, and which of these are trained.
+
+    Each node's `meta["owner"]` is the dotted path of the innermost module of the source that made it, or "".
+    """
+
+    graph: Graph
+    tensors: dict[str, Tensor]
+    trainable: frozenset[str]
+    inputs: tuple[InputInfo, ...]
+
+
+def operation(node: Node) -> str:
+    """The name of the ATen operation that the node calls, such as "conv2d"; empty for other nodes."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return ""
+    return str(node.target._schema.name).split("::")[1]
+
+
+def output_nodes(graph: Graph) -> tuple[Node, ...]:
+    """The nodes whose values the graph returns."""
+    return tuple(graph.output_node().args[0])  # type: ignore[arg-type]
+
+
+def copy_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
+    """A copy with the same node names, and the map from old nodes to new. Nothing is modified."""
+    copy, new = Graph(), dict[Node, Node]()
+    for node in graph.nodes:
+        new[node] = copy.node_copy(node, new.__getitem__)
+    return copy, new
+
+
+def clone(program: Program) -> Program:
+    """A program whose graph and dictionary can be edited freely; the tensors themselves are shared."""
+    graph, _ = copy_graph(program.graph)
+    return Program(graph, dict(program.tensors), program.trainable, program.inputs)
+
+
+def prune(program: Program) -> Program:
+    """The program without the calls and tensors that no output needs; inputs stay. The graph is edited in place."""
+    graph = program.graph
+    needed = set(output_nodes(graph))
+    for node in reversed(graph.nodes):
+        if node.op in ("output", "placeholder"):
+            continue
+        if node in needed:
+            needed.update(node.all_input_nodes)
+        else:
+            graph.erase_node(node)
+    names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    tensors = {name: value for name, value in program.tensors.items() if name in names}
+    return Program(graph, tensors, program.trainable & names, program.inputs)
+
+
+def run_program(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The outputs for a batch, computed call by call without gradients; the reference of every exactness test."""
+    with torch.no_grad():
+        return tuple(_Runner(program.graph, program.tensors).run(*inputs))
+
+
+def propagate_shapes(program: Program, batch_size: int = 2) -> dict[str, Shape]:
+    """The shape of every node's value by node name, found on the meta device: no memory, no arithmetic.
+
+    Raises:
+        RuntimeError: a call does not fit the shapes that it gets (as torch words it).
+    """
+    tensors = {name: value.detach().to("meta") for name, value in program.tensors.items()}
+    inputs = [
+        torch.empty((batch_size, *info.shape), dtype=info.dtype, device="meta")
+        for info in program.inputs
+    ]
+    runner = _ShapeRunner(program.graph, tensors)
+    with torch.no_grad():
+        runner.run(*inputs)
+    return runner.shapes
+
+
+def program_to_json(program: Program) -> dict[str, Any]:
+    """The program without the values of its tensors, as a JSON-ready dictionary.
+
+    Raises:
+        CaptureError: a call or an argument outside the flat form.
+    """
+    return {
+        "inputs": [
+            {"name": info.name, "shape": list(info.shape), "dtype": str(info.dtype).split(".")[-1]}
+            for info in program.inputs
+        ],
+        "trainable": sorted(program.trainable),
+        "nodes": [_node_to_json(node) for node in program.graph.nodes],
+    }
+
+
+def program_from_json(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
+    """The program that `program_to_json` wrote, on the given tensors. No code is run and only ATen calls resolve.
+
+    Raises:
+        CaptureError: the dictionary is no program, names a foreign call, or a tensor is missing.
+    """
+    try:
+        graph = _graph_from_json(data["nodes"])
+        inputs = tuple(
+            InputInfo(item["name"], tuple(map(int, item["shape"])), _dtype_named(item["dtype"]))
+            for item in data["inputs"]
+        )
+        names = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
+        trainable = frozenset(data["trainable"]) & set(names)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CaptureError(f"reading a stored graph: it is damaged ({error})") from error
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise CaptureError(f"reading a stored graph: its tensor '{missing[0]}' is missing")
+    return Program(graph, {name: tensors[name] for name in names}, trainable, inputs)
+
+
+def _node_to_json(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "op": node.op,
+        "target": _target_to_json(node),
+        "args": _encode(list(node.args)),
+        "kwargs": {key: _encode(value) for key, value in node.kwargs.items()},
+        "owner": node.meta.get("owner", ""),
+    }
+
+
+def _graph_from_json(items: list[dict[str, Any]]) -> Graph:
+    graph, nodes = Graph(), dict[str, Node]()
+    for item in items:
+        if item["op"] not in ("placeholder", "get_attr", "call_function", "output"):
+            raise ValueError(f"unknown node kind {item['op']!r}")
+        target = _target_from_json(item["op"], item["target"])
+        args = tuple(_decode(item["args"], nodes))
+        kwargs = {str(key): _decode(value, nodes) for key, value in item["kwargs"].items()}
+        if item["op"] == "output":
+            args = (tuple(args[0]),)
+        node = graph.create_node(item["op"], target, args, kwargs, item["name"])
+        node.meta["owner"] = str(item["owner"])
+        nodes[item["name"]] = node
+    graph.output_node()
+    return graph
+
+
+_OPERATORS: dict[str, Any] = {
+    **{f.__name__: f for f in (operator.getitem, operator.add, operator.sub, operator.mul)},
+    **{f.__name__: f for f in (operator.floordiv, operator.truediv, operator.mod, operator.neg)},
+    **{f.__name__: f for f in (operator.pow, math.floor, math.ceil, math.trunc)},
+    **{f.__name__: f for f in (torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float)},
+}
+"""All that a stored graph may call besides ATen: indexing results and arithmetic on sizes."""
+
+
+def _target_to_json(node: Node) -> str:
+    if node.op != "call_function":
+        return str(node.target)
+    if isinstance(node.target, OpOverload) and node.target.namespace == "aten":
+        return str(node.target)
+    for name, function in _OPERATORS.items():
+        if node.target is function:
+            return name
+    raise CaptureError(f"storing a graph: it calls '{node.target}', which is not a part of ATen")
+
+
+def _target_from_json(op: str, text: str) -> Any:
+    """The callable for `aten.<name>.<overload>` or a name of the fixed table."""
+    if op != "call_function":
+        return str(text)
+    if text in _OPERATORS:
+        return _OPERATORS[text]
+    namespace, _, rest = text.partition(".")
+    name, _, overload = rest.partition(".")
+    found = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    if namespace != "aten" or not isinstance(found, OpOverload):
+        raise ValueError(f"unknown call {text!r}")
+    return found
+
+
+_TORCH_VALUES: dict[str, Any] = {
+    "dtype": torch.dtype,
+    "layout": torch.layout,
+    "memory_format": torch.memory_format,
+}
+
+
+def _encode(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else {"float": repr(value)}
+        case Node():
+            return {"node": value.name}
+        case list() | tuple():
+            return [_encode(item) for item in value]
+        case torch.device():
+            return None
+    for kind, type_ in _TORCH_VALUES.items():
+        if isinstance(value, type_):
+            return {kind: str(value).removeprefix("torch.")}
+    raise CaptureError(f"storing a graph: an argument of type '{type(value).__name__}' has no form")
+
+
+def _decode(value: Any, nodes: Mapping[str, Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "node":
+        return nodes[content]
+    if kind == "float":
+        return float(content)
+    found = getattr(torch, content, None)
+    if not isinstance(found, _TORCH_VALUES[kind]):
+        raise ValueError(f"unknown {kind} {content!r}")
+    return found
+
+
+def _dtype_named(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"unknown dtype {name!r}")
+    return found
+
+
+class _Runner(Interpreter):
+    """Runs a bare graph over a dictionary of tensors."""
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(torch.nn.Module(), graph=graph)
+        self.tensors = tensors
+
+    def get_attr(self, target: Target, args: Any, kwargs: Any) -> Tensor:
+        return self.tensors[str(target)]
+
+
+class _ShapeRunner(_Runner):
+    """Runs on the meta device and notes the shape of every value."""
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(graph, tensors)
+        self.shapes: dict[str, Shape] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        self.shapes[n.name] = _shape_of(value)
+        return value
+
+    def call_function(self, target: Target, args: Any, kwargs: Any) -> Any:
+        if _is_factory(target):
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        return super().call_function(target, args, kwargs)
+
+
+@functools.cache
+def _is_factory(target: Target) -> bool:
+    """Whether the call makes a tensor from numbers alone, hence on a device of its own choice."""
+    if not isinstance(target, OpOverload):
+        return False
+    arguments = target._schema.arguments
+    takes_device = any(argument.name == "device" for argument in arguments)
+    return takes_device and not any("Tensor" in str(argument.type) for argument in arguments)
+
+
+def _shape_of(value: Any) -> Shape:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (list, tuple)):
+        return tuple(_shape_of(item) for item in value)
+    return value

@@ -1,0 +1,121 @@
+"""Axis rules of operations that sum over an axis: convolutions, linear maps, matrix products,
+attention. Layer: graph."""
+
+from __future__ import annotations
+
+from fitcompress.graph.axes import Axis
+from fitcompress.graph.rules.call import Axes, Call, Rule, Value
+from fitcompress.graph.rules.elementwise import broadcast
+
+__all__ = ["CONTRACTIONS"]
+
+_PLACE = "a place, not a channel"
+_KERNEL = "a kernel's extent"
+
+
+def _convolution(call: Call) -> Value:
+    """Weight (out, in / groups, *kernel), or (in, out / groups, *kernel) when transposed."""
+    source = "input" if "input" in call.arguments else "self"
+    axes, weight = call.axes(source), call.axes("weight")
+    transposed = "transpose" in call.name or bool(call.get("transposed"))
+    call.freeze(axes[2:], _PLACE)
+    call.freeze(weight[2:], _KERNEL)
+    out = call.algebra.new(call.shape[1])
+    near, far = (axes[1], out) if transposed else (out, axes[1])
+    _unify_grouped(call, near, far, weight)
+    if call.is_tensor("bias"):
+        call.algebra.unify(out, call.axes("bias")[0])
+    return [axes[0], out, *call.fresh(call.shape[2:], _PLACE)]
+
+
+def _unify_grouped(call: Call, near: Axis, far: Axis, weight: Axes) -> None:
+    """The weight's first dimension runs over all of `near`, its second over one group of `far`."""
+    groups, size = call["groups"], call.algebra.size
+    near_group, _ = call.algebra.regroup([near], [groups, size(near) // groups])
+    far_group, far_inner = call.algebra.regroup([far], [groups, size(far) // groups])
+    call.algebra.unify(near_group, far_group)
+    call.algebra.unify(weight[0], near)
+    call.algebra.unify(weight[1], far_inner)
+    if groups > 1:
+        call.bind(near_group, "groups")
+
+
+def _linear(call: Call) -> Value:
+    *leading, features = call.axes("input")
+    out, inner = call.axes("weight")
+    call.algebra.unify(features, inner)
+    if call.is_tensor("bias"):
+        call.algebra.unify(out, call.axes("bias")[0])
+    return [*leading, out]
+
+
+def _matmul(call: Call) -> Value:
+    left_name, right_name = ("mat1", "mat2") if "mat1" in call.arguments else ("self", "mat2")
+    if "other" in call.arguments:
+        right_name = "other"
+    if "batch1" in call.arguments:
+        left_name, right_name = "batch1", "batch2"
+    left, right = call.axes(left_name), call.axes(right_name)
+    result, inner = _product(call, left, right)
+    call.contracted[call.node] = inner
+    if left_name in ("mat1", "batch1"):
+        broadcast(call, [call.axes("self"), result])
+    return result
+
+
+def _product(call: Call, left: Axes, right: Axes) -> tuple[Axes, Axis]:
+    """Rows of `left` against columns of `right`, earlier dimensions broadcast; vectors have no rows
+    or columns."""
+    rows, columns = left[-2:-1], right[-1:] if len(right) > 1 else []
+    inner, other = left[-1], right[-2] if len(right) > 1 else right[-1]
+    call.algebra.unify(inner, other)
+    return [*broadcast(call, [left[:-2], right[:-2]]), *rows, *columns], inner
+
+
+def _attention(call: Call) -> Value:
+    """softmax(q k^T) v over (..., places, width)."""
+    query, key, value = (call.axes(name) for name in ("query", "key", "value"))
+    call.bind_constant("scale", [query[-1]])
+    weights, _ = _product(call, query, [*key[:-2], key[-1], key[-2]])
+    if call.is_tensor("attn_mask"):
+        broadcast(call, [weights, call.axes("attn_mask")])
+    result, _ = _product(call, weights, value)
+    return result
+
+
+def _einsum(call: Call) -> Value:
+    equation = call["equation"].replace(" ", "")
+    operands = call.list_axes("tensors")
+    if "->" not in equation or "." in equation:
+        return None
+    inputs, output = equation.split("->")
+    known: dict[str, Axis] = {}
+    for letters, axes in zip(inputs.split(","), operands, strict=True):
+        for letter, axis in zip(letters, axes, strict=True):
+            call.algebra.unify(known.setdefault(letter, axis), axis)
+    summed = [letter for letter in known if letter not in output]
+    if len(summed) == 1:
+        call.contracted[call.node] = known[summed[0]]
+    return [known[letter] for letter in output]
+
+
+def _embedding(call: Call) -> Value:
+    table = call.axes("weight")
+    call.freeze(table[:1], "looked up by index")
+    return [*call.axes("indices"), table[1]]
+
+
+CONTRACTIONS: dict[str, Rule] = {
+    "linear": _linear,
+    "scaled_dot_product_attention": _attention,
+    "einsum": _einsum,
+    "embedding": _embedding,
+    **dict.fromkeys(
+        (
+            *("conv1d", "conv2d", "conv3d", "convolution", "_convolution"),
+            *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        ),
+        _convolution,
+    ),
+    **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm", "mv"), _matmul),
+}

@@ -1,0 +1,240 @@
+"""Axis rules of operations that keep places where they are: pointwise calls, norms, pooling,
+reductions. Layer: graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fitcompress.graph.axes import Axis
+from fitcompress.graph.rules.call import Axes, Call, Rule, Value
+
+__all__ = ["ELEMENTWISE", "broadcast", "normal_dims", "pointwise"]
+
+
+def normal_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
+    """Dimension numbers as a list counted from the left; all of them for None or an empty list."""
+    if dims is None or dims == []:
+        return list(range(rank))
+    return [dim % rank for dim in ([dims] if isinstance(dims, int) else dims)]
+
+
+def broadcast(call: Call, operands: Sequence[Axes]) -> Axes:
+    """The axes of operands broadcast together; those of equal size are unified."""
+    rank = max(map(len, operands))
+    padded = [[()] * (rank - len(axes)) + list(axes) for axes in operands]
+    result: Axes = []
+    for aligned in zip(*padded, strict=True):
+        full = [axis for axis in aligned if call.algebra.size(axis) != 1]
+        call.algebra.unify_all(full or [()])
+        result.append(full[0] if full else ())
+    return result
+
+
+def pointwise(call: Call) -> Value:
+    """Every result element depends on the elements in its own place."""
+    operands = [call.axes(name) for name in call.tensor_names()]
+    if not operands:
+        return call.fresh(call.shape)
+    if call.name in ("mul", "div"):
+        call.bind_constant("other", [*operands[0], *_contracted(call)])
+    return broadcast(call, operands)
+
+
+def _contracted(call: Call) -> list[Axis]:
+    sources = call.node.all_input_nodes
+    return [call.contracted[source] for source in sources if source in call.contracted]
+
+
+def _same(call: Call) -> Value:
+    return call.axes(call.tensor_names()[0])
+
+
+def _ordered(call: Call) -> Value:
+    """Like the input, but the order along some dimensions matters."""
+    axes = _same(call)
+    for dim in normal_dims(call.get("dim", "dims"), len(axes)):
+        call.freeze([axes[dim]], f"{call.name} depends on the order along it")
+    return axes
+
+
+def _prelu(call: Call) -> Value:
+    axes = call.axes("self")
+    channels = axes[1] if len(axes) > 1 else axes[0]
+    (slope,) = call.axes("weight")
+    if slope:
+        call.algebra.unify(channels, slope)
+    return axes
+
+
+def _batch_norm(call: Call) -> Value:
+    axes = call.axes("input")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if call.is_tensor(name):
+            call.algebra.unify(axes[1], call.axes(name)[0])
+    return axes
+
+
+def _layer_norm(call: Call) -> Value:
+    axes = call.axes("input")
+    trailing = axes[len(axes) - len(call["normalized_shape"]) :]
+    for index, axis in enumerate(trailing):
+        call.bind(axis, "normalized_shape", index)
+    for name in ("weight", "bias"):
+        if call.is_tensor(name):
+            for axis, own in zip(trailing, call.axes(name), strict=True):
+                call.algebra.unify(axis, own)
+    return axes
+
+
+def _group_norm(call: Call) -> Value:
+    axes, groups = call.axes("input"), call["num_groups"]
+    channels = axes[1]
+    group_axis, _ = call.algebra.regroup(
+        [channels], [groups, call.algebra.size(channels) // groups]
+    )
+    call.bind(group_axis, "num_groups")
+    for name in ("weight", "bias"):
+        if call.is_tensor(name):
+            call.algebra.unify(channels, call.axes(name)[0])
+    return axes
+
+
+def _resample(call: Call) -> Value:
+    """Dimensions that keep their size keep their axis; the others are places, whose number follows
+    from the input's."""
+    axes = call.axes(call.tensor_names()[0])
+    shapes = call.shape if isinstance(call.shape[0], tuple) else (call.shape,)
+    results = []
+    for shape in shapes:
+        kept = [call.algebra.size(axis) == size for axis, size in zip(axes, shape, strict=True)]
+        for axis in axes[2:]:
+            call.algebra.freeze(axis, "a place, not a channel")
+        fresh = call.fresh(shape, "a place, not a channel")
+        results.append([a if keep else new for a, keep, new in zip(axes, kept, fresh, strict=True)])
+    return results if shapes is call.shape else results[0]
+
+
+def _pad(call: Call) -> Value:
+    """Constant padding lays new indices before and after the old: a sum, the added parts free like
+    any other."""
+    axes = call.axes("self")
+    pads = call["pad"]
+    result = list(axes)
+    for pair in range(len(pads) // 2):
+        dim = len(axes) - 1 - pair
+        before, after = pads[2 * pair], pads[2 * pair + 1]
+        if before < 0 or after < 0:
+            return _frozen_like(call, axes, "cut by a negative padding")
+        parts = [_part(call, before), axes[dim], _part(call, after)]
+        result[dim] = call.algebra.join(part for part in parts if part is not None)
+        for index, part in ((2 * pair, parts[0]), (2 * pair + 1, parts[2])):
+            if part:
+                call.bind(part, "pad", index)
+    return result
+
+
+def _part(call: Call, size: int) -> Axis | None:
+    return call.algebra.new(size) if size else None
+
+
+def _frozen_like(call: Call, axes: Axes, reason: str) -> Axes:
+    call.freeze(axes, reason)
+    return call.fresh(call.shape, reason)
+
+
+def _reduce(call: Call) -> Value:
+    """The reduced dimensions go, or stay as size 1."""
+    axes = call.axes(call.tensor_names()[0])
+    dims = normal_dims(call.get("dim", "dims"), len(axes))
+    keepdim = bool(call.get("keepdim"))
+    kept = [
+        () if dim in dims else axis for dim, axis in enumerate(axes) if keepdim or dim not in dims
+    ]
+    several = bool(call.shape) and isinstance(call.shape[0], tuple)
+    return [kept] * len(call.shape) if several else kept
+
+
+def _glu(call: Call) -> Value:
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    half = call.algebra.size(axes[dim]) // 2
+    first, second = call.algebra.split(axes[dim], [half, half])
+    call.algebra.unify(first, second)
+    return [*axes[:dim], first, *axes[dim + 1 :]]
+
+
+ELEMENTWISE: dict[str, Rule] = {
+    "prelu": _prelu,
+    "_prelu_kernel": pointwise,
+    "glu": _glu,
+    "group_norm": _group_norm,
+    "constant_pad_nd": _pad,
+    "pad": _pad,
+    **dict.fromkeys(("batch_norm", "instance_norm"), _batch_norm),
+    **dict.fromkeys(("layer_norm", "rms_norm", "_fused_rms_norm"), _layer_norm),
+    **dict.fromkeys(("masked_fill", "where", "type_as", "lerp", "hardswish"), pointwise),
+    **dict.fromkeys(
+        (
+            *(
+                "alias",
+                "clone",
+                "contiguous",
+                "detach",
+                "dropout",
+                "feature_dropout",
+                "alpha_dropout",
+            ),
+            *(
+                "softmax",
+                "_softmax",
+                "log_softmax",
+                "_log_softmax",
+                "to",
+                "_to_copy",
+                "_unsafe_view_as",
+            ),
+            *("empty_like", "ones_like", "zeros_like", "full_like", "rand_like", "randn_like"),
+            *("hardtanh", "native_dropout", "lift_fresh_copy", "rrelu", "float", "softmin"),
+        ),
+        _same,
+    ),
+    **dict.fromkeys(("cumsum", "cumprod", "flip", "roll", "sort", "argsort", "rot90"), _ordered),
+    **dict.fromkeys(
+        (
+            *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
+            *("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices"),
+            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "lp_pool2d"),
+            *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+            *(
+                "upsample_nearest1d",
+                "upsample_nearest2d",
+                "upsample_nearest3d",
+                "upsample_linear1d",
+            ),
+            *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "grid_sampler"),
+            *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"),
+            *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
+        ),
+        _resample,
+    ),
+    **dict.fromkeys(
+        (
+            *(
+                "mean",
+                "sum",
+                "prod",
+                "amax",
+                "amin",
+                "max",
+                "min",
+                "argmax",
+                "argmin",
+                "std",
+                "var",
+            ),
+            *("var_mean", "std_mean", "norm", "linalg_vector_norm", "logsumexp", "all", "any"),
+            *("median", "nanmean", "nansum", "count_nonzero"),
+        ),
+        _reduce,
+    ),
+}

@@ -1,0 +1,135 @@
+"""Runs the axis rules over a program: the axes of every value and every literal that came from a
+size. Layer: graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from fitcompress.graph.axes import Atom, Axis, AxisAlgebra
+from fitcompress.graph.program import Program, Shape, output_nodes, propagate_shapes
+from fitcompress.graph.rules import Axes, Binding, Call, ConstantBinding, Value, apply_rule
+
+__all__ = ["STRUCTURAL", "AxisTrace", "free_weight_atoms", "trace_axes"]
+
+_BATCH_SIZE = 11
+"""A batch size for the analysis that is no factor of common sizes, so that it is not mistaken for
+one."""
+
+STRUCTURAL = ("an input", "an output", "a place, not a channel", "a kernel's extent")
+"""Reasons for being frozen that lie in the task and not in the analysis."""
+
+_WEIGHT_ARGUMENTS = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class AxisTrace:
+    """What the rules found in one program."""
+
+    algebra: AxisAlgebra
+    values: Mapping[str, Value]
+    """By node name: the axes of a tensor, a list of these, or None for a number."""
+    weights: Mapping[str, Axes]
+    """The axes of every tensor of the program, by its dotted name."""
+    batch: Axis
+    bindings: tuple[Binding, ...]
+    constants: tuple[ConstantBinding, ...]
+
+    def is_batch(self, axis: Axis) -> bool:
+        """Whether the batch is a factor of the axis."""
+        batch = set(self.algebra.atoms(self.batch))
+        return any(atom in batch for atom in self.algebra.atoms(axis))
+
+
+def trace_axes(program: Program) -> AxisTrace:
+    """The axes of all values of a program. Nothing is modified."""
+    shapes = propagate_shapes(program, _BATCH_SIZE)
+    algebra = AxisAlgebra()
+    batch = algebra.new(_BATCH_SIZE, frozen="the batch")
+    values: dict[Node, Value] = {}
+    contracted: dict[Node, Axis] = {}
+    bindings: list[Binding] = []
+    constants: list[ConstantBinding] = []
+    weights = program.trainable | _used_as_weights(program)
+    for node in program.graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, OpOverload):
+            if isinstance(shapes[node.name], int | float | bool):
+                continue
+            call = Call(node, algebra, shapes, values, contracted, bindings, constants)
+            values[node] = apply_rule(call)
+            _check_sizes(algebra, node, values[node], shapes[node.name])
+        else:
+            values[node] = _plain_value(algebra, node, shapes, values, batch, weights)
+    for node in output_nodes(program.graph):
+        _freeze_output(algebra, values[node])
+    return AxisTrace(
+        algebra,
+        {node.name: value for node, value in values.items()},
+        {str(node.target): value for node, value in values.items() if node.op == "get_attr"},
+        batch,
+        tuple(bindings),
+        tuple(constants),
+    )
+
+
+def _plain_value(
+    algebra: AxisAlgebra,
+    node: Node,
+    shapes: Mapping[str, Shape],
+    values: Mapping[Node, Value],
+    batch: Axis,
+    weights: frozenset[str],
+) -> Value:
+    shape = shapes[node.name]
+    if node.op == "placeholder":
+        return [batch, *(algebra.new(size, frozen="an input") for size in shape[1:])]
+    if node.op == "get_attr":
+        reason = "" if node.target in weights else "a table that is no weight"
+        return [algebra.new(size, frozen=reason) for size in shape]
+    if node.op == "call_function" and isinstance(shape, tuple):
+        source, index = node.args
+        assert isinstance(source, Node) and isinstance(index, int), node.format_node()
+        return values[source][index]
+    return None
+
+
+def _used_as_weights(program: Program) -> frozenset[str]:
+    """Tensors that some operation takes as its weights, however the source registered them."""
+    names = set()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, OpOverload):
+            continue
+        schema = [argument.name for argument in node.target._schema.arguments]
+        given = {**dict(zip(schema, node.args, strict=False)), **node.kwargs}
+        for argument in _WEIGHT_ARGUMENTS:
+            value = given.get(argument)
+            if isinstance(value, Node) and value.op == "get_attr":
+                names.add(str(value.target))
+    return frozenset(names)
+
+
+def _freeze_output(algebra: AxisAlgebra, value: Value) -> None:
+    for axis in value or ():
+        algebra.freeze(axis, "an output")
+
+
+def _check_sizes(algebra: AxisAlgebra, node: Node, value: Value, shape: Shape) -> None:
+    """A rule that returns other sizes than the operation is a fault of ours."""
+    if shape and isinstance(shape[0], tuple):
+        for item, own in zip(value, shape, strict=True):
+            _check_sizes(algebra, node, item, own)
+    else:
+        found = tuple(algebra.size(axis) for axis in value)
+        assert found == shape, f"{node.format_node()}: rule gave {found}, the operation {shape}"
+
+
+def free_weight_atoms(trace: AxisTrace) -> set[Atom]:
+    """The atoms that thinning may scale: in a weight and not frozen."""
+    algebra = trace.algebra
+    found = {
+        atom for axes in trace.weights.values() for axis in axes for atom in algebra.atoms(axis)
+    }
+    return {atom for atom in found if not algebra.frozen_reason(atom)}

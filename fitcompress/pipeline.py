@@ -1,0 +1,309 @@
+"""The order of the steps, and nothing else. Layer: above everything but the console.
+
+    teacher spec -> Teacher -> Network (graph) -> StudentPlan -> student Network -> HintPairs -> stage 1 -> stage 2
+        -> artifacts -> Report
+
+Each function here is one command. Progress leaves as events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fitcompress.data import DataBundle, load_data, make_dataset
+from fitcompress.environment import collect_environment
+from fitcompress.errors import RunError
+from fitcompress.events import Emit, Event, Notice, Progress, StageFinished, StageStarted, ignore
+from fitcompress.evidence import check_teacher, measure_results, predict_split
+from fitcompress.exports import FORMATS, Source, export_model
+from fitcompress.graph.lift import build_network
+from fitcompress.hints import map_layers
+from fitcompress.measure import accuracy
+from fitcompress.model import Model, is_model_folder, load_model, save_model
+from fitcompress.onnxfile import open_onnx
+from fitcompress.planning import make_model, plan_run, with_state
+from fitcompress.recipe import Recipe, recipe_from_preset, recipe_to_toml
+from fitcompress.report import Report
+from fitcompress.rundir import RunDir
+from fitcompress.settings import with_settings
+from fitcompress.stages import (
+    Session,
+    adapt_teacher,
+    estimate_cost,
+    inherit_statistics,
+    require_adaptable,
+    resolve_epochs,
+    train_baseline,
+    train_hints,
+    train_student,
+)
+from fitcompress.teacher import Teacher, open_teacher
+from fitcompress.training import StageResult
+
+__all__ = [
+    "demo",
+    "distill",
+    "evaluate",
+    "export",
+    "inspect",
+    "load_report",
+    "plan",
+    "train_teacher",
+]
+
+_SAMPLES = 8
+"""Real images that exports are checked on."""
+_DEMO = {
+    "teacher.source": "test_resnet",
+    "teacher.pretrained": False,
+    "run.baseline": True,
+}
+
+
+def distill(
+    recipe: Recipe,
+    *,
+    teacher: Teacher | None = None,
+    resume: bool = False,
+    force: bool = False,
+    emit: Emit = ignore,
+) -> Report:
+    """Builds, trains, checks and reports the student that the recipe asks for, in the directory `recipe.run.out`.
+
+    teacher: one that is open already (`teacher_from_module`), instead of `recipe.teacher.source`.
+
+    Raises:
+        FitcompressError: see `errors`; what is in the run directory by then stays and can be resumed.
+        Interrupted: stopped by a signal; `resume=True` goes on.
+    """
+    run = RunDir.create(Path(recipe.run.out or "runs/run"), force=force, resume=resume)
+    emit = _recording(run, emit)
+    if resume and run.is_finished():
+        emit(Notice(topic="run", message=f"the run '{run.path}' is finished already"))
+        return Report.load(run)
+    data = _load(recipe, emit)
+    recipe = resolve_epochs(recipe, data)
+    run.write_text("recipe.toml", recipe_to_toml(recipe))
+    session = Session(recipe, data, emit, run, resume)
+    run.write_json("environment.json", collect_environment(session.device))
+    opened, facts, stages = _prepare_teacher(session, teacher)
+    planned = plan_run(opened, recipe, emit=emit)
+    run.write_json("plan.json", planned.summary)
+    before = predict_split(planned.teacher, data.evaluation, session.device)
+    check_teacher(before, opened.name, data.evaluation_split)
+    emit(estimate_cost(session, planned))
+    if planned.inherits:
+        inherit_statistics(session, planned.student)
+    models = {"teacher": planned.teacher, "student": planned.student}
+    if recipe.stage1.epochs:
+        stages.append(train_hints(session, planned, opened.fingerprint))
+    stages.append(train_student(session, planned, opened.fingerprint))
+    _save(run.student_path, planned.student, recipe)
+    if recipe.run.baseline and data.labelled:
+        models["baseline"], result = train_baseline(session, planned.student, opened.fingerprint)
+        stages.append(result)
+        _save(run.baseline_path, models["baseline"], recipe)
+    run.write_json("results.json", measure_results(session, models, before, stages, facts))
+    return Report.load(run)
+
+
+def _recording(run: RunDir, emit: Emit) -> Emit:
+    """Passes events on and keeps all but progress in the run directory."""
+
+    def record(event: Event) -> None:
+        if not isinstance(event, Progress):
+            run.append_event(event)
+        emit(event)
+
+    return record
+
+
+def _load(recipe: Recipe, emit: Emit) -> DataBundle:
+    if recipe.data.source == "builtin":
+        emit(Notice(topic="data", message="no --data given: using the built-in images (Fashion-MNIST, a sample)"))
+    data = load_data(recipe.data, seed=recipe.run.seed, emit=emit)
+    emit(Notice(topic="data", message=data.description))
+    return data
+
+
+def _prepare_teacher(
+    session: Session, teacher: Teacher | None
+) -> tuple[Teacher, dict[str, Any], list[StageResult]]:
+    """The teacher for the data, adapted where its classes are not the data's; what the report must say of it; its cost."""
+    recipe, data = session.recipe, session.data
+    known = teacher or open_teacher(recipe.teacher, image_size=data.image_size, meta=True)
+    fits = not data.labelled or known.num_classes == data.num_classes
+    if not fits:
+        require_adaptable(known, data, recipe)
+    opened = teacher or open_teacher(
+        recipe.teacher,
+        image_size=data.image_size,
+        num_classes=None if fits else data.num_classes,
+        emit=session.emit,
+        allow_random=not fits and recipe.teacher.weights is None,
+        seed=recipe.run.seed,
+    )
+    facts = {
+        "teacher": opened.name,
+        "teacher_weights": opened.weights_from,
+        "weights_from": opened.weights_from,
+        "adapted": not fits,
+        "data": data.description,
+        "evaluation_split": data.evaluation_split,
+    }
+    if fits:
+        return opened, facts, []
+    message = f"the teacher has {known.num_classes} classes, the data {data.num_classes}: a copy is adapted first"
+    session.emit(Notice(topic="teacher", message=message))
+    adapted, result = adapt_teacher(session, opened)
+    return adapted, facts, [result]
+
+
+def _save(folder: Path, model: Model, recipe: Recipe) -> None:
+    from fitcompress import __version__
+
+    origin = {
+        "teacher": recipe.teacher.source,
+        "depth_mult": f"{recipe.student.depth_mult:g}",
+        "width_mult": f"{recipe.student.width_mult:g}",
+        "fitcompress": __version__,
+    }
+    interface = replace(model.interface, origin=origin)
+    save_model(folder, with_state(model, model.network), {}, interface, model.blocks)
+
+
+def plan(recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
+    """What the student would be: `plan --json`. Needs neither data nor weights."""
+    teacher = open_teacher(recipe.teacher, emit=emit, meta=True)
+    return plan_run(teacher, recipe, emit=emit, meta=True).summary
+
+
+def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
+    """The teacher's layers in execution order: `inspect --json`."""
+    teacher = open_teacher(recipe.teacher, emit=emit, meta=True)
+    model = make_model(teacher.program, teacher.interface)
+    return [
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "shape": list(layer.shape),
+            "depth_share": layer.depth_share,
+            "candidate": layer.candidate,
+        }
+        for layer in map_layers(model.program, model.network).layers
+    ]
+
+
+def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
+    """Fine-tunes a timm model on the recipe's data into a model folder at `recipe.run.out`, which it returns."""
+    folder = Path(recipe.run.out or "teachers/teacher")
+    run = RunDir.create(folder, resume=True)
+    data = _load(recipe, emit)
+    recipe = resolve_epochs(recipe, data)
+    session = Session(recipe, data, emit, run, resume=True)
+    source = replace(recipe.teacher, source=model)
+    teacher = open_teacher(
+        source,
+        image_size=data.image_size,
+        num_classes=data.num_classes,
+        emit=emit,
+        allow_random=True,
+        seed=recipe.run.seed,
+    )
+    adapt_teacher(session, teacher)
+    return run.teacher_path
+
+
+def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
+    """The accuracy of any model (a folder, a teacher, an ONNX file) on the evaluation split of the recipe's data."""
+    data = _load(recipe, emit)
+    opened = _open_any(model, recipe, data, emit)
+    predictions = predict_split(opened, data.evaluation, "cpu")
+    return {
+        "accuracy": accuracy(predictions),
+        "n": len(predictions.ids_N),
+        "model": model,
+        "data": data.description,
+        "evaluation_split": data.evaluation_split,
+    }
+
+
+def _open_any(model: str, recipe: Recipe, data: DataBundle, emit: Emit) -> Model:
+    if model.endswith(".onnx"):
+        network = open_onnx(Path(model))
+        return Model(None, network, network.interface)  # type: ignore[arg-type]
+    source = replace(recipe.teacher, source=model)
+    teacher = open_teacher(source, image_size=data.image_size, emit=emit)
+    return Model(teacher.program, build_network(teacher.program), teacher.interface)
+
+
+def export(
+    run: Path | None = None, formats: Sequence[str] = ("onnx",), *, force: bool = False, emit: Emit = ignore
+) -> list[dict[str, Any]]:
+    """Writes the student of a run in other formats, each checked on real images: `exports.json`.
+
+    Raises:
+        RunError: the run has no student yet.
+        ExportError: a file exists already, or does not compute what the student computes.
+    """
+    directory = RunDir.open(run) if run else RunDir.newest()
+    if not is_model_folder(directory.student_path):
+        raise RunError(
+            f"exporting the run '{directory.path}': its student is not trained yet",
+            advice=f"finish it with `fitcompress distill --resume --out {directory.path}`",
+        )
+    model = load_model(directory.student_path)
+    source = Source(_with_activation(model), model.interface, _samples(directory, model), directory.student_path)
+    records = _known_exports(directory)
+    for form in formats:
+        emit(StageStarted(stage=f"export {form}"))
+        path = directory.exports_path / f"student{FORMATS[form].suffix}"
+        record = export_model(form, source, path, force=force)
+        records[form] = record.to_dict()
+        directory.write_json("exports.json", list(records.values()))
+        emit(StageFinished(stage=f"export {form}", seconds=record.seconds, num_images=0, detail={}))
+    return [records[form] for form in formats]
+
+
+def _known_exports(directory: RunDir) -> dict[str, dict[str, Any]]:
+    if not directory.exports_json_path.is_file():
+        return {}
+    return {record["format"]: record for record in directory.read_json("exports.json")}
+
+
+def _with_activation(model: Model) -> nn.Module:
+    """The network as its user expects it: with the softmax or sigmoid that the teacher ended in."""
+    endings = {"softmax": nn.Softmax(-1), "log_softmax": nn.LogSoftmax(-1), "sigmoid": nn.Sigmoid()}
+    ending = endings.get(model.interface.activation)
+    return nn.Sequential(model.network, ending).eval() if ending else model.network
+
+
+def _samples(directory: RunDir, model: Model) -> Any:
+    """Some evaluation images of the run's data, as the student takes them."""
+    from fitcompress.data import Preprocess
+    from fitcompress.recipe import load_recipe
+
+    recipe = load_recipe(directory.recipe_path)
+    data = load_data(recipe.data, seed=recipe.run.seed, emit=ignore)
+    views = make_dataset(data.evaluation, model.interface.input, augment="none", seed=0)
+    step = max(1, len(views) // _SAMPLES)
+    batch = views.batch(list(range(0, len(views), step))[:_SAMPLES])
+    return Preprocess(model.interface.input)(batch.images)
+
+
+def load_report(run: Path | None = None) -> Report:
+    """The report of a run, finished or not; of the newest under `runs/` when none is named."""
+    return Report.load(RunDir.open(run) if run else RunDir.newest())
+
+
+def demo(out: Path, *, emit: Emit = ignore) -> Report:
+    """The whole road on the built-in images: a small teacher, its student, the same student without it, an export."""
+    recipe = with_settings(recipe_from_preset("modern"), {**_DEMO, "run.out": str(out)})
+    distill(recipe, emit=emit)
+    export(out, ["onnx"], emit=emit)
+    return load_report(out)

@@ -1,0 +1,232 @@
+"""From a teacher to the networks of a run: the student, the hint pairs, and the plan as a person or a script reads it.
+
+Layer: pipeline. Knows no data and trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from torch import nn
+
+from fitcompress.errors import PlanError
+from fitcompress.events import Emit, Notice
+from fitcompress.graph.costs import measure_costs
+from fitcompress.graph.initialise import initial_tensors
+from fitcompress.graph.lift import build_network
+from fitcompress.graph.plan import StudentPlan, plan_student
+from fitcompress.graph.program import Program, propagate_shapes
+from fitcompress.graph.spine import Block, find_blocks
+from fitcompress.hints import HintPair, LayerMap, choose_pairs, map_layers, node_blocks
+from fitcompress.model import Model
+from fitcompress.recipe import HintRecipe, Recipe, StudentRecipe
+from fitcompress.regressors import Regressor, make_regressor
+from fitcompress.spec import Interface
+from fitcompress.teacher import Teacher, open_teacher
+
+__all__ = ["Planned", "make_model", "make_regressors", "plan_run", "with_state"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run will train."""
+
+    teacher: Model
+    student: Model
+    pairs: tuple[HintPair, ...]
+    summary: dict[str, Any]
+    """`plan --json`: see `_summarise`."""
+    inherits: bool
+    """Whether the student starts from other widths of a network whose batch norms were estimated for it."""
+
+
+def make_model(program: Program, interface: Interface) -> Model:
+    """The program as a network whose blocks can be hooked, with its interface."""
+    blocks = node_blocks(find_blocks(program))
+    return Model(program, build_network(program, blocks), interface, blocks)
+
+
+def with_state(model: Model, state: nn.Module) -> Program:
+    """The model's program with the tensors that a trained network of it holds, on the CPU."""
+    trained = state.state_dict()
+    tensors = {
+        name: trained[name].detach().cpu() if name in trained else value
+        for name, value in model.program.tensors.items()
+    }
+    return replace(model.program, tensors=tensors)
+
+
+def plan_run(teacher: Teacher, recipe: Recipe, *, emit: Emit, meta: bool = False) -> Planned:
+    """The student and the hint pairs for a teacher.
+
+    meta: the student gets shapes only, no weights.
+
+    Raises:
+        PlanError: no student or no pair can be planned as asked.
+        LayerError: a layer that was named is unknown or ambiguous.
+        TeacherError: a student of the user's own cannot be opened, or has other outputs.
+    """
+    teacher_model = make_model(teacher.program, teacher.interface)
+    if recipe.student.source:
+        plan, student = None, _open_student(teacher, recipe, emit, meta)
+    else:
+        plan = plan_student(
+            teacher.program,
+            depth_mult=recipe.student.depth_mult,
+            width_mult=recipe.student.width_mult,
+        )
+        tensors = {} if meta else initial_tensors(plan, init=recipe.student.init, seed=recipe.run.seed)
+        program = replace(plan.program, tensors={**plan.program.tensors, **tensors})
+        student = make_model(program, teacher.interface)
+    maps = (
+        map_layers(teacher_model.program, teacher_model.network),
+        map_layers(student.program, student.network),
+    )
+    pairs = _pairs(maps, recipe.hints)
+    regressors = make_regressors(pairs, recipe.hints)
+    notices = _notices(plan)
+    for notice in notices:
+        emit(Notice(topic="plan", message=notice))
+    summary = _summarise(teacher_model, student, plan, pairs, regressors, notices, recipe.student)
+    return Planned(teacher_model, student, pairs, summary, bool(plan) and recipe.student.init == "inherit")
+
+
+def _open_student(teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool) -> Model:
+    """A student of the user's own, with the teacher's number of classes; a timm name starts from random weights."""
+    source = replace(
+        recipe.teacher,
+        source=recipe.student.source or "",
+        weights=None,
+        pretrained=False,
+        num_classes=None,
+        mean=None,
+        std=None,
+    )
+    size = teacher.interface.input.shape[1:]
+    opened = open_teacher(
+        source,
+        image_size=(size[0], size[1]),
+        num_classes=teacher.num_classes,
+        emit=emit,
+        meta=meta,
+        seed=recipe.run.seed,
+    )
+    interface = replace(opened.interface, class_names=teacher.interface.class_names)
+    outputs = [_output_shapes(program) for program in (teacher.program, opened.program)]
+    if outputs[0] != outputs[1]:
+        raise PlanError(
+            f"student '{recipe.student.source}' has outputs of shape {outputs[1]}, the teacher {outputs[0]}",
+            advice="name a student with the teacher's outputs",
+        )
+    return make_model(opened.program, interface)
+
+
+def _output_shapes(program: Program) -> list[tuple[int, ...]]:
+    shapes = propagate_shapes(program, 2)
+    return [tuple(shapes[node.name][1:]) for node in program.graph.output_node().args[0]]  # type: ignore[union-attr]
+
+
+def _pairs(maps: tuple[LayerMap, LayerMap], recipe: HintRecipe) -> tuple[HintPair, ...]:
+    teacher, student = maps
+    return choose_pairs(
+        teacher, student, num_pairs=recipe.num_pairs, hints=recipe.hint, guided=recipe.guided
+    )
+
+
+def make_regressors(
+    pairs: Sequence[HintPair], recipe: HintRecipe
+) -> list[tuple[Regressor, str]]:
+    """A regressor and its description for each pair; a standardised hint has negative values."""
+    return [
+        make_regressor(
+            pair.hint.shape,
+            pair.guided.shape,
+            non_negative_hint=pair.is_non_negative and not recipe.standardise,
+            when_equal=recipe.regressor_when_equal,
+            hint_channel_axis=pair.hint_channel_axis,
+            guided_channel_axis=pair.guided_channel_axis,
+        )
+        for pair in pairs
+    ]
+
+
+def _notices(plan: StudentPlan | None) -> list[str]:
+    if plan is None:
+        return []
+    notices = []
+    if plan.has_restored_norms:
+        notices.append(
+            "the teacher has no normalisation (folded away, or never there): the student gets a batch norm"
+            " behind each convolution, so that it can be trained"
+        )
+    unknown = [place.reason for place in plan.frozen if place.reason.startswith("no rule")]
+    notices.extend(f"{reason}: what it touches keeps the teacher's width" for reason in unknown)
+    return notices
+
+
+def _summarise(
+    teacher: Model,
+    student: Model,
+    plan: StudentPlan | None,
+    pairs: Sequence[HintPair],
+    regressors: Sequence[tuple[Regressor, str]],
+    notices: list[str],
+    recipe: StudentRecipe,
+) -> dict[str, Any]:
+    """The plan for people and scripts, ready for JSON."""
+    return {
+        "teacher": measure_costs(teacher.program).to_dict(),
+        "student": measure_costs(student.program).to_dict(),
+        "pairs": [
+            {
+                "hint": pair.hint.name,
+                "guided": pair.guided.name,
+                "hint_shape": list(pair.hint.shape),
+                "guided_shape": list(pair.guided.shape),
+                "regressor": description,
+            }
+            for pair, (_, description) in zip(pairs, regressors, strict=True)
+        ],
+        "stages": _stage_rows(teacher.program, student.program),
+        "frozen": [
+            {"reason": place.reason, "sizes": list(place.sizes), "tensors": list(place.tensors)}
+            for place in (plan.frozen if plan else ())
+        ],
+        "notices": notices,
+        "init": recipe.init if plan else "own",
+    }
+
+
+def _stage_rows(teacher: Program, student: Program) -> list[dict[str, Any]]:
+    """Both networks stage by stage (blocks of one output shape), side by side by their order."""
+    sides = [_stages(program) for program in (teacher, student)]
+    count = max(map(len, sides))
+    rows = []
+    for number in range(count):
+        own = [side[number] if number < len(side) else None for side in sides]
+        rows.append({"name": f"stage {number + 1}", "teacher": own[0], "student": own[1]})
+    return rows
+
+
+def _stages(program: Program) -> list[dict[str, Any]]:
+    stages = []
+    for shape, members in groupby(find_blocks(program), key=lambda block: block.shape):
+        blocks = list(members)
+        stages.append(
+            {
+                "blocks": len(blocks),
+                "width": list(shape),
+                "params": sum(_block_params(program, block) for block in blocks),
+                "first": blocks[0].name,
+                "last": blocks[-1].name,
+            }
+        )
+    return stages
+
+
+def _block_params(program: Program, block: Block) -> int:
+    names = {str(node.target) for node in block.nodes if node.op == "get_attr"}
+    return sum(program.tensors[name].numel() for name in names & program.trainable)

@@ -1,0 +1,390 @@
+"""The resolved configuration of a run: frozen dataclasses, presets, TOML in and out.
+
+A run is a function of its recipe. `None` means "decided from the teacher and the data when the
+run starts"; the decided value is what the run directory stores, so running the stored recipe again
+gives the same bits. Layer: errors and settings only; no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fitcompress.errors import RecipeError, near_misses
+from fitcompress.settings import settings_from_toml, settings_to_toml, with_settings
+
+__all__ = [
+    "PRESETS",
+    "DataRecipe",
+    "HintRecipe",
+    "OptimRecipe",
+    "Recipe",
+    "RunRecipe",
+    "Stage1Recipe",
+    "Stage2Recipe",
+    "StudentRecipe",
+    "TeacherRecipe",
+    "apply_sets",
+    "load_recipe",
+    "recipe_from_preset",
+    "recipe_settings",
+    "recipe_to_toml",
+    "resolve_recipe",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherRecipe:
+    """Where the teacher comes from and how its inputs look."""
+
+    source: str = ""
+    """timm name, file, or `package.module:factory`."""
+    weights: str | None = None
+    """File of weights (safetensors or state dict) for a timm name or a factory."""
+    pretrained: bool = True
+    num_classes: int | None = None
+    input_size: tuple[int, int, int] | None = None
+    """Channels, height, width."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_map: str | None = None
+    """File with one class name a line, in the order of the teacher's outputs."""
+    adapt: bool = True
+    """Fine-tune a copy on the data when the teacher's classes are not the data's."""
+    epochs: int | None = None
+    """Epochs of that adaptation."""
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, "teacher.num_classes", self.num_classes)
+        _check_at_least(0, "teacher.epochs", self.epochs)
+        _check_positive("teacher.lr", self.lr)
+        for size in self.input_size or ():
+            _check_at_least(1, "teacher.input_size", size)
+        for deviation in self.std or ():
+            _check_positive("teacher.std", deviation)
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise RecipeError(
+                "teacher.mean and teacher.std must have a value per channel each, "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentRecipe:
+    """What the student is."""
+
+    depth_mult: float = 2.0
+    width_mult: float = 0.3
+    init: str = "random"
+    """"random" (the FitNets way) or "inherit"."""
+    source: str | None = None
+    """A student of the user's own: timm name or file; then the multipliers are not used."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.depth_mult < math.inf, "student.depth_mult", "at least 1", self.depth_mult)
+        _check(
+            0 < self.width_mult <= 1, "student.width_mult", "above 0 and at most 1", self.width_mult
+        )
+        _check_one_of(("random", "inherit"), "student.init", self.init)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataRecipe:
+    """The images."""
+
+    source: str = "builtin"
+    batch_size: int = 64
+    num_workers: int = 0
+    augment: str = "auto"
+    """"none", "flip", "crop" (padded random crop and flip), "strong" (random resized crop and
+    flip), or "auto" by image size."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution; 0 is off."""
+    limit: int | None = None
+    """At most so many training images (a seeded, stratified sample)."""
+    max_unreadable: int = 10
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, "data.batch_size", self.batch_size)
+        _check_at_least(0, "data.num_workers", self.num_workers)
+        _check_one_of(("none", "flip", "crop", "strong", "auto"), "data.augment", self.augment)
+        _check_at_least(0, "data.mixup", self.mixup)
+        _check_at_least(1, "data.limit", self.limit)
+        _check_at_least(0, "data.max_unreadable", self.max_unreadable)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HintRecipe:
+    """Which layers are paired."""
+
+    hint: tuple[str, ...] = ()
+    guided: tuple[str, ...] = ()
+    num_pairs: int = 1
+    standardise: bool = True
+    """Standardise the hint per channel by frozen statistics (else the paper's raw maps)."""
+    regressor_when_equal: bool = True
+    """A 1x1 regressor even where the guided map already has the hint's shape."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, "hints.num_pairs", self.num_pairs)
+        if self.hint and self.guided and len(self.hint) != len(self.guided):
+            raise RecipeError(
+                "hints.hint and hints.guided are pairs and must be as many, "
+                f"got {len(self.hint)} and {len(self.guided)}",
+                advice="name as many guided layers as hints, or leave one side to be chosen",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimRecipe:
+    """Optimizer and schedule, by timm's names."""
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    schedule: str = "cosine"
+    """"cosine" or "constant"."""
+    warmup_epochs: float = 0.5
+    grad_clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("optim.lr", self.lr)
+        _check_at_least(0, "optim.weight_decay", self.weight_decay)
+        _check_one_of(("cosine", "constant"), "optim.schedule", self.schedule)
+        _check_at_least(0, "optim.warmup_epochs", self.warmup_epochs)
+        _check_positive("optim.grad_clip", self.grad_clip)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1Recipe:
+    """Hint training (FitNets Eq. 3)."""
+
+    epochs: int | None = None
+    optim: OptimRecipe = field(default_factory=OptimRecipe)
+
+    def __post_init__(self) -> None:
+        _check_at_least(0, "stage1.epochs", self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Recipe:
+    """Knowledge distillation (FitNets Eq. 2, Hinton section 2)."""
+
+    epochs: int | None = None
+    optim: OptimRecipe = field(default_factory=OptimRecipe)
+    tau: float = 4.0
+    student_tau: float | None = None
+    """Temperature on the student's side; None means tau (the paper). 1 is what the public FitNets
+    code really does."""
+    tau_squared: bool = True
+    """Multiply the soft term by tau^2 (Hinton section 2); FitNets Eq. 2 does not."""
+    label_weight: float = 0.1
+    lambda_kd: float = 0.9
+    """Weight of the soft term at the first step."""
+    lambda_kd_end: float | None = None
+    """Weight at the last step, linear in between; None keeps it."""
+    standardise_logits: bool = False
+    """Z-score the logits of both sides per sample before the soft term (logit standardisation,
+    CVPR 2024)."""
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_at_least(0, "stage2.epochs", self.epochs)
+        _check_positive("stage2.tau", self.tau)
+        _check_positive("stage2.student_tau", self.student_tau)
+        _check_at_least(0, "stage2.label_weight", self.label_weight)
+        _check_at_least(0, "stage2.lambda_kd", self.lambda_kd)
+        _check_at_least(0, "stage2.lambda_kd_end", self.lambda_kd_end)
+        _check(
+            0 <= self.label_smoothing < 1,
+            "stage2.label_smoothing",
+            "at least 0 and below 1",
+            self.label_smoothing,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecipe:
+    """How and where."""
+
+    out: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    """"fp32", "bf16", "fp16" or "auto" (bf16 on CUDA, else fp32)."""
+    baseline: bool = False
+    """Also train the same student without a teacher for the same budget."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(0, "run.seed", self.seed)
+        _check_one_of(("auto", "fp32", "bf16", "fp16"), "run.precision", self.precision)
+        _check(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None,
+            "run.device",
+            "auto, cpu, cuda, cuda:N or mps",
+            self.device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """All of a run."""
+
+    preset: str = "modern"
+    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
+    student: StudentRecipe = field(default_factory=StudentRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    hints: HintRecipe = field(default_factory=HintRecipe)
+    stage1: Stage1Recipe = field(default_factory=Stage1Recipe)
+    stage2: Stage2Recipe = field(default_factory=Stage2Recipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+    def __post_init__(self) -> None:
+        _check_one_of(tuple(PRESETS), "preset", self.preset)
+
+
+def _check(holds: bool, name: str, bound: str, value: object) -> None:
+    if not holds:
+        raise RecipeError(f"{name} must be {bound}, got {value!r}")
+
+
+def _check_at_least(least: float, name: str, value: float | None) -> None:
+    _check(value is None or least <= value < math.inf, name, f"at least {least}", value)
+
+
+def _check_positive(name: str, value: float | None) -> None:
+    _check(value is None or 0 < value < math.inf, name, "above 0", value)
+
+
+def _check_one_of(choices: tuple[str, ...], name: str, value: str) -> None:
+    if value not in choices:
+        raise RecipeError(
+            f"{name} must be one of {', '.join(choices)}, got {value!r}",
+            advice=near_misses(str(value), choices),
+        )
+
+
+_PAPER_OPTIM = {
+    "optimizer": "rmsprop",
+    "lr": 0.005,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "grad_clip": None,
+}
+"""FitNets (arXiv 1412.6550v4), section 3.1 and appendix: both stages of the CIFAR runs."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "modern": {},
+    # FitNets Eq. 2 and 3: no tau^2, label weight 1, lambda from 4 to 1, raw hints, flips only.
+    "fitnets": {
+        "data.batch_size": 128,
+        "data.augment": "flip",
+        "hints.standardise": False,
+        "hints.regressor_when_equal": False,
+        "stage2.tau": 3.0,
+        "stage2.tau_squared": False,
+        "stage2.label_weight": 1.0,
+        "stage2.lambda_kd": 4.0,
+        "stage2.lambda_kd_end": 1.0,
+        **{
+            f"{stage}.optim.{name}": value
+            for stage in ("stage1", "stage2")
+            for name, value in _PAPER_OPTIM.items()
+        },
+    },
+    # Hinton et al. (arXiv 1503.02531), section 2, with the weights of later work; no hints.
+    "hinton": {
+        "stage1.epochs": 0,
+        "stage2.tau": 4.0,
+        "stage2.tau_squared": True,
+        "stage2.label_weight": 0.1,
+        "stage2.lambda_kd": 0.9,
+    },
+}
+"""What each preset changes in the defaults, by dotted name."""
+
+
+def recipe_from_preset(name: str) -> Recipe:
+    """The recipe that a preset stands for: "modern" (the default), "fitnets" or "hinton".
+
+    Raises:
+        RecipeError: no preset of that name.
+
+    >>> recipe_from_preset("fitnets").stage2.tau
+    3.0
+    """
+    return with_settings(Recipe(preset=name), PRESETS[name])
+
+
+def load_recipe(path: Path, *, preset: str | None = None) -> Recipe:
+    """The recipe in a TOML file, over the preset that it names (or `preset`, if given).
+
+    Raises:
+        RecipeError: the file is missing, is not TOML, or holds a setting that cannot hold.
+    """
+    values = recipe_settings(path)
+    named = values.pop("preset", "modern")
+    try:
+        return with_settings(recipe_from_preset(preset or named), values)
+    except RecipeError as error:
+        raise RecipeError(f"in the recipe '{path}': {error}", advice=error.advice) from error
+
+
+def recipe_settings(path: Path) -> dict[str, Any]:
+    """What a recipe file names, by dotted name and unchecked.
+
+    Raises:
+        RecipeError: the file is missing or is not TOML.
+    """
+    try:
+        return settings_from_toml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe '{path}': {error}") from error
+
+
+def recipe_to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML, every setting written out; `load_recipe` gives it back exactly."""
+    return settings_to_toml(recipe)
+
+
+def apply_sets(recipe: Recipe, sets: Sequence[str]) -> Recipe:
+    """The recipe with `section.key=value` texts applied, in order.
+
+    Raises:
+        RecipeError: a text without "=", an unknown name, or a value that cannot hold.
+
+    >>> apply_sets(Recipe(), ["stage2.tau=3", "stage1.optim.lr=1e-4"]).stage1.optim.lr
+    0.0001
+    """
+    values = {}
+    for text in sets:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise RecipeError(f"cannot apply '{text}'", advice="write it as section.key=value")
+        if name == "preset":
+            raise RecipeError("a preset is chosen before single settings", advice="use --preset")
+        values[name] = value
+    return with_settings(recipe, values)
+
+
+def resolve_recipe(
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    sets: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe asked for: a preset, below a recipe file, below `sets`, below `settings`.
+
+    Raises:
+        RecipeError: as `load_recipe` and `apply_sets`.
+    """
+    base = load_recipe(config, preset=preset) if config else recipe_from_preset(preset or "modern")
+    return with_settings(apply_sets(base, sets), settings or {})

@@ -1,0 +1,78 @@
+"""The report on the terminal, drawn by rich."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from fitcompress.report.headline import headline
+from fitcompress.report.report import Report
+from fitcompress.report.sections import Cell, Section, Table, build_sections
+
+__all__ = ["build_view", "render_text"]
+
+_WIDTH = 100
+
+
+def build_view(report: Report) -> RenderableType:
+    """What a rich console prints for a report."""
+    parts: list[RenderableType] = [Text(f"fitcompress report: {report.path}", style="bold"), Text()]
+    for sentence in headline(report):
+        mark, style = ("! ", "yellow") if sentence.is_warning else ("  ", "")
+        parts.append(_hanging(mark, sentence.text, style))
+    for section in build_sections(report):
+        parts += _section_parts(section)
+    return Group(*parts)
+
+
+def render_text(report: Report) -> str:
+    """The report as plain lines of at most 100 columns."""
+    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(build_view(report))
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def _section_parts(section: Section) -> list[RenderableType]:
+    parts: list[RenderableType] = [Text(), Text(section.title, style="bold")]
+    if section.note:
+        parts.append(Text(section.note, style="dim"))
+    if section.table:
+        parts.append(_draw_table(section.table))
+    parts += [_hanging("  - ", line) for line in section.lines]
+    if section.code:
+        # No wrapping: a command is there to be copied.
+        parts += [
+            Text(f"  $ {line}", no_wrap=True, overflow="ignore")
+            for line in section.code.splitlines()
+        ]
+    return parts
+
+
+def _hanging(mark: str, text: str, style: str = "") -> RichTable:
+    """A mark and a text whose further lines stand below its first."""
+    row = RichTable.grid()
+    row.add_row(Text(mark, style=style), Text(text, style=style))
+    return row
+
+
+def _draw_table(table: Table) -> RichTable:
+    drawn = RichTable(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(table.columns):
+        is_right = table.is_numeric and index > 0
+        drawn.add_column(
+            column, justify="right" if is_right else "left", overflow="fold", no_wrap=index == 0
+        )
+    for row in table.rows:
+        # A remark on the row stands beside its name when nothing else needs a second line.
+        is_flat = not any(cell.detail for cell in row[1:])
+        drawn.add_row(_draw_cell(row[0], ", " if is_flat else "\n"), *map(_draw_cell, row[1:]))
+    return drawn
+
+
+def _draw_cell(cell: Cell, joint: str = "\n") -> Text:
+    text = Text(cell.main)
+    return text.append(f"{joint}{cell.detail}", style="dim") if cell.detail else text

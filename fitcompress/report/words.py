@@ -1,0 +1,143 @@
+"""Numbers as people read them. Pure; knows nothing of reports."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = [
+    "bytes_text",
+    "count_text",
+    "duration_text",
+    "integer_text",
+    "ms_text",
+    "p_text",
+    "percent_text",
+    "points_text",
+    "ratio_text",
+    "shape_text",
+]
+
+
+def count_text(value: float) -> str:
+    """A count to three digits with k, M, G or T.
+
+    >>> count_text(25_557_032), count_text(999_999), count_text(431)
+    ('25.6 M', '1.00 M', '431')
+    """
+    return _scaled(value, 1000, ("", "k", "M", "G", "T"))
+
+
+def bytes_text(value: float) -> str:
+    """A size to three digits, in units of 1024.
+
+    >>> bytes_text(1_500_000)
+    '1.43 MiB'
+    """
+    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def integer_text(value: float) -> str:
+    """A whole number with thousands marked.
+
+    >>> integer_text(10000)
+    '10,000'
+    """
+    return f"{round(value):,}"
+
+
+def percent_text(share: float, digits: int = 1) -> str:
+    """A share of 0..1 in percent.
+
+    >>> percent_text(0.8812)
+    '88.1 %'
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
+def points_text(difference: float) -> str:
+    """A difference of shares in percentage points, signed.
+
+    >>> points_text(-0.0213)
+    '-2.1 points'
+    """
+    rounded = round(100 * difference, 1) + 0.0  # turns -0.0 into 0.0
+    return f"{rounded:+.1f} points" if rounded else "0.0 points"
+
+
+def ratio_text(reference: float, value: float, less: str = "less", more: str = "more") -> str:
+    """How `value` compares with `reference`, in words that never claim more than two digits.
+
+    >>> ratio_text(100, 25), ratio_text(20, 40), ratio_text(100, 99)
+    ('4.0x less', '2.0x more', 'the same')
+    """
+    if reference <= 0 or value <= 0:
+        return "not comparable"
+    ratio = reference / value
+    if 0.975 < ratio < 1.025:
+        return "the same"
+    return f"{_factor(ratio)}x {less}" if ratio > 1 else f"{_factor(1 / ratio)}x {more}"
+
+
+def ms_text(value: float) -> str:
+    """Milliseconds to three digits.
+
+    >>> ms_text(0.01234), ms_text(3.4567), ms_text(1234.5)
+    ('0.0123 ms', '3.46 ms', '1,234 ms')
+    """
+    return f"{_three_digits(value)} ms"
+
+
+def duration_text(seconds: float) -> str:
+    """A time in its two largest units.
+
+    >>> duration_text(7.26), duration_text(95), duration_text(3725)
+    ('7.3 s', '1 min 35 s', '1 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
+def p_text(p_value: float) -> str:
+    """A p-value to two digits.
+
+    >>> p_text(0.0314), p_text(2e-9)
+    ('p = 0.031', 'p < 0.001')
+    """
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
+def shape_text(shape: object) -> str:
+    """A tensor's shape without brackets.
+
+    >>> shape_text([64, 8, 8])
+    '64 x 8 x 8'
+    """
+    if isinstance(shape, (list, tuple)):
+        return " x ".join(str(size) for size in shape)
+    return str(shape)
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio >= 1.05 else f"{ratio:.2f}"
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    index = 0
+    while index < len(units) - 1 and round(value / base**index, 1) >= base - 0.5:
+        index += 1
+    scaled = value / base**index
+    number = str(round(scaled)) if index == 0 else _three_digits(scaled)
+    return f"{number} {units[index]}".strip()
+
+
+def _three_digits(value: float) -> str:
+    if value == 0:
+        return "0"
+    value = float(f"{value:.3g}") if abs(value) < 1000 else value
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(digits, 6)}f}"

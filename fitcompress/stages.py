@@ -1,0 +1,349 @@
+"""The stages of a run, each one call of the training engine: adapting the teacher, hints, distillation, the baseline.
+
+Layer: pipeline. Knows what is trained on what; the loop itself is `training`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fitcompress.data import DataBundle, Preprocess, Views, make_dataset, make_loader
+from fitcompress.errors import TeacherError
+from fitcompress.events import Emit, Notice
+from fitcompress.graph.cut import cut_program
+from fitcompress.graph.lift import share_leaves
+from fitcompress.graph.program import propagate_shapes
+from fitcompress.hints import HintPair
+from fitcompress.losses import OutputKind
+from fitcompress.model import Model, save_model
+from fitcompress.planning import Planned, make_model, make_regressors, with_state
+from fitcompress.recipe import OptimRecipe, Recipe
+from fitcompress.regressors import Regressor
+from fitcompress.rundir import RunDir
+from fitcompress.settings import flat_settings
+from fitcompress.spec import InputSpec
+from fitcompress.teacher import Teacher
+from fitcompress.training import (
+    DistillObjective,
+    HintObjective,
+    HintStatistics,
+    Objective,
+    StageResult,
+    SupervisedObjective,
+    estimate_hint_statistics,
+    reestimate_batch_norms,
+    resolve_device,
+    train,
+)
+
+__all__ = [
+    "Session",
+    "adapt_teacher",
+    "estimate_cost",
+    "resolve_epochs",
+    "train_baseline",
+    "train_hints",
+    "train_student",
+]
+
+_STATISTICS_BATCHES = 32
+_SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 45_000, 1_500_000
+"""Images seen in stage 2 when no number of epochs is given: a quarter of an hour of a small network on two cores, an hour or
+so on a GPU."""
+_EPOCH_BOUNDS = (3, 100)
+_STAGE1_SHARE = 0.25
+"""Epochs of stage 1 for each of stage 2."""
+_PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
+"""Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
+_FREE = ("run.out", "run.device", "run.baseline", "data.num_workers")
+"""Settings that change nothing in the stages themselves."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    data: DataBundle
+    emit: Emit
+    run: RunDir
+    resume: bool = False
+
+    @property
+    def device(self) -> str:
+        """The device of all stages."""
+        return resolve_device(self.recipe.run.device)
+
+    def views(self, spec: InputSpec) -> tuple[Views, Views]:
+        """Augmented training views and plain held-out views of a network's size."""
+        recipe = self.recipe.data
+        seed = self.recipe.run.seed
+        return (
+            make_dataset(
+                self.data.train, spec, augment=recipe.augment, seed=seed, mixup=recipe.mixup
+            ),
+            make_dataset(self.data.held_out, spec, augment="none", seed=seed),
+        )
+
+
+def resolve_epochs(recipe: Recipe, data: DataBundle) -> Recipe:
+    """The recipe with every number of epochs decided: enough to see so many images, from 3 to 100 epochs."""
+    samples = _SAMPLES_ON_CPU if resolve_device(recipe.run.device) == "cpu" else _SAMPLES_ON_GPU
+    low, high = _EPOCH_BOUNDS
+    usual = min(high, max(low, round(samples / max(1, len(data.train)))))
+    stage2 = usual if recipe.stage2.epochs is None else recipe.stage2.epochs
+    share = max(1, round(_STAGE1_SHARE * stage2)) if stage2 else 0
+    return replace(
+        recipe,
+        teacher=replace(recipe.teacher, epochs=usual if recipe.teacher.epochs is None else recipe.teacher.epochs),
+        stage1=replace(recipe.stage1, epochs=share if recipe.stage1.epochs is None else recipe.stage1.epochs),
+        stage2=replace(recipe.stage2, epochs=stage2),
+    )
+
+
+def _run_stage(
+    session: Session,
+    stage: str,
+    objective: Objective,
+    spec: InputSpec,
+    optim: OptimRecipe,
+    epochs: int,
+    subject: str,
+) -> StageResult:
+    """One stage under the session's settings. `subject`: whatever else the stage depends on, for its checkpoint."""
+    train_data, held_out = session.views(spec)
+    recipe = session.recipe
+    return train(
+        objective,
+        train_data=train_data,
+        held_out_data=held_out,
+        optim=optim,
+        epochs=epochs,
+        batch_size=recipe.data.batch_size,
+        seed=recipe.run.seed,
+        checkpoint_path=session.run.checkpoint_path(stage),
+        stage=stage,
+        device=recipe.run.device,
+        precision=recipe.run.precision,
+        emit=session.emit,
+        resume=session.resume,
+        num_workers=recipe.data.num_workers,
+        recipe_hash=_recipe_hash(recipe, subject),
+    )
+
+
+def _recipe_hash(recipe: Recipe, subject: str) -> str:
+    settings = {name: value for name, value in flat_settings(recipe).items() if name not in _FREE}
+    return hashlib.sha256(repr((sorted(settings.items()), subject)).encode()).hexdigest()
+
+
+def adapt_teacher(session: Session, teacher: Teacher) -> tuple[Teacher, StageResult]:
+    """A copy of the teacher fine-tuned on the data, kept as the model folder `teacher/` of the run."""
+    interface = replace(teacher.interface, class_names=session.data.class_names or ())
+    model = make_model(teacher.program, interface)
+    spec = interface.input
+    objective = SupervisedObjective(model.network, student_preprocess=Preprocess(spec))
+    usual = _FRESH_LR if teacher.weights_from == "random" else _PRETRAINED_LR
+    optim = OptimRecipe(lr=session.recipe.teacher.lr or usual)
+    epochs = session.recipe.teacher.epochs or 0
+    result = _run_stage(session, "teacher", objective, spec, optim, epochs, teacher.fingerprint)
+    program = with_state(model, model.network)
+    save_model(session.run.teacher_path, program, {}, interface, model.blocks)
+    return replace(teacher, program=program, interface=interface), result
+
+
+def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageResult:
+    """Stage 1: the student up to the guided layers learns the hints. Trains `planned.student` in place."""
+    teacher, student = planned.teacher, planned.student
+    device = session.device
+    for model in (teacher, student):
+        model.network.to(device)
+    cuts = (
+        _cut(teacher, [pair.hint.node for pair in planned.pairs]),
+        _cut(student, [pair.guided.node for pair in planned.pairs]),
+    )
+    hints = session.recipe.hints
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(session.recipe.run.seed)
+        regressors = [regressor for regressor, _ in make_regressors(planned.pairs, hints)]
+    statistics = _statistics(session, teacher, cuts[0], regressors) if hints.standardise else []
+    objective = HintObjective(
+        *cuts,
+        regressors,
+        teacher_preprocess=Preprocess(teacher.interface.input),
+        student_preprocess=Preprocess(student.interface.input),
+        statistics=statistics,
+        reduction="mean" if hints.standardise else "sum",
+    )
+    recipe = session.recipe.stage1
+    spec = _view_spec(teacher, student)
+    return _run_stage(session, "stage1", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint)
+
+
+def _cut(model: Model, nodes: Sequence[str]) -> nn.Module:
+    """The network up to some nodes, made of the very modules of the whole; several values or one, always a tuple."""
+    return _AsTuple(share_leaves(model.network, cut_program(model.program, nodes, with_output=False)))
+
+
+class _AsTuple(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values = self.network(x_NCHW)
+        return (values,) if isinstance(values, torch.Tensor) else tuple(values)
+
+
+def _statistics(
+    session: Session, teacher: Model, cut: nn.Module, regressors: Sequence[Regressor]
+) -> list[HintStatistics]:
+    """The mean and deviation of the hints, per channel, over some plain training images."""
+    spec = teacher.interface.input
+    network = nn.Sequential(Preprocess(spec), cut).to(session.device).eval()
+    hints = []
+    with torch.no_grad():
+        for images in _plain_images(session, spec):
+            values = network(images.to(session.device))
+            hints.append(
+                [part.target(value).cpu() for part, value in zip(regressors, values, strict=True)]
+            )
+    return estimate_hint_statistics(hints, channel_axes=[part.channel_axis for part in regressors])
+
+
+def _plain_images(session: Session, spec: InputSpec) -> list[torch.Tensor]:
+    return [batch.images for batch in _plain_batches(session, spec)]
+
+
+def _plain_batches(session: Session, spec: InputSpec) -> list[Any]:
+    """Some batches of training images as they are, in a seeded order."""
+    seed = session.recipe.run.seed
+    views = make_dataset(session.data.train, spec, augment="none", seed=seed)
+    size = min(session.recipe.data.batch_size, len(views))
+    loader = make_loader(views, size, shuffle_seed=seed, drop_last=True)
+    return [batch for _, batch in zip(range(_STATISTICS_BATCHES), loader, strict=False)]
+
+
+def _view_spec(teacher: Model, student: Model) -> InputSpec:
+    """Both networks see one view, of the larger of their sizes; each resizes it to its own."""
+    specs = (teacher.interface.input, student.interface.input)
+    return max(specs, key=lambda spec: spec.shape)
+
+
+def train_student(session: Session, planned: Planned, fingerprint: str) -> StageResult:
+    """Stage 2: the whole student learns what the teacher says. Trains `planned.student` in place."""
+    teacher, student = planned.teacher, planned.student
+    recipe = session.recipe.stage2
+    objective = DistillObjective(
+        teacher.network,
+        student.network,
+        recipe,
+        teacher_preprocess=Preprocess(teacher.interface.input),
+        student_preprocess=Preprocess(student.interface.input),
+        output_kinds=output_kinds(teacher),
+        is_labelled=session.data.labelled,
+    )
+    spec = _view_spec(teacher, student)
+    return _run_stage(session, "stage2", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint)
+
+
+def output_kinds(model: Model) -> tuple[OutputKind, ...]:
+    """What each output means, by its shape and the activation it ends in: one row of scores is classes, all else values."""
+    shapes = propagate_shapes(model.program, 2)
+    kinds: list[OutputKind] = []
+    for node in model.program.graph.output_node().args[0]:  # type: ignore[union-attr]
+        shape = shapes[node.name]
+        scores = len(shape) == 2 and (shape[1] > 1 or bool(model.interface.activation))
+        if not scores:
+            kinds.append("values")
+        else:
+            kinds.append("labels" if model.interface.activation == "sigmoid" else "classes")
+    return tuple(kinds)
+
+
+def train_baseline(session: Session, student: Model, fingerprint: str) -> tuple[Model, StageResult]:
+    """The same student from the same first weights without a teacher, for the steps of both stages together."""
+    model = make_model(student.program, student.interface)
+    inherit_statistics(session, model) if session.recipe.student.init == "inherit" else None
+    spec = model.interface.input
+    objective = SupervisedObjective(
+        model.network,
+        session.recipe.stage2.label_smoothing,
+        student_preprocess=Preprocess(spec),
+    )
+    recipe = session.recipe
+    epochs = (recipe.stage1.epochs or 0) + (recipe.stage2.epochs or 0)
+    result = _run_stage(session, "baseline", objective, spec, recipe.stage2.optim, epochs, fingerprint)
+    return model, result
+
+
+def inherit_statistics(session: Session, model: Model) -> None:
+    """Estimate the batch norms' statistics anew: inherited ones are those of more channels. Modifies the network."""
+    network = nn.Sequential(Preprocess(model.interface.input), model.network).to(session.device)
+    batches = _plain_batches(session, model.interface.input)
+    reestimate_batch_norms(network, [batch.to(session.device) for batch in batches], len(batches))
+
+
+def estimate_cost(session: Session, planned: Planned) -> Notice:
+    """How long training will take and what it will write, from one measured step of a copy of the networks."""
+    recipe, student = session.recipe, planned.student
+    per_epoch = len(session.data.train)
+    size = min(recipe.data.batch_size, per_epoch)
+    teacher_s, student_s = (
+        _step_seconds(session, model, size, trains=model is student)
+        for model in (planned.teacher, student)
+    )
+    depth = planned.pairs[0]
+    stage1 = teacher_s * depth.hint.depth_share + student_s * depth.guided.depth_share
+    epochs1, epochs2 = recipe.stage1.epochs or 0, recipe.stage2.epochs or 0
+    seconds = epochs1 * stage1 + epochs2 * (teacher_s + student_s)
+    seconds += (epochs1 + epochs2) * student_s if recipe.run.baseline else 0
+    minutes = seconds * (per_epoch // size) / 60
+    params = sum(parameter.numel() for parameter in student.network.parameters())
+    num_files = 3 if recipe.run.baseline else 2
+    megabytes = params * 4 * (3 * num_files + num_files) / 2**20
+    return Notice(
+        topic="training",
+        message=f"training will take about {minutes:.1f} minutes on {session.device} and write {megabytes:.0f} MB",
+    )
+
+
+def _step_seconds(session: Session, model: Model, size: int, *, trains: bool) -> float:
+    """Seconds of a forward pass, and for a network that trains the backward pass, on a copy of it."""
+    network = deepcopy(model.network).to(session.device).train(trains)
+    shape = (size, *model.interface.input.shape)
+    images = torch.zeros(shape, device=session.device)
+    best = float("inf")
+    for _ in range(2):
+        started = time.perf_counter()
+        with torch.set_grad_enabled(trains), torch.random.fork_rng(devices=[]):
+            outputs = network(images)
+            first = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+            if trains:
+                first.float().sum().backward()
+            float(first.sum())
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def require_adaptable(teacher: Teacher, data: DataBundle, recipe: Recipe) -> None:
+    """Refuse a teacher of other classes than the data's where it may not, or cannot, be adapted.
+
+    Raises:
+        TeacherError: it has other classes and stays as it is.
+    """
+    if recipe.teacher.adapt and teacher.can_resize_classes:
+        return
+    why = "adapting is switched off" if teacher.can_resize_classes else "this kind of teacher cannot be given another head"
+    raise TeacherError(
+        f"teacher '{teacher.name}' has {teacher.num_classes} classes, the data has {data.num_classes}, and {why}",
+        advice="use data with the teacher's classes, or a timm model or a factory as teacher",
+    )

@@ -1,0 +1,39 @@
+"""Training: one engine for every stage, and the objectives that give the stages their meaning.
+
+Layer: above data, losses and regressors; below the pipeline. `train` is a loop that knows no stage;
+`objectives` say what is minimised; `checkpoint` and `interrupts` make that a run can be stopped
+anywhere and goes on to the same bits.
+"""
+
+from fitcompress.training.checkpoint import read_checkpoint
+from fitcompress.training.device import resolve_device, resolve_precision
+from fitcompress.training.engine import train
+from fitcompress.training.interrupts import Interrupted
+from fitcompress.training.objectives import (
+    DistillObjective,
+    HintObjective,
+    Objective,
+    SupervisedObjective,
+)
+from fitcompress.training.result import StageResult
+from fitcompress.training.statistics import (
+    HintStatistics,
+    estimate_hint_statistics,
+    reestimate_batch_norms,
+)
+
+__all__ = [
+    "DistillObjective",
+    "HintObjective",
+    "HintStatistics",
+    "Interrupted",
+    "Objective",
+    "StageResult",
+    "SupervisedObjective",
+    "estimate_hint_statistics",
+    "read_checkpoint",
+    "reestimate_batch_norms",
+    "resolve_device",
+    "resolve_precision",
+    "train",
+]

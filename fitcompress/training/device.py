@@ -1,0 +1,106 @@
+"""Where and how precisely a stage runs: the one file that starts Accelerate. Layer: training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from fitcompress.errors import RecipeError
+
+__all__ = [
+    "preserved_modes",
+    "preserved_random_state",
+    "resolve_device",
+    "resolve_precision",
+    "start_accelerator",
+    "to_channels_last",
+]
+
+_MIXED_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def resolve_device(name: str) -> str:
+    """The device asked for, "cpu", "cuda" or "mps", or for "auto" the fastest there is.
+
+    Raises:
+        RecipeError: no such device here.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return next(device for device, is_there in available.items() if is_there)
+    if not available.get(name, False):
+        there = ", ".join(device for device, is_there in available.items() if is_there)
+        raise RecipeError(
+            f"choosing the device: {name!r} is not available here", advice=f"Use one of: {there}."
+        )
+    return name
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """The precision asked for, "fp32", "bf16" or "fp16"; "auto" is bf16 on CUDA where it can.
+
+    Raises:
+        RecipeError: unknown, or fp16 on the CPU, where it has no use.
+    """
+    if name == "auto":
+        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if name not in _MIXED_PRECISIONS:
+        raise RecipeError(
+            f"choosing the precision: no {name!r}", advice="Use fp32, bf16, fp16 or auto."
+        )
+    if name == "fp16" and device == "cpu":
+        raise RecipeError(
+            "choosing the precision: fp16 needs a GPU", advice="Use fp32 or bf16 on the CPU."
+        )
+    return name
+
+
+def start_accelerator(device: str, precision: str) -> Accelerator:
+    """An Accelerator for one process on a resolved device with a resolved precision."""
+    # Accelerate keeps its device and precision for the life of the process and refuses others; the
+    # stages of one process, or
+    # several calls from Python, may differ. Last checked with accelerate 1.15; it has no public
+    # way.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=device == "cpu", mixed_precision=_MIXED_PRECISIONS[precision])
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Stores the weights of 2-D convolutions channels-last, the layout in which CUDA's convolutions
+    are fast.
+    """
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def preserved_modes(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Puts the training flag of each module back as it was."""
+    flags = [(part, part.training) for part in modules]
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+@contextmanager
+def preserved_random_state(device: str) -> Iterator[None]:
+    """Puts torch's random state back as it was, on the CPU and on the device."""
+    if device == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            yield
+    else:
+        index = torch.cuda.current_device() if device == "cuda" else 0
+        with torch.random.fork_rng(devices=[index], device_type=device):
+            yield

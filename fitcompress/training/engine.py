@@ -1,0 +1,359 @@
+"""The training loop of every stage. Layer: training; knows no stage's meaning, only its objective.
+
+One rule for randomness: the images of a step are a pure function of (seed, epoch, step), and
+torch's generator is seeded before each step from (seed, stage, epoch, step). So no random state
+needs saving, and a run that was stopped anywhere, or killed, ends with the same bits as an unbroken
+one (same hardware, thread count and versions).
+
+The device is never waited for within an epoch but for a few progress reports a second: losses are
+summed on the device.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fitcompress.data import Batch, Views, make_loader
+from fitcompress.errors import DataError, TrainingError
+from fitcompress.events import Emit, EpochFinished, StageFinished, StageStarted, ignore
+from fitcompress.recipe import OptimRecipe
+from fitcompress.training.checkpoint import read_checkpoint, write_checkpoint
+from fitcompress.training.device import (
+    preserved_modes,
+    preserved_random_state,
+    resolve_device,
+    resolve_precision,
+    start_accelerator,
+    to_channels_last,
+)
+from fitcompress.training.interrupts import Interrupted, StopRequest, stop_on_signals
+from fitcompress.training.meter import ADVICE_DIVERGED, LossMeter
+from fitcompress.training.objectives import Objective
+from fitcompress.training.optimizer import build_optimizer, set_learning_rate
+from fitcompress.training.progress import ProgressReporter
+from fitcompress.training.result import StageResult
+from fitcompress.training.setup import Position, Setup, check_settings, step_seed
+
+__all__ = ["train"]
+
+_SECONDS_BETWEEN_CHECKPOINTS = 600.0
+"""Within an epoch; there is one at the end of every epoch anyway."""
+
+
+def train(
+    objective: Objective,
+    *,
+    train_data: Views,
+    held_out_data: Views | None,
+    optim: OptimRecipe,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    checkpoint_path: Path,
+    stage: str,
+    device: str = "auto",
+    precision: str = "auto",
+    emit: Emit = ignore,
+    resume: bool = False,
+    num_workers: int = 0,
+    recipe_hash: str = "",
+) -> StageResult:
+    """Trains `objective.trained` in place and returns what that cost; the last epoch's weights are
+    the result.
+
+    The objective is left on the device it was trained on, its training flags and torch's random
+    state as they were.
+
+    Args:
+        objective: what to minimise.
+        train_data: from `make_dataset`; incomplete last batches are left out, the order differs in
+            each epoch.
+        held_out_data: evaluated after each epoch; None or an empty set leaves that out.
+        optim: optimizer and schedule.
+        epochs: 0 changes nothing.
+        batch_size: capped by the number of images.
+        seed: of the order and of all randomness within steps.
+        checkpoint_path: written at the end of each epoch, every ten minutes, and on SIGINT or
+            SIGTERM.
+        stage: its name in events and messages; a part of the seed.
+        device: "cpu", "cuda", "mps" or "auto".
+        precision: "fp32", "bf16", "fp16" or "auto".
+        emit: listens.
+        resume: go on from `checkpoint_path` where it exists; a finished stage is only loaded.
+        num_workers: processes that prepare images.
+        recipe_hash: whatever else the stage depends on; a checkpoint with another one is refused.
+
+    Raises:
+        TrainingError: the loss or a weight is no longer finite; the checkpoint cannot be written,
+            or not be resumed from.
+        DataError: there are no training images.
+        Interrupted: SIGINT or SIGTERM came; the checkpoint holds everything up to the step that was
+            under way.
+    """
+    if len(train_data) == 0:
+        raise DataError(f"training {stage}: there are no training images")
+    batch_size = min(batch_size, len(train_data))
+    setup = Setup(
+        stage=stage,
+        epochs=epochs,
+        batch_size=batch_size,
+        steps_per_epoch=len(train_data) // batch_size,
+        seed=seed,
+        optim=optim,
+        recipe_hash=recipe_hash,
+        num_workers=num_workers,
+        checkpoint_path=checkpoint_path,
+    )
+    device = resolve_device(device)
+    accelerator = start_accelerator(device, resolve_precision(precision, device))
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        stack.enter_context(preserved_random_state(device))
+        stack.enter_context(preserved_modes(objective.modules()))
+        loop = _Loop(setup, objective, accelerator, train_data, held_out_data, stop, emit)
+        if resume and checkpoint_path.exists():
+            loop.restore(read_checkpoint(checkpoint_path))
+        return loop.run()
+
+
+class _Loop:
+    """One session of a stage: the parts that a step touches, and where it stands."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        objective: Objective,
+        accelerator: Accelerator,
+        train_data: Views,
+        held_out_data: Views | None,
+        stop: StopRequest,
+        emit: Emit,
+    ) -> None:
+        self.setup, self.objective, self.accelerator = setup, objective, accelerator
+        self.train_data, self.held_out_data = train_data, held_out_data
+        self.stop, self.emit = stop, emit
+        self.device: torch.device = accelerator.device
+        objective.to(self.device)
+        if self.device.type == "cuda":
+            to_channels_last(objective.trained)
+        self.optimizer = build_optimizer(objective.trained, setup.optim)
+        self.stepper = accelerator.prepare_optimizer(self.optimizer)
+        self.position = Position()
+        self.meter = LossMeter(self.device)
+        self.history: list[dict[str, Any]] = []
+
+    def run(self) -> StageResult:
+        setup = self.setup
+        self.emit(
+            StageStarted(
+                stage=setup.stage,
+                num_epochs=setup.epochs,
+                num_steps_per_epoch=setup.steps_per_epoch,
+                first_epoch=self.position.epoch,
+            )
+        )
+        self.reporter = ProgressReporter(
+            setup.stage,
+            self.emit,
+            num_steps=setup.num_steps,
+            first_step=self._num_steps_done,
+            batch_size=setup.batch_size,
+        )
+        while self.position.epoch < setup.epochs:
+            self._run_epoch()
+        result = self._result()
+        self.emit(
+            StageFinished(
+                stage=setup.stage,
+                seconds=result.seconds,
+                num_images=result.num_images,
+                detail={"losses": result.losses, "held_out": result.held_out},
+            )
+        )
+        if self.stop.is_set:  # asked for in the last moments: the stage is whole, the run is not
+            raise Interrupted(setup.stage, setup.checkpoint_path)
+        return result
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Goes on from a checkpoint; TrainingError where it belongs to something else."""
+        check_settings(self.setup, content["settings"])
+        try:
+            self.objective.trained.load_state_dict(content["trained"])
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise TrainingError(
+                f"resuming {self.setup.stage}: '{self.setup.checkpoint_path}'"
+                " holds another network",
+                advice="Resume with the recipe that the run directory holds.",
+            ) from error
+        if self.accelerator.scaler is not None and content["scaler"]:
+            self.accelerator.scaler.load_state_dict(content["scaler"])
+        self.position = Position(**content["position"])
+        self.meter.restore(content["meter"])
+        self.history = content["history"]
+
+    def _run_epoch(self) -> None:
+        self._train_steps()
+        self.meter.check(self.setup.stage, self.position.epoch + 1)
+        record = self._epoch_record(self._evaluate())
+        self.history.append(record)
+        self.position = Position(
+            epoch=record["epoch"], seconds=self.position.seconds + self.position.epoch_seconds
+        )
+        self.meter = LossMeter(self.device)
+        self._save()
+        self.emit(EpochFinished(stage=self.setup.stage, **record))
+
+    def _train_steps(self) -> None:
+        """The steps of the epoch that are still to do."""
+        setup, position = self.setup, self.position
+        self.objective.train()
+        self.train_data.set_epoch(position.epoch)
+        loader = make_loader(
+            self.train_data,
+            setup.batch_size,
+            shuffle_seed=setup.seed,
+            epoch=position.epoch,
+            num_workers=setup.num_workers,
+            start_step=position.step,
+            drop_last=True,
+            pin_memory=self.device.type == "cuda",
+        )
+        lap = last_save = time.monotonic()
+        for batch in loader:
+            self._stop_if_asked()
+            self._step(batch)
+            self._watch()
+            now = time.monotonic()
+            position.epoch_seconds += now - lap
+            if now - last_save > _SECONDS_BETWEEN_CHECKPOINTS:
+                self._save()
+                last_save = now = time.monotonic()
+            lap = now
+        self.meter.means()  # waits for the device, which the clock must see
+        position.epoch_seconds += time.monotonic() - lap
+
+    def _step(self, batch: Batch) -> None:
+        setup, position = self.setup, self.position
+        torch.manual_seed(step_seed(setup.seed, setup.stage, position.epoch, position.step))
+        rate = set_learning_rate(
+            self.optimizer,
+            setup.optim,
+            step=self._num_steps_done,
+            num_steps=setup.num_steps,
+            steps_per_epoch=setup.steps_per_epoch,
+        )
+        progress = self._num_steps_done / max(setup.num_steps - 1, 1)
+        with self.accelerator.autocast():
+            losses = self.objective.losses(self._on_device(batch), progress)
+        self.stepper.zero_grad()
+        self.accelerator.backward(losses["loss"])
+        if setup.optim.grad_clip is not None:
+            parameters = self.objective.trained.parameters()
+            self.accelerator.clip_grad_norm_(parameters, setup.optim.grad_clip)
+        self.stepper.step()
+        self.meter.add({**losses, "lr": rate}, position.step + 1)
+        position.step += 1
+
+    def _watch(self) -> None:
+        """Reports now and then; looks for a loss that is not finite wherever that is free."""
+        epoch, step = self.position.epoch + 1, self.position.step
+        has_waited = self.reporter.report(
+            self.meter, epoch=epoch, step=step, num_steps_done=self._num_steps_done
+        )
+        if has_waited or self.device.type == "cpu":
+            self.meter.check(self.setup.stage, epoch)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Scores on the held-out images."""
+        if self.held_out_data is None or len(self.held_out_data) == 0:
+            return {}
+        self.objective.train(False)
+        workers = self.setup.num_workers
+        loader = make_loader(self.held_out_data, self.setup.batch_size, num_workers=workers)
+        totals: dict[str, tuple[Tensor | float, Tensor | int]] = {}
+        for batch in loader:
+            self._stop_if_asked()
+            with torch.no_grad(), self.accelerator.autocast():
+                scores = self.objective.evaluate(self._on_device(batch))
+            for name, (total, count) in scores.items():
+                old_total, old_count = totals.get(name, (0.0, 0))
+                totals[name] = (old_total + total, old_count + count)
+        return {name: float(total) / int(count) for name, (total, count) in totals.items() if count}
+
+    def _epoch_record(self, held_out: dict[str, float]) -> dict[str, Any]:
+        seconds = self.position.epoch_seconds
+        num_images = self.setup.steps_per_epoch * self.setup.batch_size
+        return {
+            "epoch": self.position.epoch + 1,
+            "losses": self.meter.means(),
+            "held_out": held_out,
+            "seconds": seconds,
+            "images_per_s": num_images / max(seconds, 1e-9),
+        }
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.is_set:
+            self._save()
+            raise Interrupted(self.setup.stage, self.setup.checkpoint_path)
+
+    def _save(self) -> None:
+        """Writes the checkpoint, unless what it would hold has diverged."""
+        self.meter.check(self.setup.stage, self.position.epoch + 1)
+        state = self.objective.trained.state_dict()
+        if not _is_finite(state):
+            raise TrainingError(
+                f"training {self.setup.stage}: a weight is not finite (NaN or infinite) after"
+                f" {self._num_steps_done} steps",
+                advice=ADVICE_DIVERGED,
+            )
+        scaler = self.accelerator.scaler
+        content = {
+            "settings": self.setup.settings,
+            "position": asdict(self.position),
+            "finished": self.position.epoch == self.setup.epochs,
+            "history": self.history,
+            "meter": self.meter.state(),
+            "trained": state,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+        }
+        write_checkpoint(self.setup.checkpoint_path, content)
+
+    def _result(self) -> StageResult:
+        num_images, seconds = self._num_steps_done * self.setup.batch_size, self.position.seconds
+        last = self.history[-1] if self.history else {"losses": {}, "held_out": {}}
+        return StageResult(
+            stage=self.setup.stage,
+            epochs=self.position.epoch,
+            num_images=num_images,
+            seconds=seconds,
+            images_per_s=num_images / seconds if seconds else 0.0,
+            losses=last["losses"],
+            held_out=last["held_out"],
+            history=tuple(self.history),
+        )
+
+    def _on_device(self, batch: Batch) -> Batch:
+        batch = batch.to(self.device, non_blocking=True)
+        if self.device.type != "cuda":
+            return batch
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        return replace(batch, images=images)
+
+    @property
+    def _num_steps_done(self) -> int:
+        return self.position.epoch * self.setup.steps_per_epoch + self.position.step
+
+
+def _is_finite(state: dict[str, Tensor]) -> bool:
+    flags = [torch.isfinite(value).all() for value in state.values() if value.is_floating_point()]
+    return not flags or bool(torch.stack(flags).all())

@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM as a request to stop after the current step. Layer: training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+__all__ = ["Interrupted", "StopRequest", "stop_on_signals"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop and did, with everything saved; the command line maps it to exit
+    code 130.
+    """
+
+    def __init__(self, stage: str, checkpoint_path: Path) -> None:
+        super().__init__(f"stopped in {stage}; {checkpoint_path} holds everything so far")
+        self.stage = stage
+        self.checkpoint_path = checkpoint_path
+
+
+class StopRequest:
+    """Whether a signal has asked to stop."""
+
+    is_set = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turns the first SIGINT or SIGTERM into a set `StopRequest`; a second one raises
+    `KeyboardInterrupt` at once.
+
+    Outside the main thread, where Python allows no handlers, the request is never set. The previous
+    handlers are restored.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    owner = os.getpid()
+
+    def handle(_signum: int, _frame: FrameType | None) -> None:
+        # Forked data workers inherit the handler: there a Ctrl-C must change nothing, or the batch
+        # under way would be lost.
+        if request.is_set and os.getpid() == owner:
+            raise KeyboardInterrupt
+        request.is_set = True
+
+    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,312 @@
+"""What each stage minimises, as modules that hold the networks. Layer: training; knows no loop,
+optimizer or file.
+
+Each objective answers three questions for the engine: what is trained (and checkpointed), what is
+the loss of a batch, and how good is it on a held-out batch. Networks take the same uint8 views,
+each through its own preprocessing. The teacher is always in eval mode and under `no_grad` (not
+`inference_mode`, whose tensors may not enter a loss that trains something).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from fitcompress.data import Batch
+from fitcompress.losses import (
+    HintReduction,
+    OutputKind,
+    hint_loss,
+    kd_loss,
+    label_loss,
+    lambda_at,
+    mixed_shares,
+    value_loss,
+)
+from fitcompress.recipe import Stage2Recipe
+from fitcompress.regressors import Regressor
+from fitcompress.training.statistics import HintStatistics
+
+__all__ = ["DistillObjective", "HintObjective", "Objective", "Scores", "SupervisedObjective"]
+
+Scores = Mapping[str, tuple[Tensor | float, Tensor | int]]
+"""Name -> (sum over samples, number of samples), so that scores of batches can be added."""
+
+
+class Objective(Protocol):
+    """What the engine trains: an `nn.Module` whose `train` leaves any teacher in eval mode."""
+
+    trained: nn.Module
+    """Everything that is optimised and checkpointed."""
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
+        """ "loss", which is minimised, and named parts of it; `progress` is 0 at the first step of
+        the stage, 1 at the last.
+        """
+
+    def evaluate(self, batch: Batch) -> Scores:
+        """ "loss" and further scores on a held-out batch."""
+
+    def train(self, mode: bool = True) -> Any: ...
+    def to(self, device: torch.device) -> Any: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+class HintObjective(nn.Module):
+    """Stage 1: the student up to the guided layers, and the regressors, learn the teacher's hints.
+    No labels are used.
+
+    Args:
+        teacher_cut: the teacher up to its hints; returns a tuple with one tensor per pair.
+        student_cut: the student up to its guided layers, in the same order; its modules are the
+            student's own.
+        regressors: one per pair.
+        teacher_preprocess: uint8 images to the teacher's input.
+        student_preprocess: uint8 images to the student's input.
+        statistics: one per pair standardises the hints; empty takes them raw.
+        reduction: "sum" is FitNets Eq. 3 to the letter, "mean" goes with standardised hints.
+
+    Source: FitNets (arXiv 1412.6550v4) Eq. 3 and Algorithm 1, stage 1. Several pairs are trained at
+    once, their losses added.
+    """
+
+    def __init__(
+        self,
+        teacher_cut: nn.Module,
+        student_cut: nn.Module,
+        regressors: Sequence[Regressor],
+        *,
+        teacher_preprocess: nn.Module,
+        student_preprocess: nn.Module,
+        statistics: Sequence[HintStatistics] = (),
+        reduction: HintReduction = "mean",
+    ) -> None:
+        super().__init__()
+        assert len(statistics) in (0, len(regressors)), (len(statistics), len(regressors))
+        self.teacher = nn.Sequential(teacher_preprocess, teacher_cut)
+        self.student_preprocess = student_preprocess
+        # The statistics are saved with the rest, so that a resumed run goes on with the very same
+        # targets.
+        self.trained = nn.ModuleDict(
+            {
+                "student": student_cut,
+                "regressors": nn.ModuleList(regressors),
+                "statistics": nn.ModuleList(statistics),
+            }
+        )
+        self.reduction: HintReduction = reduction
+        self._regressors, self._statistics = list(regressors), list(statistics)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:  # noqa: ARG002
+        parts = self._pair_losses(batch)
+        names = {f"hint_{number}": part for number, part in enumerate(parts, 1) if len(parts) > 1}
+        return {"loss": torch.stack(parts).sum(), **names}
+
+    def evaluate(self, batch: Batch) -> Scores:
+        return {"loss": (torch.stack(self._pair_losses(batch)).sum() * len(batch), len(batch))}
+
+    def _pair_losses(self, batch: Batch) -> list[Tensor]:
+        with torch.no_grad():
+            hints = _as_tuple(self.teacher(batch.images))
+        guided = _as_tuple(self.trained["student"](self.student_preprocess(batch.images)))
+        regressors = self._regressors
+        targets = [part.target(hint) for part, hint in zip(regressors, hints, strict=True)]
+        if self._statistics:
+            pairs = zip(self._statistics, targets, strict=True)
+            targets = [standardise(target) for standardise, target in pairs]
+        answers = [part(value) for part, value in zip(regressors, guided, strict=True)]
+        return [
+            hint_loss(answer, target, reduction=self.reduction)
+            for answer, target in zip(answers, targets, strict=True)
+        ]
+
+
+class DistillObjective(nn.Module):
+    """Stage 2: the whole student learns the teacher's softened outputs and, where there are labels,
+    the labels.
+
+    Args:
+        teacher: returns a tensor or a tuple of them, before any final softmax or sigmoid.
+        student: returns the same shapes.
+        recipe: temperatures and weights.
+        teacher_preprocess: uint8 images to the teacher's input.
+        student_preprocess: uint8 images to the student's input.
+        output_kinds: what each output means; the labels belong to the first that is not "values".
+            The losses are added.
+        is_labelled: whether the data has labels.
+
+    Source: FitNets Eq. 2; Hinton et al. (arXiv 1503.02531) section 2.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        recipe: Stage2Recipe,
+        *,
+        teacher_preprocess: nn.Module,
+        student_preprocess: nn.Module,
+        output_kinds: Sequence[OutputKind] = ("classes",),
+        is_labelled: bool = True,
+    ) -> None:
+        super().__init__()
+        self.teacher = nn.Sequential(teacher_preprocess, teacher)
+        self.student_preprocess = student_preprocess
+        self.trained: nn.Module = student
+        self.recipe = recipe
+        self.output_kinds = tuple(output_kinds)
+        self.is_labelled = is_labelled
+        self._main = _main_output(self.output_kinds)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
+        lambda_kd = lambda_at(progress, self.recipe.lambda_kd, self.recipe.lambda_kd_end)
+        losses = self._losses(batch, *self._outputs(batch), lambda_kd)
+        return {**losses, "lambda_kd": lambda_kd} if self._main is not None else {**losses}
+
+    def evaluate(self, batch: Batch) -> Scores:
+        student, teacher = self._outputs(batch)
+        loss = self._losses(
+            batch,
+            student,
+            teacher,
+            lambda_at(1.0, self.recipe.lambda_kd, self.recipe.lambda_kd_end),
+        )
+        scores = {"loss": (loss["loss"] * len(batch), len(batch))}
+        if self._main is None or self.output_kinds[self._main] != "classes":
+            return scores
+        logits, teacher_logits = student[self._main], teacher[self._main]
+        agreement = (logits.argmax(1) == teacher_logits.argmax(1)).float().flatten(1 - logits.dim())
+        agreed = agreement.reshape(len(batch), -1).mean(1).sum()
+        return {
+            **scores,
+            "agreement": (agreed, len(batch)),
+            **_top1(logits, batch.labels, self.is_labelled),
+        }
+
+    def _outputs(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The student's and the teacher's."""
+        with torch.no_grad():
+            teacher = _as_tuple(self.teacher(batch.images))
+        return _as_tuple(self.trained(self.student_preprocess(batch.images))), teacher
+
+    def _losses(
+        self,
+        batch: Batch,
+        student: tuple[Tensor, ...],
+        teacher: tuple[Tensor, ...],
+        lambda_kd: float,
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        for index, kind in enumerate(self.output_kinds):
+            labels = (
+                _label_targets(batch, student[index])
+                if self.is_labelled and index == self._main
+                else None
+            )
+            parts = self._output_losses(kind, student[index], teacher[index], labels, lambda_kd)
+            suffix = f"_{index + 1}" if len(self.output_kinds) > 1 else ""
+            total = parts.pop("loss")
+            losses["loss"] = losses["loss"] + total if "loss" in losses else total
+            losses |= {name + suffix: part for name, part in parts.items()}
+        return losses
+
+    def _output_losses(
+        self,
+        kind: OutputKind,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor | None,
+        lambda_kd: float,
+    ) -> dict[str, Tensor]:
+        if kind == "values":
+            error = value_loss(student, teacher)
+            return {"loss": error, "mse": error}
+        return kd_loss(
+            student,
+            teacher,
+            labels,
+            kind=kind,
+            tau=self.recipe.tau,
+            student_tau=self.recipe.student_tau,
+            tau_squared=self.recipe.tau_squared,
+            label_weight=self.recipe.label_weight,
+            lambda_kd=lambda_kd,
+            standardise=self.recipe.standardise_logits,
+            smoothing=self.recipe.label_smoothing,
+        )
+
+
+class SupervisedObjective(nn.Module):
+    """Plain training on labels: the baseline, and the adaptation of a teacher.
+
+    Args:
+        student: returns logits, or a tuple that begins with them.
+        label_smoothing: share of the target spread evenly over the classes.
+        student_preprocess: uint8 images to the network's input.
+        output_kind: "classes" or "labels".
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        label_smoothing: float = 0.0,
+        *,
+        student_preprocess: nn.Module,
+        output_kind: OutputKind = "classes",
+    ) -> None:
+        super().__init__()
+        self.student_preprocess = student_preprocess
+        self.trained: nn.Module = student
+        self.label_smoothing = label_smoothing
+        self.output_kind: OutputKind = output_kind
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:  # noqa: ARG002
+        return {"loss": self._loss(batch, self._logits(batch))}
+
+    def evaluate(self, batch: Batch) -> Scores:
+        logits = self._logits(batch)
+        scores = {"loss": (self._loss(batch, logits) * len(batch), len(batch))}
+        return {**scores, **_top1(logits, batch.labels, self.output_kind == "classes")}
+
+    def _logits(self, batch: Batch) -> Tensor:
+        return _as_tuple(self.trained(self.student_preprocess(batch.images)))[0]
+
+    def _loss(self, batch: Batch, logits: Tensor) -> Tensor:
+        targets = _label_targets(batch, logits)
+        return label_loss(logits, targets, kind=self.output_kind, smoothing=self.label_smoothing)
+
+
+def _as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def _main_output(kinds: tuple[OutputKind, ...]) -> int | None:
+    """The output that the labels belong to."""
+    return next((index for index, kind in enumerate(kinds) if kind != "values"), None)
+
+
+def _label_targets(batch: Batch, logits: Tensor) -> Tensor:
+    """The labels as `label_loss` takes them; shares where mixup is on."""
+    if batch.mix_labels is None or batch.mix_lam is None:
+        return batch.labels
+    return mixed_shares(batch.labels, batch.mix_labels, batch.mix_lam, logits.shape[1])
+
+
+def _top1(logits: Tensor, labels: Tensor, is_labelled: bool) -> Scores:
+    """How many labelled samples are right; empty where the logits are not one row per label."""
+    if not is_labelled or logits.dim() != 2:
+        return {}
+    return {"top1": ((logits.argmax(1) == labels).sum(), (labels >= 0).sum())}

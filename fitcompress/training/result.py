@@ -1,0 +1,29 @@
+"""What a finished stage leaves behind as a value. Layer: training; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["StageResult"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage cost and how it went."""
+
+    stage: str
+    epochs: int
+    num_images: int
+    """Images seen over all epochs, repeats counted."""
+    seconds: float
+    """Spent on training steps, over all sessions of a resumed run; without evaluation and
+    checkpoints.
+    """
+    images_per_s: float
+    losses: dict[str, float]
+    """Means over the last epoch, by name."""
+    held_out: dict[str, float]
+    """Scores after the last epoch; empty without held-out images."""
+    history: tuple[dict[str, Any], ...]
+    """Per epoch: "epoch" (from 1), "losses", "held_out", "seconds", "images_per_s"."""

@@ -1,0 +1,126 @@
+"""Statistics estimated on images before a stage starts: of the teacher's hints, and of batch norms.
+Layer: training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fitcompress.data import Batch
+from fitcompress.errors import PlanError
+from fitcompress.training.device import preserved_modes
+
+__all__ = ["HintStatistics", "estimate_hint_statistics", "reestimate_batch_norms"]
+
+
+class HintStatistics(nn.Module):
+    """Standardises hints per channel by frozen statistics: the answer has mean 0 and deviation 1 on
+    the images they come from.
+
+    Without it the channel with the largest values owns the hint loss.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean_C: Tensor, std_C: Tensor, *, channel_axis: int) -> None:
+        super().__init__()
+        self.channel_axis = channel_axis
+        self.register_buffer("mean", mean_C.float())
+        self.register_buffer("std", std_C.float())
+
+    def forward(self, hint: Tensor) -> Tensor:
+        """The standardised hint in float32, of the same shape."""
+        shape = [1] * hint.dim()
+        shape[self.channel_axis] = -1
+        return (hint.float() - self.mean.view(shape)) / self.std.view(shape)
+
+
+def estimate_hint_statistics(
+    hints: Iterable[Sequence[Tensor]], *, channel_axes: Sequence[int]
+) -> list[HintStatistics]:
+    """The statistics of each hint over all batches together.
+
+    A channel that hardly moves (a dead ReLU) is not blown up: no deviation counts as less than a
+    hundredth of the largest one.
+
+    Args:
+        hints: for each batch one value (N, ...) per pair.
+        channel_axes: where each of them has its channels, the batch counted.
+
+    Raises:
+        PlanError: there are no values, or some that are not finite.
+    """
+    moments = [_Moments() for _ in channel_axes]
+    for batch in hints:
+        for moment, hint, axis in zip(moments, batch, channel_axes, strict=True):
+            moment.add(hint.detach().movedim(axis, 0).flatten(1))
+    return [
+        HintStatistics(*moment.mean_and_std(), channel_axis=axis)
+        for moment, axis in zip(moments, channel_axes, strict=True)
+    ]
+
+
+class _Moments:
+    """Sums over positions, in float64 on the CPU: millions of squares, also where the device has no
+    float64.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum_C = self._squares_C = torch.zeros(())
+
+    def add(self, values_CM: Tensor) -> None:
+        precise_CM = values_CM.cpu().double()
+        self._count += precise_CM.shape[1]
+        self._sum_C = self._sum_C + precise_CM.sum(1)
+        self._squares_C = self._squares_C + precise_CM.square().sum(1)
+
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        if self._count == 0 or not torch.isfinite(self._squares_C).all():
+            raise PlanError("estimating the hint's statistics: the teacher gave no finite values")
+        mean_C = self._sum_C / self._count
+        std_C = (self._squares_C / self._count - mean_C.square()).clamp(min=0.0).sqrt()
+        return mean_C, std_C.clamp(min=float(std_C.max()) / 100 or 1.0)
+
+
+def reestimate_batch_norms(network: nn.Module, batches: Iterable[Batch], num_batches: int) -> int:
+    """Replaces the running statistics of every batch norm by the plain mean over `num_batches`
+    batches.
+
+    For a student whose weights were inherited: the teacher's statistics are not those of fewer
+    channels. Dropout stays off. Only the statistics are modified. Without batches nothing is.
+
+    Args:
+        network: takes the uint8 images of a batch, on its own device.
+        batches: training batches, of which the first `num_batches` are used.
+
+    Returns: the number of batch norms that were re-estimated.
+    """
+    norms = [
+        part
+        for part in network.modules()
+        if isinstance(part, _BatchNorm) and part.track_running_stats
+    ]
+    images = [batch.images for batch in islice(batches, num_batches)]
+    if not norms or not images:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    with preserved_modes(network.modules()), torch.no_grad():
+        network.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over all batches
+            norm.train()
+        try:
+            for batch in images:
+                network(batch)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    return len(norms)

@@ -1,0 +1,55 @@
+"""What all tests share: seeds, one thread, no network, and nothing written into the repository."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+
+# Set before torch or a hub client is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import pytest
+from fakes import FakePipeline, canned_answers
+
+import fitcompress
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same state of torch's generator, whatever ran before."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections fail as they do on a machine without a network; local sockets work."""
+    connect = socket.socket.connect
+
+    def connect_locally(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX:
+            raise OSError(errno.ENETUNREACH, f"tests have no network, tried {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path, monkeypatch):
+    """The test runs in a fresh empty folder, which is given."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def pipeline(monkeypatch, in_empty_folder):
+    """A recorder in the place of `fitcompress.pipeline`, in an empty folder."""
+    fake = FakePipeline(canned_answers(in_empty_folder))
+    monkeypatch.setitem(sys.modules, "fitcompress.pipeline", fake)
+    monkeypatch.setattr(fitcompress, "pipeline", fake, raising=False)
+    return fake

@@ -1,0 +1,77 @@
+"""What stands for the pipeline where the command line is tested alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+
+class FakeReport:
+    """Stands for a report: says in which form it was asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def render(self, form: str) -> str:
+        return json.dumps({"form": form}) if form == "json" else f"the report as {form}\n"
+
+    def __rich__(self) -> str:
+        return "the report on a terminal"
+
+
+class FakePipeline(SimpleNamespace):
+    """Records each call and answers with `answers`; raises an answer that is an exception."""
+
+    def __init__(self, answers: dict[str, object]) -> None:
+        super().__init__(calls=[], answers=answers, events=[], prints="")
+
+    def __getattr__(self, name: str):
+        def call(*args, **options):
+            self.calls.append((name, args, options))
+            emit = options.get("emit", lambda event: None)
+            for event in self.events:
+                emit(event)
+            print(self.prints, end="")
+            answer = self.answers[name]
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        return call
+
+
+def canned_answers(folder: Path) -> dict[str, object]:
+    """An answer for every function of the pipeline."""
+    return {
+        "distill": FakeReport(folder / "runs/x"),
+        "demo": FakeReport(folder / "runs/demo-1"),
+        "load_report": FakeReport(folder / "runs/x"),
+        "plan": {
+            "teacher": {"params": 11_200_000, "macs": 1.8e9, "flops": 3.6e9, "depth": 18},
+            "student": {"params": 2_100_000, "macs": 3.5e8, "flops": 7e8, "depth": 36},
+            "pairs": [],
+            "frozen": [],
+            "notices": [],
+        },
+        "inspect": [
+            {
+                "name": "layer1",
+                "kind": "Sequential",
+                "shape": [64, 56, 56],
+                "depth_share": 0.25,
+                "candidate": True,
+            }
+        ],
+        "train_teacher": Path("teachers/resnet18-1"),
+        "evaluate": {"accuracy": {"top1": 0.75, "low": 0.7, "high": 0.8, "n": 400}},
+        "export": [
+            {
+                "format": "onnx",
+                "path": "runs/x/exports/student.onnx",
+                "size_bytes": 1_500_000,
+                "max_abs_diff": 2.4e-7,
+                "top1_agreement": 1.0,
+            }
+        ],
+    }

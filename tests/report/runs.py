@@ -1,0 +1,198 @@
+"""Run directories as a finished and an unfinished run leave them, made of written-down numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fitcompress.events import EpochFinished, Notice, StageFinished, StageStarted
+from fitcompress.measure import wilson_interval
+from fitcompress.rundir import RunDir
+
+RECIPE = """\
+preset = "modern"
+[teacher]
+source = "resnet20"
+[student]
+depth_mult = 2.0
+width_mult = 0.3
+"""
+
+PLAN: dict[str, Any] = {
+    "teacher": {"params": 272474, "macs": 40813184, "flops": 81626368, "depth": 20},
+    "student": {"params": 51234, "macs": 8012345, "flops": 16024690, "depth": 40},
+    "kind": "timm",
+    "init": "random",
+    "stages": [
+        {
+            "name": f"layer{index}",
+            "teacher": {"blocks": 3, "width": width, "params": width * 700},
+            "student": {"blocks": 6, "width": round(width * 0.3), "params": width * 130},
+        }
+        for index, width in ((1, 16), (2, 32), (3, 64))
+    ],
+    "pairs": [
+        {
+            "hint": "layer2.1",
+            "guided": "layer2.3",
+            "hint_shape": [32, 14, 14],
+            "guided_shape": [10, 14, 14],
+            "regressor": "conv 1x1, 10 to 32",
+        }
+    ],
+    "frozen": [
+        {
+            "reason": "a position table that is resized",
+            "sizes": [49, 64],
+            "tensors": [f"layer{index}.0.table" for index in (1, 2, 3, 4, 5)],
+        }
+    ],
+    "notices": ["No --data was given: the built-in sample of Fashion-MNIST is used."],
+}
+
+ENVIRONMENT = {
+    "command": "fitcompress distill --teacher resnet20 --width-mult 0.3 --out runs/example",
+    "python": "3.11.7",
+    "platform": "Linux x86_64",
+    "versions": {
+        "fitcompress": "0.1.0",
+        "torch": "2.15.0",
+        "timm": "1.0.31",
+        "onnxruntime": "1.31.1",
+    },
+    "device": "cpu",
+    "cpu": "Example CPU",
+    "threads": 2,
+    "gpu": None,
+}
+
+
+def share(num_correct: int, n: int = 2000) -> dict[str, float]:
+    """An accuracy as `measure` gives it."""
+    low, high = wilson_interval(num_correct, n)
+    return {"top1": num_correct / n, "low": low, "high": high, "n": n}
+
+
+def timing(median_ms: float, speedup: float) -> dict[str, float]:
+    """A latency as `speed` gives it."""
+    return {
+        "median_ms": median_ms,
+        "p95_ms": 1.2 * median_ms,
+        "n": 50,
+        "threads": 2,
+        "speedup": speedup,
+    }
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    """The results of the finished run, with top-level entries replaced."""
+    value: dict[str, Any] = {
+        "teacher": {
+            **PLAN["teacher"],
+            "size_bytes": 1100000,
+            "peak_memory_bytes": 2100000,
+            "accuracy": share(1830),
+            "latency_ms": {
+                "torch": {"1": timing(2.2, 1.0), "32": timing(14.0, 1.0)},
+                "onnxruntime": {"1": timing(0.9, 1.0), "32": timing(11.0, 1.0)},
+            },
+            "weights_from": "pretrained",
+            "adapted": True,
+        },
+        "student": {
+            **PLAN["student"],
+            "size_bytes": 230000,
+            "peak_memory_bytes": 900000,
+            "accuracy": share(1788),
+            "latency_ms": {
+                "torch": {"1": timing(3.6, 0.61), "32": timing(8.0, 1.75)},
+                "onnxruntime": {"1": timing(0.7, 1.28), "32": timing(4.0, 2.75)},
+            },
+        },
+        "baseline": {
+            **PLAN["student"],
+            "size_bytes": 230000,
+            "accuracy": share(1741),
+            "latency_ms": {},
+        },
+        "agreement": {**share(1850), "kl": 0.0712},
+        "tests": {
+            "teacher_student": {"p_value": 0.0004, "difference": -0.021},
+            "student_baseline": {"p_value": 0.012, "difference": -0.0235},
+        },
+        "stages": [],
+        "data": {
+            "description": "10,000 training and 2,000 test images, 28 x 28, 10 classes.",
+            "evaluation_split": "test",
+        },
+        "headline_facts": {"teacher_weights": "pretrained", "adapted": True},
+    }
+    return {**value, **changes}
+
+
+def unfinished_run(path: Path) -> RunDir:
+    """A run that was killed in stage 2."""
+    run = RunDir.create(path)
+    run.write_text("recipe.toml", RECIPE)
+    run.write_json("environment.json", ENVIRONMENT)
+    run.write_json("plan.json", PLAN)
+    run.append_event(Notice(topic="training", message="1 unreadable image was left out."))
+    _append_stage(run, "stage1", [1.9, 1.1, 0.8], None)
+    _append_stage(run, "stage2", [2.1, 1.2], [0.61, 0.78], is_finished=False)
+    return run
+
+
+def finished_run(path: Path, **changes: Any) -> RunDir:
+    """A run with all its parts; `changes` replace entries of its results."""
+    run = RunDir.create(path)
+    run.write_text("recipe.toml", RECIPE)
+    run.write_json("environment.json", ENVIRONMENT)
+    run.write_json("plan.json", PLAN)
+    _append_stage(run, "teacher", [1.4, 0.7, 0.5, 0.4], [0.71, 0.84, 0.88, 0.905])
+    _append_stage(run, "stage1", [1.9, 1.1, 0.8], None)
+    _append_stage(run, "stage2", [2.1, 1.2, 0.9, 0.8, 0.74], [0.61, 0.78, 0.85, 0.88, 0.893])
+    _append_stage(run, "baseline", [1.6, 0.9, 0.7, 0.6, 0.55], [0.55, 0.74, 0.82, 0.86, 0.87])
+    run.write_json("exports.json", [EXPORT])
+    run.write_json("results.json", results(**changes))
+    return run
+
+
+EXPORT = {
+    "format": "onnx",
+    "path": "runs/example/exports/student.onnx",
+    "size_bytes": 221000,
+    "checked_batches": [1, 8],
+    "max_abs_diff": 2.1e-6,
+    "max_rel_diff": 2.4e-7,
+    "top1_agreement": 1.0,
+    "seconds": 3.1,
+}
+
+
+def _append_stage(
+    run: RunDir,
+    stage: str,
+    losses: list[float],
+    top1: list[float] | None,
+    *,
+    is_finished: bool = True,
+) -> None:
+    run.append_event(StageStarted(stage=stage, num_epochs=len(losses), num_steps_per_epoch=141))
+    for index, loss in enumerate(losses):
+        held_out = {"loss": loss + 0.05} | ({"top1": top1[index]} if top1 else {})
+        run.append_event(
+            EpochFinished(
+                stage=stage,
+                epoch=index + 1,
+                losses={"loss": loss, "lr": 0.001},
+                held_out=held_out,
+                seconds=12.5,
+                images_per_s=720.0,
+            )
+        )
+    if is_finished:
+        run.append_event(
+            StageFinished(
+                stage=stage, seconds=12.5 * len(losses), num_images=9000 * len(losses), detail={}
+            )
+        )

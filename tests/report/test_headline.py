@@ -1,0 +1,87 @@
+"""The headline claims what was shown, and no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report.runs import PLAN, finished_run, results, share
+
+from fitcompress.report import Report
+from fitcompress.report.headline import headline
+
+
+def texts(path: Path, **changes: Any) -> list[str]:
+    return [sentence.text for sentence in headline(Report.load(finished_run(path, **changes)))]
+
+
+def with_test(name: str, p_value: float) -> dict[str, Any]:
+    return {"tests": {**results()["tests"], name: {"p_value": p_value}}}
+
+
+def test_sizes_and_accuracy_are_told_with_interval_and_count(tmp_path: Path) -> None:
+    joined = " ".join(texts(tmp_path))
+    assert "parameters 5.3x fewer (51.2 k instead of 272 k)" in joined
+    assert "depth 2.0x more (40 instead of 20 layers)" in joined
+    assert (
+        "On 2,000 images of test the student's top-1 is 89.4 % (95 % interval 88.0 to 90.7)"
+        in joined
+    )
+    assert "-2.1 points, 97.7 % of it kept, McNemar p < 0.001" in joined
+
+
+def test_slower_is_called_slower(tmp_path: Path) -> None:
+    (torch_line,) = (line for line in texts(tmp_path) if "PyTorch" in line)
+    assert "batch 1 1.6x slower (3.60 ms instead of 2.20 ms)" in torch_line
+    assert "batch 32 1.8x faster" in torch_line
+
+
+def test_a_larger_student_is_called_larger(tmp_path: Path) -> None:
+    student = {**results()["student"], "params": 2 * PLAN["teacher"]["params"]}
+    assert "parameters 2.0x more" in " ".join(texts(tmp_path, student=student))
+
+
+@pytest.mark.parametrize(
+    ("num_correct", "p_value", "expected"),
+    [
+        (1741, 0.012, "the teacher helped (+2.3 points"),
+        (1780, 0.4, "that the teacher helped is not shown (+0.4 points"),
+        (1830, 0.001, "the teacher did not help, it hurt (-2.1 points"),
+    ],
+    ids=["better", "not shown", "worse"],
+)
+def test_the_baseline_decides_whether_the_teacher_helped(
+    tmp_path: Path, num_correct: int, p_value: float, expected: str
+) -> None:
+    baseline = {**results()["baseline"], "accuracy": share(num_correct)}
+    lines = texts(tmp_path, baseline=baseline, **with_test("student_baseline", p_value))
+    assert expected in lines[-1]
+
+
+def test_a_difference_that_is_not_shown_is_not_claimed(tmp_path: Path) -> None:
+    lines = texts(tmp_path, **with_test("teacher_student", 0.3))
+    assert any("a difference is not shown (McNemar p = 0.3)" in line for line in lines)
+
+
+def test_random_teacher_weights_come_first(tmp_path: Path) -> None:
+    teacher = {**results()["teacher"], "weights_from": "random"}
+    first = headline(Report.load(finished_run(tmp_path, teacher=teacher)))[0]
+    assert first.is_warning
+    assert first.text.startswith("Teacher started from random weights: resnet20")
+
+
+def test_a_teacher_that_came_as_it_is_gets_no_warning(tmp_path: Path) -> None:
+    teacher = {**results()["teacher"], "adapted": False}
+    assert not any(
+        s.is_warning for s in headline(Report.load(finished_run(tmp_path, teacher=teacher)))
+    )
+
+
+def test_without_labels_only_agreement_is_told(tmp_path: Path) -> None:
+    changed = {
+        name: {**results()[name], "accuracy": None} for name in ("teacher", "student", "baseline")
+    }
+    joined = " ".join(texts(tmp_path, **changed))
+    assert "top-1" not in joined
+    assert "name the same class on 92.5 %" in joined

@@ -1,0 +1,101 @@
+"""The report as a value: merged from a run directory, finished or not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from report.runs import EXPORT, PLAN, finished_run, unfinished_run
+
+from fitcompress.errors import RunError
+from fitcompress.events import EpochFinished
+from fitcompress.report import Report
+from fitcompress.rundir import RunDir
+
+MODEL_KEYS = {"params", "macs", "flops", "depth", "size_bytes", "accuracy", "latency_ms"}
+
+
+def test_the_json_holds_what_scripts_were_promised(tmp_path: Path) -> None:
+    value = json.loads(Report.load(finished_run(tmp_path / "run")).render("json"))
+    for name in ("teacher", "student", "baseline"):
+        assert set(value[name]) >= MODEL_KEYS
+        assert set(value[name]["accuracy"]) == {"top1", "low", "high", "n"}
+    assert value["student"]["latency_ms"] == 3.6
+    assert value["student"]["latency"]["onnxruntime"]["32"]["median_ms"] == 4.0
+    assert [stage["stage"] for stage in value["stages"]] == [
+        "teacher",
+        "stage1",
+        "stage2",
+        "baseline",
+    ]
+    assert value["exports"] == [EXPORT]
+    assert value["agreement"]["top1"] == 0.925
+    assert value["pairs"] == PLAN["pairs"]
+    assert value["missing"] == []
+
+
+def test_an_unfinished_run_tells_what_is_there_and_what_is_not(tmp_path: Path) -> None:
+    value = Report.load(unfinished_run(tmp_path / "run")).to_dict()
+    assert value["missing"] == ["stage 2 (distillation)", "the measured results"]
+    assert value["student"]["params"] == PLAN["student"]["params"]
+    assert value["student"]["accuracy"] is None
+    assert value["student"]["latency_ms"] is None
+    assert "baseline" not in value
+    finished = {stage["stage"]: stage["is_finished"] for stage in value["stages"]}
+    assert finished == {"stage1": True, "stage2": False}
+    assert len(value["curves"]["stage2"]) == 2
+
+
+def test_a_run_with_nothing_but_its_recipe_renders_in_every_form(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path)
+    run.write_text("recipe.toml", "")
+    report = Report.load(run)
+    for form in ("text", "json", "md", "html"):
+        assert "unfinished" in report.render(form)
+
+
+def test_a_resumed_epoch_counts_once(tmp_path: Path) -> None:
+    run = unfinished_run(tmp_path / "run")
+    again = EpochFinished(
+        stage="stage2", epoch=2, losses={"loss": 1.0}, held_out={}, seconds=9.0, images_per_s=1.0
+    )
+    run.append_event(again)
+    report = Report.load(run)
+    assert [row["losses"]["loss"] for row in report.curves["stage2"]] == [2.1, 1.0]
+    assert report.stages[1]["seconds"] == 12.5 + 9.0
+
+
+def test_stage_records_of_the_results_add_to_those_of_the_events(tmp_path: Path) -> None:
+    run = finished_run(
+        tmp_path / "run", stages=[{"stage": "stage2", "seconds": 90.0, "num_images": 45000}]
+    )
+    stage2 = Report.load(run).stages[2]
+    assert (stage2["seconds"], stage2["images_per_s"], stage2["epochs"]) == (90.0, 500.0, 5)
+
+
+def test_notices_of_plan_and_events_appear_once(tmp_path: Path) -> None:
+    run = unfinished_run(tmp_path / "run")
+    assert Report.load(run).notices == (*PLAN["notices"], "1 unreadable image was left out.")
+
+
+def test_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        Report.load(tmp_path)
+
+
+def test_an_unknown_form_is_an_error(tmp_path: Path) -> None:
+    report = Report.load(unfinished_run(tmp_path / "run"))
+    with pytest.raises(RunError, match="no form 'htm'"):
+        report.render("htm")
+
+
+def test_the_json_needs_neither_torch_nor_templates(tmp_path: Path) -> None:
+    finished_run(tmp_path / "run")
+    code = (
+        "import sys; from fitcompress.report import Report; "
+        f"Report.load({str(tmp_path / 'run')!r}).render('text'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

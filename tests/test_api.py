@@ -1,0 +1,93 @@
+"""The public names: what `import fitcompress` gives, and that it gives it late."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fitcompress
+
+
+@pytest.mark.parametrize("name", fitcompress.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(fitcompress, name) is not None
+
+
+def test_the_names_are_sorted_and_shown():
+    assert fitcompress.__all__ == sorted(fitcompress.__all__)
+    assert dir(fitcompress) == fitcompress.__all__
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'fitcompress' has no attribute 'distil'"):
+        _ = fitcompress.distil
+
+
+def test_the_package_is_imported_without_torch():
+    code = (
+        "import sys, fitcompress\n"
+        "fitcompress.Recipe, fitcompress.FitcompressError\n"
+        "assert not {'torch', 'timm', 'rich', 'typer'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_public_name_is_also_a_module():
+    """Importing a module binds its name in the package, over the function of that name."""
+    names = {module.name for module in pkgutil.iter_modules(fitcompress.__path__)}
+
+    assert names & set(fitcompress.__all__) == set()
+
+
+def test_public_functions_stay_functions_after_every_module_was_imported():
+    for module in pkgutil.walk_packages(fitcompress.__path__, "fitcompress."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+    functions = [name for name in fitcompress.__all__ if name.islower() and name[0] != "_"]
+    assert [name for name in functions if not callable(getattr(fitcompress, name))] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("distill", ["recipe", "resume", "force", "emit"]),
+        ("plan", ["recipe", "emit"]),
+        ("inspect", ["recipe", "emit"]),
+        ("train_teacher", ["model", "recipe", "emit"]),
+        ("evaluate", ["model", "recipe", "emit"]),
+        ("export", ["run", "formats", "force", "emit"]),
+        ("load_report", ["run"]),
+        ("demo", ["out", "emit"]),
+    ],
+)
+def test_the_pipeline_takes_what_the_commands_pass(name, parameters):
+    taken = inspect.signature(getattr(fitcompress, name)).parameters
+
+    assert set(parameters) <= set(taken)
+    required = [item.name for item in taken.values() if item.default is item.empty]
+    assert set(required) <= set(parameters)
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert importlib.metadata.version("fitcompress") == fitcompress.__version__
+
+
+def test_an_installed_package_is_the_one_that_is_tested():
+    """Else the tests would prove the source tree, where files lie that a wheel may lack."""
+    origin = importlib.metadata.distribution("fitcompress").read_text("direct_url.json")
+    if origin is None or json.loads(origin).get("dir_info", {}).get("editable"):
+        pytest.skip("an editable installation is the source tree")
+
+    source = Path(__file__).parent.parent
+    assert not Path(fitcompress.__file__).is_relative_to(source / "fitcompress")

@@ -1,0 +1,200 @@
+"""Exported files answer as the network does, or do not exist."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from fitcompress import exports
+from fitcompress.errors import ExportError, RunError
+from fitcompress.exports import FORMATS, Format, Source, export_model
+from fitcompress.onnxfile import open_onnx
+from fitcompress.spec import InputSpec, Interface
+
+INTERFACE = Interface(
+    input=InputSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), crop_pct=0.9),
+    class_names=("cat", "dog", "naïve"),
+    origin={"teacher": "tiny"},
+)
+
+
+def make_source(network: nn.Module | None = None, num_samples: int = 8) -> Source:
+    """A tiny network in training mode whose batch norm has seen images, and images for it."""
+    if network is None:
+        network = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 3),
+        )
+        network(torch.randn(16, 3, 8, 8))
+    return Source(network, INTERFACE, torch.randn(num_samples, 3, 8, 8))
+
+
+class SizeReader(nn.Module):
+    """Writes the batch size into a view, as captured transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = torch.ops.aten.sym_size.int(images, 0)
+        maps = torch.ops.aten.view.default(images, [size, 3, 64])
+        return self.head(torch.ops.aten.select.int(maps, 1, 0))
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Adds a format whose file answers with the given function of the right answer."""
+
+    def plant(source: Source, wrong: Callable[[Tensor], Tensor]) -> None:
+        def write(_: Source, path: Path) -> None:
+            path.write_bytes(b"x")
+            Path(f"{path}.data").write_bytes(b"y")
+
+        kind = Format(
+            ".bin", write, lambda path, interface: lambda images: wrong(source.network(images))
+        )
+        monkeypatch.setattr(exports, "FORMATS", {**FORMATS, "planted": kind})
+
+    return plant
+
+
+def test_onnx_answers_as_the_network_at_any_batch_size(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = make_source()
+    record = export_model("onnx", source, tmp_path / "out" / "student.onnx")
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    assert record.checked_batches == (1, 8)
+    assert record.max_rel_diff < 1e-5
+    assert record.top1_agreement == 1.0
+    assert record.size_bytes == (tmp_path / "out" / "student.onnx").stat().st_size
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["student.onnx"]
+    assert [module.training for module in source.network.modules()] == [True] * 8
+    json.dumps(record.to_dict())
+
+    network = open_onnx(tmp_path / "out" / "student.onnx")
+    assert network.interface == INTERFACE
+    images = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        expected = source.network.eval()(images)
+    assert torch.allclose(network(images), expected, atol=1e-5)
+    assert torch.equal(network(images), torch.from_numpy(network.run(images.numpy())[0]))
+
+    model = onnx.load(tmp_path / "out" / "student.onnx")
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == [
+        "images",
+        "logits",
+    ]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert not any(node.metadata_props for node in model.graph.node)
+
+
+@pytest.mark.parametrize("form", ["torchscript", "pt2"])
+@pytest.mark.parametrize(
+    "make", [lambda: None, lambda: fx.symbolic_trace(SizeReader())], ids=["plain", "sizes"]
+)
+def test_torch_formats_answer_exactly_as_the_network(
+    tmp_path: Path, form: str, make: Callable[[], nn.Module | None]
+) -> None:
+    record = export_model(form, make_source(make()), tmp_path / f"student{FORMATS[form].suffix}")
+    assert record.max_abs_diff == 0.0
+    assert record.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda y: y + 0.1, lambda y: y * float("nan"), lambda y: y[:, :2], lambda y: y.flip(1)],
+    ids=["shifted", "nan", "shape", "class order"],
+)
+def test_a_mismatch_leaves_no_file(
+    tmp_path: Path, planted: Callable[..., None], wrong: Callable[[Tensor], Tensor]
+) -> None:
+    source = make_source()
+    planted(source, wrong)
+    with pytest.raises(ExportError, match="checking the"):
+        export_model("planted", source, tmp_path / "student.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mismatch_keeps_the_older_file_even_with_force(
+    tmp_path: Path, planted: Callable[..., None]
+) -> None:
+    source = make_source()
+    planted(source, lambda y: -y)
+    (tmp_path / "student.bin").write_text("older")
+    with pytest.raises(ExportError):
+        export_model("planted", source, tmp_path / "student.bin", force=True)
+    assert (tmp_path / "student.bin").read_text() == "older"
+
+
+def test_side_files_move_with_the_file(tmp_path: Path, planted: Callable[..., None]) -> None:
+    source = make_source()
+    planted(source, lambda y: y)
+    record = export_model("planted", source, tmp_path / "student.bin")
+    assert record.size_bytes == 2
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["student.bin", "student.bin.data"]
+
+
+def test_a_taken_name_is_refused_without_force(
+    tmp_path: Path, planted: Callable[..., None]
+) -> None:
+    source = make_source()
+    planted(source, lambda y: y)
+    (tmp_path / "student.bin").write_text("older")
+    with pytest.raises(ExportError, match="there is a file already") as caught:
+        export_model("planted", source, tmp_path / "student.bin")
+    assert "--force" in caught.value.advice
+    export_model("planted", source, tmp_path / "student.bin", force=True)
+    assert (tmp_path / "student.bin").read_bytes() == b"x"
+
+
+def test_few_samples_are_repeated(tmp_path: Path, planted: Callable[..., None]) -> None:
+    source = make_source(num_samples=1)
+    planted(source, lambda y: y)
+    assert export_model("planted", source, tmp_path / "student.bin").checked_batches == (1, 8)
+
+
+def test_an_unknown_format_is_named_with_near_misses(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="did you mean 'onnx'"):
+        export_model("onx", make_source(), tmp_path / "x")
+
+
+def test_a_converter_that_fails_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: Source, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyError("inside\nof the converter")
+
+    monkeypatch.setattr(exports, "FORMATS", {"x": replace(FORMATS["pt2"], write=write)})
+    with pytest.raises(ExportError, match="the converter failed: KeyError"):
+        export_model("x", make_source(), tmp_path / "student")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_run_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(_: Source, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exports, "FORMATS", {"x": replace(FORMATS["pt2"], write=write)})
+    with pytest.raises(RunError, match="no space left"):
+        export_model("x", make_source(), tmp_path / "student")
+
+
+def test_safetensors_without_a_model_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no model folder"):
+        export_model("safetensors", make_source(), tmp_path / "student")

@@ -1,0 +1,56 @@
+"""ONNX files of others, and damaged ones. What `exports` writes is read back in test_exports.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from fitcompress.errors import ExportError
+from fitcompress.onnxfile import metadata_of, onnx_runner, open_onnx
+from fitcompress.spec import InputSpec, Interface
+from fitcompress.speed import paired_latency
+
+INTERFACE = Interface(input=InputSpec(shape=(1, 2, 2), mean=(0.0,), std=(1.0,)))
+
+
+def write_doubler(path: Path, metadata: dict[str, str]) -> None:
+    """A file that doubles its input."""
+    shape = ["batch", 1, 2, 2]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "doubler",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
+def test_a_file_without_metadata_needs_an_interface(tmp_path: Path) -> None:
+    write_doubler(tmp_path / "x.onnx", {})
+    with pytest.raises(ExportError, match="does not say what images it takes") as caught:
+        open_onnx(tmp_path / "x.onnx")
+    assert "--input-size" in caught.value.advice
+    network = open_onnx(tmp_path / "x.onnx", INTERFACE)
+    images = torch.randn(3, 1, 2, 2)
+    assert torch.equal(network(images), 2 * images)
+
+
+def test_a_file_is_timed_in_its_own_runtime(tmp_path: Path) -> None:
+    write_doubler(tmp_path / "x.onnx", metadata_of(INTERFACE))
+    measured = paired_latency({"x": onnx_runner(tmp_path / "x.onnx")}, (1, 2), num_runs=5)
+    assert {batch: timing["n"] for batch, timing in measured["x"].items()} == {"1": 5, "2": 5}
+
+
+@pytest.mark.parametrize("content", [None, b"not onnx"], ids=["absent", "damaged"])
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "x.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"x\.onnx"):
+        open_onnx(path)

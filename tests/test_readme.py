@@ -1,0 +1,150 @@
+"""Every command in the README and the examples runs, or at least the command line takes it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import stat
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fitcompress
+from fitcompress.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
+TABLE = re.compile(r"^\| `(\w+)[ `]", re.MULTILINE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """(page, line) of every line in every shell block."""
+    return [
+        (str(page.relative_to(ROOT)), line)
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+    ]
+
+
+def commands_of(program: str) -> list[pytest.param]:
+    """The arguments of every command in the pages that starts `program`."""
+    return [
+        pytest.param(shlex.split(part)[1:], id=f"{page}: {part.strip()}")
+        for page, line in command_lines()
+        for part in line.split("&&")
+        if shlex.split(part)[0] == program
+    ]
+
+
+@pytest.mark.parametrize("words", commands_of("fitcompress"))
+def test_a_command_is_taken_as_it_stands(pipeline, words):
+    Path("runs/x").mkdir(parents=True)
+    if "--config" in words:
+        config = Path(words[words.index("--config") + 1])
+        config.parent.mkdir(parents=True)
+        config.write_text('[teacher]\nsource = "resnet50"\n')
+
+    result = CliRunner().invoke(app, words)
+
+    assert result.exit_code == 0, result.output
+    function = {"train": "train_teacher", "eval": "evaluate", "report": "load_report"}
+    assert pipeline.calls[-1][0] == function.get(words[0], words[0])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        command
+        for command in commands_of("fitcompress")
+        if command.values[0][0] in ("plan", "inspect") and "--no-pretrained" in command.values[0]
+    ],
+)
+def test_a_command_without_training_or_download_runs(in_empty_folder, words):
+    result = CliRunner().invoke(app, [*words, "--json"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(("{", "["))
+
+
+@pytest.mark.parametrize("words", commands_of("python"))
+def test_a_script_that_is_named_is_there(words):
+    named = Path(words[0])
+    folders = [ROOT, *(page.parent for page in PAGES)]
+
+    assert any((folder / named).is_file() for folder in folders)
+
+
+def test_every_line_of_every_block_is_of_a_kind_that_is_checked():
+    programs = {shlex.split(part)[0] for _, line in command_lines() for part in line.split("&&")}
+
+    assert programs <= {
+        "fitcompress", "python", "python3", ".", "cd", "pip", "ruff", "mypy", "pytest",
+    }  # fmt: skip
+
+
+def test_the_two_set_up_commands_are_one_line_each_and_make_an_environment():
+    lines = [
+        line for page, line in command_lines() if page == "README.md" and "pip install" in line
+    ]
+
+    assert len(lines) == 2
+    start = "python3 -m venv .venv && . .venv/bin/activate && pip install "
+    assert [line.startswith(start) for line in lines] == [True, True]
+    assert lines[0].endswith("pip install . && fitcompress demo")
+    assert lines[1].endswith("&& ruff check . && ruff format --check . && mypy && pytest")
+
+
+def test_the_check_script_runs_the_line_of_the_readme():
+    script = ROOT / ".ci/run"
+    [line] = [line for _, line in command_lines() if line.endswith("&& pytest")]
+
+    assert line.split("activate", 1)[1] in script.read_text("utf-8").replace(
+        'activate" ', "activate "
+    )
+    assert script.stat().st_mode & stat.S_IXUSR
+
+
+def test_the_python_block_runs(pipeline, monkeypatch):
+    monkeypatch.setattr(fitcompress, "distill", pipeline.distill, raising=False)
+    monkeypatch.setattr(fitcompress, "load", lambda path: ("loaded", path), raising=False)
+    names: dict[str, object] = {}
+    [block] = blocks(ROOT / "README.md", "python")
+
+    exec(compile(block, "README.md", "exec"), names)
+
+    recipe = names["recipe"]
+    assert (recipe.teacher.source, recipe.student.width_mult) == ("resnet18", 0.5)
+    assert names["student"] == ("loaded", recipe.run.out)
+
+
+def test_the_table_of_commands_is_complete():
+    text = (ROOT / "README.md").read_text("utf-8")
+    [section] = re.findall(r"## Commands\n(.*?)`export` and", text, re.DOTALL)
+
+    assert sorted(TABLE.findall(section)) == sorted(app_commands())
+
+
+def app_commands() -> list[str]:
+    return [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+def test_links_to_files_of_the_repository_lead_somewhere():
+    text = (ROOT / "README.md").read_text("utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_transcript_stands_between_its_marks():
+    text = (ROOT / "README.md").read_text("utf-8")
+
+    assert text.index("<!-- transcript:begin -->") < text.index("<!-- transcript:end -->")

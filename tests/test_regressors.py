@@ -1,0 +1,252 @@
+"""Every kind of regressor has the hint's shape, and what cannot be mapped is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fitcompress.errors import PlanError
+from fitcompress.regressors import HintStatistics, estimate_hint_statistics, make_regressor
+
+# name: hint shape, guided shape, further arguments, description, shape of the target
+CASES = {
+    "equal maps": ((64, 7, 7), (20, 7, 7), {}, "1x1 conv 20 -> 64", None),
+    "fitnet 4": ((192, 7, 7), (80, 8, 8), {}, "2x2 conv 80 -> 192", None),
+    "largest kernel": ((8, 7, 7), (4, 13, 13), {}, "7x7 conv 4 -> 8", None),
+    "beyond it": ((8, 7, 7), (4, 14, 14), {}, "average pool to 7x7, 1x1 conv 4 -> 8", None),
+    "larger hint": ((8, 14, 14), (4, 7, 7), {}, "1x1 conv 4 -> 8, bilinear to 14x14", None),
+    "sides differ": ((8, 6, 9), (4, 8, 4), {}, "3x1 conv 4 -> 8, bilinear to 6x9", None),
+    "pool one side": ((8, 2, 5), (4, 32, 6), {}, "average pool to 2x6, 1x2 conv 4 -> 8", None),
+    "1-D map": (
+        (8, 10),
+        (4, 12),
+        {"hint_channel_axis": 0, "guided_channel_axis": 0},
+        "3 conv 4 -> 8",
+        None,
+    ),
+    "3-D map": ((8, 3, 4, 4), (4, 4, 4, 4), {}, "2x1x1 conv 4 -> 8", None),
+    "3-D larger hint": (
+        (8, 6, 6, 6),
+        (4, 3, 3, 3),
+        {},
+        "1x1x1 conv 4 -> 8, trilinear to 6x6x6",
+        None,
+    ),
+    "channels last": ((7, 7, 96), (8, 8, 24), {}, "2x2 conv 24 -> 96", None),
+    "channels last told": (
+        (7, 5, 96),
+        (8, 5, 24),
+        {"hint_channel_axis": -1, "guided_channel_axis": 2},
+        "2x1 conv 24 -> 96",
+        None,
+    ),
+    "last from first": ((7, 7, 96), (24, 7, 7), {}, "1x1 conv 24 -> 96", None),
+    "first from last": ((96, 7, 7), (7, 7, 24), {}, "1x1 conv 24 -> 96", None),
+    "tokens": ((196, 192), (196, 64), {}, "linear 64 -> 192", None),
+    "class token": (
+        (197, 192),
+        (197, 64),
+        {},
+        "without 1 prefix tokens, linear 64 -> 192",
+        (196, 192),
+    ),
+    "class token one side": ((197, 192), (196, 64), {}, "linear 64 -> 192", (196, 192)),
+    "registers told": (
+        (20, 8),
+        (20, 4),
+        {"num_prefix_tokens": 3},
+        "without 3 prefix tokens, linear 4 -> 8",
+        (17, 8),
+    ),
+    "a line of tokens": ((31, 8), (31, 4), {}, "linear 4 -> 8", None),
+    "shorter line": ((31, 8), (34, 4), {}, "fold to 34, 4 conv 4 -> 8, flatten", None),
+    "fewer tokens": (
+        (50, 8),
+        (65, 4),
+        {},
+        "without 1 prefix tokens, fold to 8x8, 2x2 conv 4 -> 8, flatten",
+        (49, 8),
+    ),
+    "tokens to map": (
+        (8, 14, 14),
+        (197, 4),
+        {},
+        "without 1 prefix tokens, fold to 14x14, 1x1 conv 4 -> 8",
+        None,
+    ),
+    "tokens to oblong map": (
+        (8, 6, 4),
+        (25, 4),
+        {},
+        "without 1 prefix tokens, fold to 6x4, 1x1 conv 4 -> 8",
+        None,
+    ),
+    "tokens to smaller map": (
+        (8, 7, 7),
+        (196, 4),
+        {},
+        "fold to 14x14, average pool to 7x7, 1x1 conv 4 -> 8",
+        None,
+    ),
+    "map to tokens": ((197, 8), (4, 14, 14), {}, "1x1 conv 4 -> 8, flatten", (196, 8)),
+    "smaller map to tokens": (
+        (197, 8),
+        (4, 7, 7),
+        {},
+        "1x1 conv 4 -> 8, bilinear to 14x14, flatten",
+        (196, 8),
+    ),
+    "last map to tokens": ((197, 8), (14, 14, 4), {}, "1x1 conv 4 -> 8, flatten", (196, 8)),
+    "vectors": ((64,), (20,), {}, "linear 20 -> 64", None),
+    "map to vector": ((64,), (20, 7, 7), {}, "mean over positions, linear 20 -> 64", None),
+    "last map to vector": ((64,), (7, 7, 20), {}, "mean over positions, linear 20 -> 64", None),
+    "tokens to vector": (
+        (64,),
+        (33, 20),
+        {"num_prefix_tokens": 1},
+        "without 1 prefix tokens, mean over positions, linear 20 -> 64",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_answer_has_the_shape_of_the_target(name):
+    hint_shape, guided_shape, arguments, description, target_shape = CASES[name]
+    regressor, words = make_regressor(
+        hint_shape, guided_shape, non_negative_hint=False, when_equal=True, **arguments
+    )
+    target = regressor.target(torch.randn(2, *hint_shape))
+    answer = regressor(torch.randn(2, *guided_shape))
+    assert answer.shape == target.shape == (2, *(target_shape or hint_shape))
+    assert words == description
+    answer.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in regressor.parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_channel_axis_of_the_target_holds_the_hints_channels(name):
+    hint_shape, guided_shape, arguments, *_ = CASES[name]
+    regressor, _ = make_regressor(
+        hint_shape, guided_shape, non_negative_hint=True, when_equal=True, **arguments
+    )
+    answer = regressor(torch.randn(2, *guided_shape))
+    assert answer.shape[regressor.channel_axis] == next(regressor.project.parameters()).shape[0]
+
+
+@pytest.mark.parametrize("name", ["fitnet 4", "larger hint", "tokens", "vectors", "map to tokens"])
+@pytest.mark.parametrize("non_negative", [True, False])
+def test_a_relu_ends_it_exactly_where_the_hint_is_non_negative(name, non_negative):
+    hint_shape, guided_shape, arguments, description, _ = CASES[name]
+    regressor, words = make_regressor(
+        hint_shape, guided_shape, non_negative_hint=non_negative, when_equal=True, **arguments
+    )
+    assert words == description + ", ReLU" * non_negative
+    assert bool((regressor(torch.randn(8, *guided_shape)) >= 0).all()) == non_negative
+
+
+WRONG = {
+    "no axes": ((), (4,), {}),
+    "five axes": ((1, 2, 3, 4, 5), (4,), {}),
+    "empty axis": ((0, 7, 7), (4, 7, 7), {}),
+    "vector to map": ((8, 7, 7), (4,), {}),
+    "vector to tokens": ((49, 8), (4,), {}),
+    "spatial axes differ": ((8, 3, 4, 5), (4, 7, 7), {}),
+    "tokens without a grid": ((8, 7, 7), (31, 4), {}),
+    "no such axis": ((8, 7, 7), (4, 7, 7), {"hint_channel_axis": 3}),
+    "too many prefix tokens": ((5, 8), (5, 4), {"num_prefix_tokens": 5}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_mapped_is_refused(name):
+    hint_shape, guided_shape, arguments = WRONG[name]
+    with pytest.raises(PlanError, match="choosing a regressor"):
+        make_regressor(
+            hint_shape, guided_shape, non_negative_hint=False, when_equal=True, **arguments
+        )
+
+
+@pytest.mark.parametrize("shape", [(8, 7, 7), (16, 8), (8,)], ids=["map", "tokens", "vector"])
+def test_equal_shapes_get_the_identity_where_that_is_asked_for(shape):
+    regressor, words = make_regressor(shape, shape, non_negative_hint=True, when_equal=False)
+    value = torch.randn(2, *shape)
+    assert words == "identity"
+    assert torch.equal(regressor(value), regressor.target(value))
+    assert not list(regressor.parameters())
+
+
+def test_the_identity_on_tokens_drops_the_class_token_on_both_sides():
+    regressor, words = make_regressor((17, 8), (17, 8), non_negative_hint=False, when_equal=False)
+    value = torch.randn(2, 17, 8)
+    assert torch.equal(regressor(value), value[:, 1:]) and torch.equal(
+        regressor.target(value), value[:, 1:]
+    )
+    assert words == "without 1 prefix tokens"
+
+
+def test_equal_shapes_get_a_1x1_convolution_by_default():
+    regressor, _ = make_regressor((8, 7, 7), (8, 7, 7), non_negative_hint=False, when_equal=True)
+    assert isinstance(regressor.project, nn.Conv2d)
+
+
+def test_tokens_keep_their_place_when_they_are_folded():
+    """A token sequence and the map it came from must lead to the same answer."""
+    torch.manual_seed(0)
+    from_map, _ = make_regressor((8, 6, 6), (4, 6, 6), non_negative_hint=False, when_equal=True)
+    from_tokens, _ = make_regressor((8, 6, 6), (37, 4), non_negative_hint=False, when_equal=True)
+    from_tokens.project.load_state_dict(from_map.project.state_dict())
+    map_NCHW = torch.randn(2, 4, 6, 6)
+    tokens_NLD = torch.cat([torch.randn(2, 1, 4), map_NCHW.flatten(2).transpose(1, 2)], 1)
+    # The kernel sees other strides: rounding may differ.
+    assert torch.allclose(from_map(map_NCHW), from_tokens(tokens_NLD), atol=1e-6)
+
+
+def _estimate(batches, axis=1):
+    (statistics,) = estimate_hint_statistics([(b,) for b in batches], channel_axes=[axis])
+    return statistics
+
+
+def test_statistics_are_those_of_all_batches_together():
+    torch.manual_seed(0)
+    batches = [
+        torch.randn(5, 3, 4, 4) * torch.tensor([1.0, 20.0, 3.0]).view(3, 1, 1) + 7,
+        torch.randn(2, 3, 4, 4),
+    ]
+    statistics = _estimate(batches)
+    values_CM = torch.cat(batches).movedim(1, 0).flatten(1)
+    assert torch.allclose(statistics.mean, values_CM.mean(1), rtol=1e-5)  # float32 sums in the test
+    assert torch.allclose(statistics.std, values_CM.std(1, correction=0), rtol=1e-5)
+    standard = statistics(torch.cat(batches)).movedim(1, 0).flatten(1)
+    assert torch.allclose(standard.mean(1), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(standard.std(1, correction=0), torch.ones(3), rtol=1e-5)
+
+
+def test_statistics_of_channels_last_values():
+    values = torch.randn(4, 9, 3) * torch.tensor([1.0, 5.0, 9.0])
+    statistics = _estimate([values], axis=-1)
+    assert torch.allclose(statistics.std, values.flatten(0, 1).std(0, correction=0), rtol=1e-5)
+
+
+def test_a_dead_channel_is_not_blown_up():
+    values = torch.randn(64, 2, 3, 3)
+    values[:, 1] = 1e-6 * torch.randn(64, 3, 3)
+    assert _estimate([values])(values)[:, 1].abs().max() < 1e-3
+
+
+def test_a_constant_hint_stays_finite():
+    statistics = _estimate([torch.ones(4, 3)])
+    assert torch.equal(statistics(torch.ones(4, 3)), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("hints", [[], [torch.full((2, 3), float("nan"))]], ids=["none", "nan"])
+def test_statistics_of_nothing_are_refused(hints):
+    with pytest.raises(PlanError, match="gave no finite values"):
+        _estimate(hints)
+
+
+def test_statistics_have_no_parameters_and_travel_in_the_state():
+    statistics = HintStatistics(torch.zeros(3), torch.ones(3), channel_axis=1)
+    assert not list(statistics.parameters())
+    assert set(statistics.state_dict()) == {"mean", "std"}
