@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     )
     from fitcompress.recipe import Recipe, load_recipe, resolve_recipe
     from fitcompress.report import Report
+    from fitcompress.spec import InputSpec
+    from fitcompress.teacher import teacher_from_module
 
 __all__ = [
     "FitcompressError",
+    "InputSpec",
     "Recipe",
     "Report",
     "__version__",
@@ -46,6 +49,7 @@ __all__ = [
     "load_report",
     "plan",
     "resolve_recipe",
+    "teacher_from_module",
     "train_teacher",
 ]
 
@@ -53,6 +57,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "FitcompressError": "errors",
+    "InputSpec": "spec",
     "Recipe": "recipe",
     "Report": "report",
     "demo": "pipeline",
@@ -65,6 +70,7 @@ _HOME = {
     "load_report": "pipeline",
     "plan": "pipeline",
     "resolve_recipe": "recipe",
+    "teacher_from_module": "teacher",
     "train_teacher": "pipeline",
 }
 """The module that each public name is loaded from, at its first use."""

@@ -97,21 +97,20 @@ def show_notice(message: str, console: Console | None = None) -> None:
 def show_plan(plan: Mapping[str, Any], *, as_json: bool = False) -> None:
     """Show what the student would be.
 
-    `plan`: "teacher" and "student" (params, macs, flops, depth), "pairs", "frozen", "notices", and
-    where known "stages".
+    `plan`: "teacher" and "student" (params, macs, flops, depth), "stages", "pairs", "frozen" and
+    "notices", as `pipeline.plan` gives them.
     """
     if as_json:
         show_json(plan)
         return
     console = output_console()
     console.print(_size_table(plan["teacher"], plan["student"]))
-    if plan.get("stages"):
-        console.print(_table_of("Stages", plan["stages"]))
-    console.print(_table_of("Hints", plan["pairs"]) if plan["pairs"] else "no hint pair")
+    console.print(_stage_table(plan["stages"]))
+    console.print(_pair_table(plan["pairs"]) if plan["pairs"] else "no hint pair")
     for place in plan["frozen"]:
-        console.print(f"frozen: {_one_line(_words(place))}", soft_wrap=True)
+        console.print(f"frozen: {_frozen_words(place)}", soft_wrap=True)
     for notice in plan["notices"]:
-        console.print(f"note: {_one_line(_words(notice))}", soft_wrap=True)
+        show_notice(str(notice), console)
 
 
 def show_layers(layers: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
@@ -204,6 +203,36 @@ def _size_table(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Table
     return table
 
 
+def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """Stage by stage, teacher -> student; a stage that one side lacks shows the other alone."""
+    table = _table("Stages", "student layers", ">blocks", "shape", ">parameters")
+    for stage in stages:
+        sides = [side for side in (stage["teacher"], stage["student"]) if side]
+        ends = dict.fromkeys((sides[-1]["first"], sides[-1]["last"]))
+        table.add_row(
+            " to ".join(ends),
+            " -> ".join(str(side["blocks"]) for side in sides),
+            " -> ".join(shape_text(side["width"]) for side in sides),
+            " -> ".join(count_text(side["params"]) for side in sides),
+        )
+    return table
+
+
+def _pair_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("Hints", "hint", "guided", "shapes", "regressor")
+    for pair in pairs:
+        shapes = f"{_shape(pair['hint_shape'])} <- {_shape(pair['guided_shape'])}"
+        table.add_row(pair["hint"], pair["guided"], shapes, pair["regressor"])
+    return table
+
+
+def _frozen_words(place: Mapping[str, Any]) -> str:
+    """What was left as wide as it was, and why: "16 (no rule for x), in a.weight and 3 more"."""
+    first, *others = place["tensors"] or ["no weight"]
+    more = f" and {len(others)} more" if others else ""
+    return f"{' x '.join(map(str, place['sizes']))} ({place['reason']}), in {first}{more}"
+
+
 def _table(title: str, *columns: str) -> Table:
     """An empty table; a column whose name starts with ">" is aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -215,15 +244,6 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _table_of(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table with a column for every key of the rows, in the order of their first appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = _table(title, *(column.replace("_", " ") for column in columns))
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    return table
-
-
 def _cell(value: object) -> str:
     if value is None:
         return ""
@@ -231,15 +251,6 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return _words(value)
-    return _shape(value) if isinstance(value, list | tuple) else str(value)
-
-
-def _words(value: object) -> str:
-    """A value in a sentence: the entries of a dictionary one after another."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_cell(part)}" for name, part in value.items())
     return str(value)
 
 

@@ -79,11 +79,11 @@ def measure_results(
             **measure_costs(model.program).to_dict(),
             "size_bytes": size_bytes(model.network),
             "accuracy": _accuracy(predictions[name]),
-            "latency_ms": {"pytorch": speeds[name]},
+            "latency_ms": {"torch": speeds[name]},
         }
         for name, model in models.items()
     }
-    results["teacher"] |= {key: facts[key] for key in ("weights_from", "adapted")}
+    results["teacher"] |= {"weights_from": facts["teacher_weights"], "adapted": facts["adapted"]}
     return {
         **results,
         **_comparisons(predictions),

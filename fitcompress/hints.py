@@ -14,18 +14,19 @@ from math import log2, prod
 import torch
 from torch.fx import GraphModule
 
-from fitcompress.errors import LayerError, PlanError
+from fitcompress.errors import PlanError
 from fitcompress.graph.costs import node_depths
 from fitcompress.graph.cut import resolve_layer
+from fitcompress.graph.leaves import find_leaves
 from fitcompress.graph.lift import Block as NodeBlock
 from fitcompress.graph.program import Program, operation, output_nodes, propagate_shapes
 from fitcompress.graph.spine import Block, find_blocks
 from fitcompress.graph.trace import AxisTrace, trace_axes
-from fitcompress.taps import LayerRecord, record_layers
+from fitcompress.taps import record_layers
 
 __all__ = ["HintPair", "Layer", "LayerMap", "choose_pairs", "map_layers", "node_blocks"]
 
-_NEAR_THE_MIDDLE = 0.2
+_NEAR_THE_MIDDLE = 0.1
 """How far, as a share of the depth, a stage may end from the wanted place to be preferred over the block right there."""
 _NON_NEGATIVE = frozenset(("relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus"))
 _KEEPS_SIGN = frozenset(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "flatten", "view", "reshape"))
@@ -91,9 +92,10 @@ def map_layers(program: Program, network: GraphModule) -> LayerMap:
     depths = {node.name: depth for node, depth in node_depths(program).items()}
     total = max(depths[node.name] for node in output_nodes(program.graph)) or 1
     stages = _stages(program, blocks)
+    nodes = _output_nodes_by_module(program, parts)
     found = []
     for record in record_layers(network, *inputs):
-        node = _node_of(program, record, parts)
+        node = nodes.get(record.name, "")
         if node:
             share = depths[node] / total
             stage = stages.get(node, -1)
@@ -116,11 +118,10 @@ def _stages(program: Program, blocks: Sequence[Block]) -> dict[str, int]:
     }
 
 
-def _node_of(program: Program, record: LayerRecord, blocks: Sequence[NodeBlock]) -> str:
-    try:
-        return resolve_layer(program, record.name, blocks)
-    except LayerError:
-        return ""
+def _output_nodes_by_module(program: Program, blocks: Sequence[NodeBlock]) -> dict[str, str]:
+    """The node whose value each module of the network returns, by the module's name."""
+    leaves = {leaf.path: node.name for node, leaf in find_leaves(program).items()}
+    return {**leaves, **{name: nodes[-1] for name, nodes in blocks}}
 
 
 def _with_some_candidates(layers: tuple[Layer, ...], stages: dict[str, int]) -> tuple[Layer, ...]:

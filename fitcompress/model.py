@@ -1,7 +1,8 @@
-"""Model folders: a network stored as `model.safetensors` and `config.json`. Layer: teacher (graph, spec, errors).
+"""Model folders: a network stored as `model.safetensors` and `config.json`. Layer: teacher (graph,
+spec, errors).
 
-Reading one unpickles nothing and runs no code from the folder: the graph is a list of ATen calls in JSON. It knows nothing of
-where the network came from beyond what the interface says.
+Reading one unpickles nothing and runs no code from the folder: the graph is a list of ATen calls in
+JSON. It knows nothing of where the network came from beyond what the interface says.
 """
 
 from __future__ import annotations
@@ -48,9 +49,11 @@ def save_model(
     interface: Interface,
     blocks: Iterable[Block] = (),
 ) -> None:
-    """Writes a model folder; each file gets its final name only when it is whole, the weights first.
+    """Writes a model folder; each file gets its final name only when it is whole, the weights
+    first.
 
-    weights: the trained network of `program`, or its tensors by name; what it lacks is taken from the program.
+    weights: the trained network of `program`, or its tensors by name; what it lacks is taken from
+        the program.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = {
@@ -90,7 +93,7 @@ def load_model(folder: Path) -> Model:
 def is_model_folder(folder: Path) -> bool:
     """Whether `save_model` wrote the folder, by what its config says."""
     try:
-        return _read_config(folder)["format"] == _FORMAT
+        return bool(_read_config(folder)["format"] == _FORMAT)
     except TeacherError:
         return False
 

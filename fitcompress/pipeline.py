@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from fitcompress.data import DataBundle, load_data, make_dataset
+from fitcompress.data import DataBundle, Preprocess, load_data, make_dataset, match_classes
 from fitcompress.environment import collect_environment
 from fitcompress.errors import RunError
 from fitcompress.events import Emit, Event, Notice, Progress, StageFinished, StageStarted, ignore
@@ -27,7 +27,7 @@ from fitcompress.measure import accuracy
 from fitcompress.model import Model, is_model_folder, load_model, save_model
 from fitcompress.onnxfile import open_onnx
 from fitcompress.planning import make_model, plan_run, with_state
-from fitcompress.recipe import Recipe, recipe_from_preset, recipe_to_toml
+from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
 from fitcompress.report import Report
 from fitcompress.rundir import RunDir
 from fitcompress.settings import with_settings
@@ -43,7 +43,7 @@ from fitcompress.stages import (
     train_student,
 )
 from fitcompress.teacher import Teacher, open_teacher
-from fitcompress.training import StageResult
+from fitcompress.training import StageResult, resolve_device
 
 __all__ = [
     "demo",
@@ -91,10 +91,10 @@ def distill(
     run.write_text("recipe.toml", recipe_to_toml(recipe))
     session = Session(recipe, data, emit, run, resume)
     run.write_json("environment.json", collect_environment(session.device))
-    opened, facts, stages = _prepare_teacher(session, teacher)
+    opened, session, facts, stages = _prepare_teacher(session, teacher)
     planned = plan_run(opened, recipe, emit=emit)
     run.write_json("plan.json", planned.summary)
-    before = predict_split(planned.teacher, data.evaluation, session.device)
+    before = predict_split(planned.teacher, session.data.evaluation, session.device)
     check_teacher(before, opened.name, data.evaluation_split)
     emit(estimate_cost(session, planned))
     if planned.inherits:
@@ -133,10 +133,13 @@ def _load(recipe: Recipe, emit: Emit) -> DataBundle:
 
 def _prepare_teacher(
     session: Session, teacher: Teacher | None
-) -> tuple[Teacher, dict[str, Any], list[StageResult]]:
-    """The teacher for the data, adapted where its classes are not the data's; what the report must say of it; its cost."""
-    recipe, data = session.recipe, session.data
-    known = teacher or open_teacher(recipe.teacher, image_size=data.image_size, meta=True)
+) -> tuple[Teacher, Session, dict[str, Any], list[StageResult]]:
+    """The teacher for the data, adapted where its classes are not the data's; the data in the order of its classes; what the
+    report must say of it; what it cost.
+    """
+    recipe, emit = session.recipe, session.emit
+    known = teacher or open_teacher(recipe.teacher, image_size=session.data.image_size, meta=True)
+    data = _in_order_of(known, session.data, is_told=recipe.teacher.class_map is not None)
     fits = not data.labelled or known.num_classes == data.num_classes
     if not fits:
         require_adaptable(known, data, recipe)
@@ -144,24 +147,30 @@ def _prepare_teacher(
         recipe.teacher,
         image_size=data.image_size,
         num_classes=None if fits else data.num_classes,
-        emit=session.emit,
+        emit=emit,
         allow_random=not fits and recipe.teacher.weights is None,
         seed=recipe.run.seed,
     )
     facts = {
-        "teacher": opened.name,
         "teacher_weights": opened.weights_from,
-        "weights_from": opened.weights_from,
         "adapted": not fits,
-        "data": data.description,
         "evaluation_split": data.evaluation_split,
     }
+    session = replace(session, data=data)
     if fits:
-        return opened, facts, []
+        return opened, session, facts, []
     message = f"the teacher has {known.num_classes} classes, the data {data.num_classes}: a copy is adapted first"
-    session.emit(Notice(topic="teacher", message=message))
+    emit(Notice(topic="teacher", message=message))
     adapted, result = adapt_teacher(session, opened)
-    return adapted, facts, [result]
+    return adapted, session, facts, [result]
+
+
+def _in_order_of(teacher: Teacher, data: DataBundle, *, is_told: bool) -> DataBundle:
+    """The data with labels in the order of the teacher's outputs, where the names of both are known."""
+    names = teacher.interface.class_names
+    if is_told or set(data.class_names or ()) <= set(names):
+        return match_classes(data, names)
+    return data
 
 
 def _save(folder: Path, model: Model, recipe: Recipe) -> None:
@@ -223,7 +232,8 @@ def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, An
     """The accuracy of any model (a folder, a teacher, an ONNX file) on the evaluation split of the recipe's data."""
     data = _load(recipe, emit)
     opened = _open_any(model, recipe, data, emit)
-    predictions = predict_split(opened, data.evaluation, "cpu")
+    data = match_classes(data, opened.interface.class_names)
+    predictions = predict_split(opened, data.evaluation, resolve_device(recipe.run.device))
     return {
         "accuracy": accuracy(predictions),
         "n": len(predictions.ids_N),
@@ -285,15 +295,11 @@ def _with_activation(model: Model) -> nn.Module:
 
 def _samples(directory: RunDir, model: Model) -> Any:
     """Some evaluation images of the run's data, as the student takes them."""
-    from fitcompress.data import Preprocess
-    from fitcompress.recipe import load_recipe
-
     recipe = load_recipe(directory.recipe_path)
     data = load_data(recipe.data, seed=recipe.run.seed, emit=ignore)
     views = make_dataset(data.evaluation, model.interface.input, augment="none", seed=0)
-    step = max(1, len(views) // _SAMPLES)
-    batch = views.batch(list(range(0, len(views), step))[:_SAMPLES])
-    return Preprocess(model.interface.input)(batch.images)
+    ids = [len(views) * number // _SAMPLES for number in range(_SAMPLES)]
+    return Preprocess(model.interface.input)(views.batch(ids).images)
 
 
 def load_report(run: Path | None = None) -> Report:

@@ -172,7 +172,9 @@ def _finished(event: StageFinished) -> str:
 
 def _losses(losses: Mapping[str, float]) -> str:
     return "  ".join(
-        f"{name} {percent_text(value)}" if name.endswith("top1") else f"{name} {value:.4g}"
+        f"{name} {percent_text(value)}"
+        if name.endswith(("top1", "agreement"))
+        else f"{name} {value:.4g}"
         for name, value in losses.items()
     )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,15 +28,13 @@ _LARGEST_KERNEL = 7
 _PREFIX_COUNTS = (0, 1, 2, 4, 5)
 """Tokens before the grid: none, class, class and distillation, 4 registers, these and a class."""
 
-_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _POOLS = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 _INTERPOLATIONS = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class Regressor(nn.Sequential):
-    """Maps guided values (N, *guided shape) to what `target` keeps of the hint; the steps are its
-    children, in order.
-    """
+    """Maps guided values (N, *guided shape) to the shape of `target`; step by step."""
 
     def __init__(
         self, steps: OrderedDict[str, nn.Module], *, num_hint_prefix: int, channel_axis: int
@@ -46,9 +45,7 @@ class Regressor(nn.Sequential):
         """The axis of the target's channels, counted with the batch."""
 
     def target(self, hint: Tensor) -> Tensor:
-        """The hint without its class and register tokens, which have no place in the grid: (N, L,
-        D) -> (N, L', D).
-        """
+        """The hint without class and register tokens, which have no place in the grid."""
         return hint[:, self.num_hint_prefix :] if self.num_hint_prefix else hint
 
 
@@ -64,9 +61,9 @@ def make_regressor(
 ) -> tuple[Regressor, str]:
     """The regressor from the guided to the hint's shape, and its description for a person.
 
-    Per spatial side with sizes N_g (guided) and N_h (hint): a valid convolution with k = N_g - N_h
-    + 1 where N_g >= N_h (1x1 when equal); average pooling to N_h and k = 1 where k would pass 7; k
-    = 1 and linear interpolation where N_g < N_h. Tokens lose their class and register tokens; with
+    Per spatial side with sizes N_g (guided) and N_h (hint): a valid convolution of N_g - N_h + 1
+    where N_g >= N_h (1x1 when equal); where that would pass 7, average pooling to N_h and 1x1;
+    where N_g < N_h, 1x1 and linear interpolation. Tokens lose their class and register tokens; with
     as many tokens on both sides they are projected by a linear layer, else they are folded to their
     grid and treated as a map. A vector hint takes the mean over positions and a linear layer.
 

@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import islice
 
 import torch
 from torch import nn
 
-from fitcompress.data import DataBundle, Preprocess, Views, make_dataset, make_loader
+from fitcompress.data import Batch, DataBundle, Preprocess, Views, make_dataset, make_loader
 from fitcompress.errors import TeacherError
 from fitcompress.events import Emit, Notice
 from fitcompress.graph.cut import cut_program
@@ -26,7 +26,6 @@ from fitcompress.losses import OutputKind
 from fitcompress.model import Model, save_model
 from fitcompress.planning import Planned, make_model, make_regressors, with_state
 from fitcompress.recipe import OptimRecipe, Recipe
-from fitcompress.regressors import Regressor
 from fitcompress.rundir import RunDir
 from fitcompress.settings import flat_settings
 from fitcompress.spec import InputSpec
@@ -34,13 +33,12 @@ from fitcompress.teacher import Teacher
 from fitcompress.training import (
     DistillObjective,
     HintObjective,
-    HintStatistics,
     Objective,
     StageResult,
     SupervisedObjective,
-    estimate_hint_statistics,
     reestimate_batch_norms,
     resolve_device,
+    standardise_hints,
     train,
 )
 
@@ -174,11 +172,17 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(session.recipe.run.seed)
         regressors = [regressor for regressor, _ in make_regressors(planned.pairs, hints)]
-    statistics = _statistics(session, teacher, cuts[0], regressors) if hints.standardise else []
+    preprocess = Preprocess(teacher.interface.input)
+    statistics = []
+    if hints.standardise:
+        batches = [batch.to(device) for batch in _plain_batches(session, teacher.interface.input)]
+        statistics = standardise_hints(
+            cuts[0], preprocess.to(device), regressors, batches, num_batches=len(batches)
+        )
     objective = HintObjective(
         *cuts,
         regressors,
-        teacher_preprocess=Preprocess(teacher.interface.input),
+        teacher_preprocess=preprocess,
         student_preprocess=Preprocess(student.interface.input),
         statistics=statistics,
         reduction="mean" if hints.standardise else "sum",
@@ -203,33 +207,13 @@ class _AsTuple(nn.Module):
         return (values,) if isinstance(values, torch.Tensor) else tuple(values)
 
 
-def _statistics(
-    session: Session, teacher: Model, cut: nn.Module, regressors: Sequence[Regressor]
-) -> list[HintStatistics]:
-    """The mean and deviation of the hints, per channel, over some plain training images."""
-    spec = teacher.interface.input
-    network = nn.Sequential(Preprocess(spec), cut).to(session.device).eval()
-    hints = []
-    with torch.no_grad():
-        for images in _plain_images(session, spec):
-            values = network(images.to(session.device))
-            hints.append(
-                [part.target(value).cpu() for part, value in zip(regressors, values, strict=True)]
-            )
-    return estimate_hint_statistics(hints, channel_axes=[part.channel_axis for part in regressors])
-
-
-def _plain_images(session: Session, spec: InputSpec) -> list[torch.Tensor]:
-    return [batch.images for batch in _plain_batches(session, spec)]
-
-
-def _plain_batches(session: Session, spec: InputSpec) -> list[Any]:
+def _plain_batches(session: Session, spec: InputSpec) -> list[Batch]:
     """Some batches of training images as they are, in a seeded order."""
     seed = session.recipe.run.seed
     views = make_dataset(session.data.train, spec, augment="none", seed=seed)
     size = min(session.recipe.data.batch_size, len(views))
     loader = make_loader(views, size, shuffle_seed=seed, drop_last=True)
-    return [batch for _, batch in zip(range(_STATISTICS_BATCHES), loader, strict=False)]
+    return list(islice(loader, _STATISTICS_BATCHES))
 
 
 def _view_spec(teacher: Model, student: Model) -> InputSpec:

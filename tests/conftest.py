@@ -14,8 +14,19 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
 from fakes import FakePipeline, canned_answers
+from hypothesis import HealthCheck, settings
 
 import fitcompress
+
+# The same examples every time, and no verdict that depends on how busy the machine is.
+settings.register_profile(
+    "steady",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)

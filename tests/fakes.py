@@ -50,6 +50,7 @@ def canned_answers(folder: Path) -> dict[str, object]:
         "plan": {
             "teacher": {"params": 11_200_000, "macs": 1.8e9, "flops": 3.6e9, "depth": 18},
             "student": {"params": 2_100_000, "macs": 3.5e8, "flops": 7e8, "depth": 36},
+            "stages": [],
             "pairs": [],
             "frozen": [],
             "notices": [],

@@ -12,8 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import fitcompress
+from fitcompress.model import save_model
+from fitcompress.recipe import recipe_to_toml
 
 
 @pytest.mark.parametrize("name", fitcompress.__all__)
@@ -91,3 +95,32 @@ def test_an_installed_package_is_the_one_that_is_tested():
 
     source = Path(__file__).parent.parent
     assert not Path(fitcompress.__file__).is_relative_to(source / "fitcompress")
+
+
+@pytest.fixture
+def run_with_a_student(tmp_path):
+    """A run directory that holds a student: one linear layer on images of one channel."""
+    spec = fitcompress.InputSpec(shape=(1, 4, 4), mean=(0.5,), std=(0.25,))
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    teacher = fitcompress.teacher_from_module(module, spec, class_names=("a", "b", "c"))
+    save_model(tmp_path / "student", teacher.program, {}, teacher.interface)
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(fitcompress.Recipe()))
+    return tmp_path, module, spec
+
+
+@pytest.mark.parametrize("part", ["", "student"], ids=["run", "folder"])
+def test_load_gives_the_network_and_how_to_use_it(run_with_a_student, part):
+    run, module, spec = run_with_a_student
+
+    network = fitcompress.load(run / part)
+
+    images = torch.randn(2, 1, 4, 4)
+    assert torch.equal(network(images), module(images))
+    assert not network.training
+    assert network.interface.input == spec
+    assert network.interface.class_names == ("a", "b", "c")
+
+
+def test_load_of_a_folder_without_a_model_is_a_users_error(tmp_path):
+    with pytest.raises(fitcompress.FitcompressError, match="model folder"):
+        fitcompress.load(tmp_path)

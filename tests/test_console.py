@@ -12,7 +12,30 @@ from fitcompress import console
 PLAN = {
     "teacher": {"params": 11_181_642, "macs": 1_814_073_344, "flops": 3_628_146_688, "depth": 18},
     "student": {"params": 2_134_210, "macs": 352_321_536, "flops": 704_643_072, "depth": 36},
-    "stages": [{"name": "layer1", "blocks": "2 -> 5", "width": "64 -> 24"}],
+    "stages": [
+        {
+            "name": "stage 1",
+            "teacher": {
+                "blocks": 2,
+                "width": [64, 56, 56],
+                "params": 157_504,
+                "first": "layer1.0",
+                "last": "layer1.1",
+            },
+            "student": {
+                "blocks": 5,
+                "width": [24, 56, 56],
+                "params": 39_380,
+                "first": "layer1.0",
+                "last": "layer1.4",
+            },
+        },
+        {
+            "name": "stage 2",
+            "teacher": None,
+            "student": {"blocks": 1, "width": [10], "params": 250, "first": "fc", "last": "fc"},
+        },
+    ],
     "pairs": [
         {
             "hint": "layer2",
@@ -22,7 +45,10 @@ PLAN = {
             "regressor": "conv 1x1",
         }
     ],
-    "frozen": [{"name": "fc.out", "reason": "the classes are not ours to choose"}, "input"],
+    "frozen": [
+        {"reason": "no rule for x", "sizes": [3, 16], "tensors": ["a.weight", "b.weight"]},
+        {"reason": "an index", "sizes": [49], "tensors": []},
+    ],
     "notices": ["random weights"],
 }
 
@@ -60,18 +86,19 @@ def test_a_plan_is_sizes_stages_hints_and_what_is_frozen(capsys):
         "",
         "Stages",
         "",
-        "  name     blocks   width",
-        " ────────────────────────────",
-        "  layer1   2 -> 5   64 -> 24",
+        "  student layers         blocks   shape                               parameters",
+        " ────────────────────────────────────────────────────────────────────────────────",
+        "  layer1.0 to layer1.4   2 -> 5   64 x 56 x 56 -> 24 x 56 x 56   158 k -> 39.4 k",
+        "  fc                          1   10                                         250",
         "",
         "Hints",
         "",
-        "  hint     guided   hint shape      guided shape   regressor",
-        " ────────────────────────────────────────────────────────────",
-        "  layer2   layer2   128 x 28 x 28   40 x 28 x 28   conv 1x1",
+        "  hint     guided   shapes                          regressor",
+        " ─────────────────────────────────────────────────────────────",
+        "  layer2   layer2   128 x 28 x 28 <- 40 x 28 x 28   conv 1x1",
         "",
-        "frozen: name fc.out, reason the classes are not ours to choose",
-        "frozen: input",
+        "frozen: 3 x 16 (no rule for x), in a.weight and 1 more",
+        "frozen: 49 (an index), in no weight",
         "note: random weights",
     ]
 

@@ -35,10 +35,11 @@ ROWS = (
     Row(("data",)),
     Row(("graph.axes",), never=("rundir", "data", "recipe", "events"), third_party=False),
     Row(("graph",), never=("rundir", "data", "recipe")),
-    Row(("model", "checkpoints", "hub", "teacher"), never=("data",)),
+    Row(("model", "teacher"), never=("data",)),
     Row(("taps", "hints", "regressors"), never=("data",)),
     Row(("losses", "training")),
     Row(("measure", "speed", "onnxfile", "exports", "environment", "report")),
+    Row(("planning", "stages", "evidence")),
     Row(("pipeline", "api")),
     Row(("console", "progress", "cli", "__init__", "__main__")),
 )
@@ -46,7 +47,7 @@ ROWS = (
 ONLY_IN = {
     "register_forward_hook": "taps",
     "register_forward_pre_hook": "taps",
-    "create_model": "teacher",
+    "create_model": "teacher.timm_models",
     "torch._export.converter": "graph.torchscript",
 }
 """Names that one module alone may use: `taps` restores what it hooks, `teacher` opens every kind of
@@ -87,7 +88,7 @@ def own_imports(tree: ast.AST, known: frozenset[str]) -> set[str]:
     """The modules of the package that a tree imports, below the package."""
     found = set()
     for name in imported_names(tree):
-        if name.split(".")[0] == "fitcompress":
+        if name.split(".")[0] == "fitcompress" and name != "fitcompress.__version__":
             below = name.removeprefix("fitcompress").removeprefix(".")
             while below and below not in known:
                 below = below.rpartition(".")[0]

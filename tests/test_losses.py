@@ -13,6 +13,7 @@ from fitcompress.losses import (
     kd_loss,
     label_loss,
     lambda_at,
+    mixed_shares,
     soft_binary_cross_entropy,
     soft_cross_entropy,
     standardise_logits,
@@ -86,7 +87,7 @@ def test_soft_cross_entropy_gradient_is_hintons_closed_form():
     )
 
 
-def test_soft_cross_entropy_at_tau_1_with_a_certain_teacher_is_cross_entropy_in_value_and_gradient():
+def test_tau_1_with_a_certain_teacher_is_cross_entropy_in_value_and_gradient():
     z, labels = _draw(5, 7), torch.tensor([0, 3, 6, 2, 2])
     v = F.one_hot(labels, 7).double() * 1e4
     ours, theirs = (
@@ -211,6 +212,13 @@ def test_label_loss_of_mixed_labels_is_the_mix_of_the_label_losses():
     mixed = 0.3 * F.one_hot(a, 3).double() + 0.7 * F.one_hot(b, 3).double()
     expected = 0.3 * F.cross_entropy(z, a) + 0.7 * F.cross_entropy(z, b)
     assert label_loss(z, mixed).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_mixed_shares_are_the_weights_of_the_two_labels_and_nothing_for_a_missing_one():
+    shares = mixed_shares(
+        torch.tensor([0, 2, -1]), torch.tensor([1, 2, -1]), torch.tensor([0.25, 0.5, 0.5]), 3
+    )
+    assert shares.tolist() == [[0.25, 0.75, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
 
 
 def test_label_loss_of_independent_labels_is_binary_cross_entropy():

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from torch import nn
 from typer.testing import CliRunner
 
 import fitcompress
@@ -113,17 +114,20 @@ def test_the_check_script_runs_the_line_of_the_readme():
     assert script.stat().st_mode & stat.S_IXUSR
 
 
-def test_the_python_block_runs(pipeline, monkeypatch):
-    monkeypatch.setattr(fitcompress, "distill", pipeline.distill, raising=False)
-    monkeypatch.setattr(fitcompress, "load", lambda path: ("loaded", path), raising=False)
-    names: dict[str, object] = {}
-    [block] = blocks(ROOT / "README.md", "python")
+def test_the_python_blocks_run_one_after_another(pipeline, monkeypatch):
+    monkeypatch.setattr(fitcompress, "distill", pipeline.distill)
+    monkeypatch.setattr(fitcompress, "load", lambda path: ("loaded", path))
+    names: dict[str, object] = {
+        "my_module": nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    }
 
-    exec(compile(block, "README.md", "exec"), names)
+    for block in blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), names)
 
     recipe = names["recipe"]
     assert (recipe.teacher.source, recipe.student.width_mult) == ("resnet18", 0.5)
     assert names["student"] == ("loaded", recipe.run.out)
+    assert pipeline.calls[-1][2]["teacher"].num_classes == 10
 
 
 def test_the_table_of_commands_is_complete():

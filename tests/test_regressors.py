@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fitcompress.errors import PlanError
-from fitcompress.regressors import HintStatistics, estimate_hint_statistics, make_regressor
+from fitcompress.regressors import make_regressor
 
 # name: hint shape, guided shape, further arguments, description, shape of the target
 CASES = {
@@ -201,52 +201,3 @@ def test_tokens_keep_their_place_when_they_are_folded():
     tokens_NLD = torch.cat([torch.randn(2, 1, 4), map_NCHW.flatten(2).transpose(1, 2)], 1)
     # The kernel sees other strides: rounding may differ.
     assert torch.allclose(from_map(map_NCHW), from_tokens(tokens_NLD), atol=1e-6)
-
-
-def _estimate(batches, axis=1):
-    (statistics,) = estimate_hint_statistics([(b,) for b in batches], channel_axes=[axis])
-    return statistics
-
-
-def test_statistics_are_those_of_all_batches_together():
-    torch.manual_seed(0)
-    batches = [
-        torch.randn(5, 3, 4, 4) * torch.tensor([1.0, 20.0, 3.0]).view(3, 1, 1) + 7,
-        torch.randn(2, 3, 4, 4),
-    ]
-    statistics = _estimate(batches)
-    values_CM = torch.cat(batches).movedim(1, 0).flatten(1)
-    assert torch.allclose(statistics.mean, values_CM.mean(1), rtol=1e-5)  # float32 sums in the test
-    assert torch.allclose(statistics.std, values_CM.std(1, correction=0), rtol=1e-5)
-    standard = statistics(torch.cat(batches)).movedim(1, 0).flatten(1)
-    assert torch.allclose(standard.mean(1), torch.zeros(3), atol=1e-5)
-    assert torch.allclose(standard.std(1, correction=0), torch.ones(3), rtol=1e-5)
-
-
-def test_statistics_of_channels_last_values():
-    values = torch.randn(4, 9, 3) * torch.tensor([1.0, 5.0, 9.0])
-    statistics = _estimate([values], axis=-1)
-    assert torch.allclose(statistics.std, values.flatten(0, 1).std(0, correction=0), rtol=1e-5)
-
-
-def test_a_dead_channel_is_not_blown_up():
-    values = torch.randn(64, 2, 3, 3)
-    values[:, 1] = 1e-6 * torch.randn(64, 3, 3)
-    assert _estimate([values])(values)[:, 1].abs().max() < 1e-3
-
-
-def test_a_constant_hint_stays_finite():
-    statistics = _estimate([torch.ones(4, 3)])
-    assert torch.equal(statistics(torch.ones(4, 3)), torch.zeros(4, 3))
-
-
-@pytest.mark.parametrize("hints", [[], [torch.full((2, 3), float("nan"))]], ids=["none", "nan"])
-def test_statistics_of_nothing_are_refused(hints):
-    with pytest.raises(PlanError, match="gave no finite values"):
-        _estimate(hints)
-
-
-def test_statistics_have_no_parameters_and_travel_in_the_state():
-    statistics = HintStatistics(torch.zeros(3), torch.ones(3), channel_axis=1)
-    assert not list(statistics.parameters())
-    assert set(statistics.state_dict()) == {"mean", "std"}

@@ -50,11 +50,11 @@ def make_network() -> nn.Module:
 
 def main(path: Path) -> None:
     torch.manual_seed(0)
-    data = load_data(DataRecipe(source="builtin", limit=3000), seed=0, emit=ignore)
+    data = load_data(DataRecipe(source="builtin", limit=1500), seed=0, emit=ignore)
     views = make_dataset(data.train, SPEC, augment="none", seed=0)
     network, preprocess = make_network(), Preprocess(SPEC)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    for epoch in range(2):
+    for epoch in range(3):
         for batch in make_loader(views, 64, shuffle_seed=0, epoch=epoch):
             logits = network(preprocess(batch.images))
             loss = nn.functional.cross_entropy(logits, batch.labels)

@@ -1,4 +1,4 @@
-"""The whole road in Python: a recipe, a plan, a run, the student in use. About a minute on a CPU.
+"""The whole road in Python: a recipe, a run, its report, the student in use. Under a minute.
 
 python quickstart.py [OUT]
 """
@@ -26,16 +26,11 @@ SETTINGS = {
 
 def main(out: str) -> None:
     recipe = fitcompress.resolve_recipe(settings={**SETTINGS, "run.out": out})
-
-    planned = fitcompress.plan(recipe)
-    for name in ("teacher", "student"):
-        print(f"{name}: {planned[name]['params']:,} parameters, depth {planned[name]['depth']}")
-
     report = fitcompress.distill(recipe)
     print(report.render("text"))
 
     # In another process, on another machine: no teacher is needed, and no code is run to load it.
-    student = fitcompress.load(f"{out}/student")
+    student = fitcompress.load(out)
     print("the student takes images of", student.interface.input.shape)
 
 

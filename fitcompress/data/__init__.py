@@ -11,6 +11,7 @@ The whole order of an epoch, each view in it and each mixup partner are pure fun
 sample id, epoch): see `draws`.
 """
 
+from fitcompress.data.classes import match_classes
 from fitcompress.data.images import ArrayImages, FileImages, Images, Subset
 from fitcompress.data.loader import make_loader
 from fitcompress.data.loading import DataBundle, load_data
@@ -30,4 +31,5 @@ __all__ = [
     "load_data",
     "make_dataset",
     "make_loader",
+    "match_classes",
 ]

@@ -99,7 +99,10 @@ def load_timm_splits(source: str) -> tuple[Images, Images | None, str, tuple[str
         return train, _load_split(source, name, split)[0], split, class_names
     for split in _TORCH_EVALUATION_SPLITS if name.prefix == "torch" else _EVALUATION_SPLITS:
         with contextlib.suppress(_NoSplitError):
-            return train, _load_split(source, name, split)[0], split, class_names
+            evaluation = _load_split(source, name, split)[0]
+            # Some sets keep the labels of their test split to themselves: it cannot judge.
+            if evaluation.labels.max() >= 0 or train.labels.max() < 0:
+                return train, evaluation, split, class_names
     return train, None, "", class_names
 
 
@@ -128,7 +131,7 @@ def _load_split(source: str, name: _Name, split: str) -> tuple[Images, tuple[str
     dataset = _create(source, name, split)
     class_names = _class_names(dataset)
     if hasattr(dataset, "__getitem__") and not hasattr(dataset, "set_loader_cfg"):
-        return _from_map(dataset), class_names
+        return _from_map(source, split, dataset), class_names
     return _from_stream(source, split, dataset), class_names
 
 
@@ -198,10 +201,12 @@ def _class_names(dataset: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in sorted(index_of, key=lambda name: int(index_of[name])))
 
 
-def _from_map(dataset: Any) -> StoredImages:
+def _from_map(source: str, split: str, dataset: Any) -> StoredImages:
     """From a torchvision data set or one of timm's readers with random access."""
     open_image = _opener(dataset)
     labels = np.array([_as_label(target) for target in _targets(dataset)], dtype=np.int64)
+    if not len(labels):
+        raise DataError(f"reading '{source}', split '{split}': expected images, got none")
     looked_at = np.unique(np.linspace(0, len(labels) - 1, _NUM_SIZES).round().astype(int))
     sizes = [open_image(int(index)).size for index in looked_at]
     return StoredImages(open_image, labels, _median_size(sizes), _stored_bytes(dataset))

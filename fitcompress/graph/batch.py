@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.program import (
@@ -28,7 +29,8 @@ _SIZE_CALLS = (aten.reshape.default, aten.view.default, aten._unsafe_view.defaul
 
 
 def merge_recordings(two: Program, three: Program) -> Program:
-    """One program from recordings of the same network at batch sizes 2 and 3: the numbers that differ follow the batch.
+    """One program from recordings of the same network at batch sizes 2 and 3: the numbers that
+    differ follow the batch.
 
     Raises:
         CaptureError: the recordings differ in more than multiples of the batch size.
@@ -75,7 +77,9 @@ def _has_multiple(value: Any) -> bool:
 
 
 def _resolved(args: Any, node: Node, size: _BatchSize) -> Any:
-    """The arguments with each multiple of the batch as -1 in a reshape, else as arithmetic on the input's size."""
+    """The arguments with each multiple of the batch as -1 in a reshape, else as arithmetic on the
+    input's size.
+    """
     positional, named = args
     if node.target in _SIZE_CALLS and -1 not in positional[1]:
         multiples = [i for i, item in enumerate(positional[1]) if isinstance(item, _Multiple)]
@@ -115,23 +119,130 @@ class _BatchSize:
 
 
 def make_batch_dynamic(program: Program, batch_size: int) -> Program:
-    """A program for any batch size from one whose sizes were written down at `batch_size`. The given one is not modified.
+    """A program for any batch size from one with its sizes written down at `batch_size`. The given
+    one is not modified.
 
-    Walks the graph at three times the batch size; where a reshape or an expansion does not follow, the number that holds the
-    batch is found from the position of the input's batch dimension. The result is checked by running it: a batch must
-    give the same as its parts.
+    Walks the graph at three times the batch size. Where a call holds the batch as a number, the
+    place of the batch in its input says which number that is. The result is checked by running it:
+    a batch must give what its parts give.
 
     Raises:
         CaptureError: some number could not be attributed, or the check failed.
     """
     freed = clone(program)
-    shapes = propagate_shapes(program, batch_size)
-    size = _BatchSize(freed.graph)
-    for _ in range(len(list(freed.graph.nodes))):
-        failure = _first_mismatch(freed, shapes, batch_size)
-        if failure is None:
-            break
-        node, source_dim = failure
-        _free(node, shapes, source_dim, batch_size, size)
-    _check(program, freed, batch_size)
+    walk = _Walk(freed, propagate_shapes(program, batch_size), batch_size)
+    try:
+        for node in list(freed.graph.nodes):
+            walk.visit(node)
+        _check(program, freed, batch_size)
+    except (RuntimeError, IndexError, ValueError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(
+            f"freeing the batch size of a network captured at batch {batch_size}: {cause}",
+            advice="Export it again with a dynamic batch size, or as an untraced model.",
+        ) from error
     return freed
+
+
+class _Walk:
+    """Runs a graph on the meta device at another batch size and mends calls on the way."""
+
+    def __init__(self, program: Program, shapes: dict[str, Shape], batch_size: int) -> None:
+        self.program, self.shapes, self.batch_size = program, shapes, batch_size
+        self.values: dict[Node, Any] = {}
+        self.size = _BatchSize(program.graph)
+        self.inputs = {info.name: info for info in program.inputs}
+
+    def visit(self, node: Node) -> None:
+        match node.op:
+            case "placeholder":
+                info = self.inputs[node.name]
+                shape = (3 * self.batch_size, *info.shape)
+                self.values[node] = torch.empty(shape, dtype=info.dtype, device="meta")
+            case "get_attr":
+                self.values[node] = self.program.tensors[str(node.target)].to("meta")
+            case "call_function":
+                self._mend(node)
+                self.values[node] = self._evaluate(node)
+
+    def _evaluate(self, node: Node) -> Any:
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), self._value)
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _value(self, node: Node) -> Any:
+        if node not in self.values:
+            self.values[node] = self._evaluate(node)
+        return self.values[node]
+
+    def _mend(self, node: Node) -> None:
+        if node.target in _SIZE_CALLS:
+            self._mend_reshape(node)
+        elif node.target in (aten.expand.default, aten.repeat.default):
+            self._mend_expansion(node)
+        elif node.target in _FACTORY_CALLS and node.args[1][0] == self.batch_size:  # type: ignore[index]
+            node.args = (node.args[0], self._with_batch(node), *node.args[2:])
+
+    def _with_batch(self, node: Node) -> list[Any]:
+        return [self.size.times(1, node), *list(node.args[1])[1:]]  # type: ignore[arg-type]
+
+    def _mend_reshape(self, node: Node) -> None:
+        source, target = node.args[0], node.args[1]
+        assert isinstance(source, Node) and isinstance(target, (list, tuple))
+        old, new = self.shapes[source.name], tuple(self.values[source].shape)
+        if old == new or any(isinstance(item, Node) for item in target):
+            return
+        moved = next(d for d, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+        sizes = list(self.shapes[node.name])
+        sizes[_place_of_batch(sizes, math.prod(old[:moved]), self.batch_size)] = -1
+        node.args = (source, sizes)
+
+    def _mend_expansion(self, node: Node) -> None:
+        source, sizes = node.args[0], node.args[1]
+        assert isinstance(source, Node) and isinstance(sizes, (list, tuple))
+        old, new = self.shapes[source.name], tuple(self.values[source].shape)
+        if old == new and sizes[0] == self.batch_size:
+            node.args = (source, self._with_batch(node))
+        elif old != new and node.target is aten.expand.default:
+            offset = len(sizes) - len(old)
+            moved = {offset + d for d, (a, b) in enumerate(zip(old, new, strict=True)) if a != b}
+            node.args = (source, [-1 if d in moved else s for d, s in enumerate(sizes)])
+
+
+_FACTORY_CALLS = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)
+
+
+def _place_of_batch(sizes: Sequence[int], leading: int, batch_size: int) -> int:
+    """The dimension of a row-major shape that holds the batch, which has `leading` elements before
+    it.
+    """
+    before = 1
+    for dim, size in enumerate(sizes):
+        if before == leading and size % batch_size == 0:
+            return dim
+        if before < leading < before * size:
+            return dim
+        before *= size
+    raise ValueError(f"no dimension of {list(sizes)} can hold the batch of {batch_size}")
+
+
+def _check(program: Program, freed: Program, batch_size: int) -> None:
+    """Two batches at once must give what they give one after the other (1e-4 of the largest value:
+    other kernels).
+    """
+    for size in (1, 3):
+        propagate_shapes(freed, size)
+    if any(value.is_meta for value in program.tensors.values()):
+        return
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch_size, *info.shape) for info in program.inputs]
+    first, second = ([torch.randn(s, generator=generator) for s in shapes] for _ in range(2))
+    together = run_program(freed, *map(torch.cat, zip(first, second, strict=True)))
+    apart = zip(run_program(program, *first), run_program(program, *second), strict=True)
+    for joint, parts in zip(together, map(torch.cat, apart), strict=True):
+        if not _agree(joint, parts):
+            raise ValueError("a batch does not give what its images give one by one")
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6)

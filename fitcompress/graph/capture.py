@@ -1,7 +1,7 @@
 """Turns a module or an exported program into a `Program`. Layer: graph.
 
-The one place where a new kind of source plugs in: whatever `torch.export` can show becomes the flat functional form here. It
-knows nothing of files, timm or TorchScript.
+The one place where a new kind of source plugs in: whatever `torch.export` can show becomes the flat
+functional form here. It knows nothing of files, timm or TorchScript.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from fitcompress.errors import CaptureError
+from fitcompress.graph.batch import make_batch_dynamic
 from fitcompress.graph.normalise import MutatedViewError, normalise
 from fitcompress.graph.program import InputInfo, Program
 
@@ -32,10 +33,11 @@ _WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSO
 
 
 def capture_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> Program:
-    """The flat program that `module` computes in eval mode, its batch size dynamic where the module allows it.
+    """The flat program that `module` computes in eval mode, its batch size dynamic where the module
+    allows it.
 
-    example_inputs: one tensor an input, batch first, a batch of 2 or more; on the meta device when the module is there.
-    The module is left as it was found; the program shares its tensors.
+    example_inputs: one tensor an input, batch first, a batch of 2 or more; on the meta device when
+        the module is there. The module is left as it was found; the program shares its tensors.
 
     Raises:
         CaptureError: the module cannot be traced, or not as a pure function.
@@ -44,7 +46,8 @@ def capture_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> Progr
 
 
 def export_module(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    """The module as torch.export shows it in eval mode before decomposition, its batch dynamic where possible.
+    """The module as torch.export shows it in eval mode before decomposition, its batch dynamic
+    where possible.
 
     Raises:
         CaptureError: torch.export cannot follow the module.
@@ -65,7 +68,8 @@ def export_module(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Expo
 
 
 def capture_exported(exported: ExportedProgram) -> Program:
-    """The flat program of an exported one. The exported program is left as it is; its tensors are shared.
+    """The flat program of an exported one. The exported program is left as it is; its tensors are
+    shared.
 
     Raises:
         CaptureError: it is not a pure function of its inputs, or holds calls outside ATen.
@@ -76,13 +80,23 @@ def capture_exported(exported: ExportedProgram) -> Program:
         program = normalise(_flatten(exported.run_decompositions({})))
     program = tidied(program)
     _refuse_foreign_calls(program.graph)
-    return program
+    batch_size = _fixed_batch_size(exported)
+    return program if batch_size is None else make_batch_dynamic(program, batch_size)
+
+
+def _fixed_batch_size(exported: ExportedProgram) -> int | None:
+    """The batch size, where it was captured as a number."""
+    for node, spec in zip(exported.graph.nodes, exported.graph_signature.input_specs, strict=False):
+        value = node.meta.get("val")
+        if spec.kind == InputKind.USER_INPUT and isinstance(value, Tensor) and value.ndim > 0:
+            return value.shape[0] if isinstance(value.shape[0], int) else None
+    return None
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Puts a module into eval mode and afterwards gives each submodule its own flag back."""
-    flags = {child: child.training for child in module.modules()}
+    flags = {child: child.training for child in module.modules() if hasattr(child, "training")}
     try:
         for child in flags:
             child.training = False
@@ -93,7 +107,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _flatten(exported: ExportedProgram) -> Program:
-    """The exported graph with weights as get_attr nodes and nested regions inlined, not yet normalised."""
+    """The exported graph with weights as get_attr nodes and nested regions inlined, not yet
+    normalised.
+    """
     signature, tensors = exported.graph_signature, _tensors(exported)
     names = _canonical_names(tensors)
     builder = _Builder()
@@ -186,7 +202,9 @@ class _Builder:
         return self._weights[value.name]
 
     def inline(self, source: GraphModule, arguments: Sequence[Any]) -> tuple[Any, ...]:
-        """Copies the calls of `source` to the end of the new graph and gives back what its outputs are there."""
+        """Copies the calls of `source` to the end of the new graph and gives back what its outputs
+        are there.
+        """
         values: dict[Node, Any] = {}
         remaining = iter(arguments)
         for node in source.graph.nodes:
@@ -215,7 +233,9 @@ class _Builder:
         return call
 
     def _inline_region(self, node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A region that only switches gradients or autocast off, as if its calls stood there themselves."""
+        """A region that only switches gradients or autocast off, as if its calls stood there
+        themselves.
+        """
         name = str(node.target)
         position = next((i for i, arg in enumerate(args) if isinstance(arg, GraphModule)), None)
         switches_autocast_on = "autocast" in name and len(args) > 2 and args[2] is not False
@@ -245,7 +265,9 @@ def _resolved(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _owner(node: Node) -> str:
-    """The dotted path of the innermost module that made the call; repeated calls of a module share it."""
+    """The dotted path of the innermost module that made the call; repeated calls of a module share
+    it.
+    """
     stack = node.meta.get("nn_module_stack") or {}
     path = str(list(stack.values())[-1][0]) if stack else ""
     if path == _NO_MODULE:
@@ -275,6 +297,6 @@ def _refuse_foreign_calls(graph: Graph) -> None:
     for node in graph.nodes:
         if isinstance(node.target, OpOverload) and node.target.namespace != "aten":
             raise CaptureError(
-                f"capturing the network: it calls '{node.target}', which is not a part of PyTorch's ATen",
+                f"capturing the network: it calls '{node.target}', which is not ATen",
                 advice="Custom operators are not supported; use a plain PyTorch form of the layer.",
             )

@@ -8,11 +8,20 @@ from math import prod
 from typing import Any
 
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from fitcompress.graph.program import Program, Shape, operation, output_nodes, propagate_shapes
 from fitcompress.graph.rules.contractions import CONTRACTIONS
 
-__all__ = ["Costs", "count_macs", "is_contraction", "is_weighted", "measure_costs", "node_depths"]
+__all__ = [
+    "Costs",
+    "count_macs",
+    "is_contraction",
+    "is_data",
+    "is_weighted",
+    "measure_costs",
+    "node_depths",
+]
 
 
 @dataclass(frozen=True)
@@ -60,32 +69,46 @@ def is_contraction(node: Node) -> bool:
 
 def is_weighted(node: Node) -> bool:
     """Whether the call is a contraction with a tensor of the network."""
-    return is_contraction(node) and any(_from_weights(source) for source in node.all_input_nodes)
+    return _may_be_weighted(node) and not all(map(is_data, node.all_input_nodes))
 
 
-def _from_weights(node: Node) -> bool:
-    """Whether the value is computed from the network's tensors alone (a standardised weight,
-    say)."""
-    pending = [node]
+def _may_be_weighted(node: Node) -> bool:
+    """Attention may take a table as its mask, which makes it no layer."""
+    return is_contraction(node) and operation(node) != "scaled_dot_product_attention"
+
+
+def is_data(node: Node) -> bool:
+    """Whether the value depends on an input of the network; a standardised weight, say, does
+    not."""
+    pending, seen = [node], {node}
     while pending:
         current = pending.pop()
         if current.op == "placeholder":
-            return False
-        pending.extend(current.all_input_nodes)
-    return True
+            return True
+        fresh = set(current.all_input_nodes) - seen
+        seen |= fresh
+        pending.extend(fresh)
+    return False
 
 
 def _node_macs(node: Node, shapes: dict[str, Shape]) -> int:
     name, result = operation(node), shapes[node.name]
-    inputs = [shapes[source.name] for source in node.all_input_nodes]
+    inputs = _input_shapes(node, shapes)
     if "conv" in name:
         weight = inputs[1]
         places = inputs[0][2:] if "transpose" in name or _is_transposed(node) else result[2:]
         return int(result[0] * prod(places) * prod(weight))
     if name == "scaled_dot_product_attention":
-        query, key, value = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else inputs[-1]
+        query, key, value = inputs[:3]
         return int(prod(result[:-1]) * key[-2] * (query[-1] + value[-1]))
     return int(prod(result) * _summed(name, node, inputs))
+
+
+def _input_shapes(node: Node, shapes: dict[str, Shape]) -> list[Shape]:
+    """The shapes of the arguments in order, one that is given twice counted twice."""
+    found: list[Shape] = []
+    map_arg(node.args, lambda source: found.append(shapes[source.name]))
+    return found
 
 
 def _is_transposed(node: Node) -> bool:
@@ -116,7 +139,7 @@ def node_depths(program: Program) -> dict[Node, int]:
     for node in program.graph.nodes:
         sources = node.all_input_nodes
         from_input[node] = node.op == "placeholder" or any(from_input[s] for s in sources)
-        weighted = is_contraction(node) and any(not from_input[s] for s in sources)
+        weighted = _may_be_weighted(node) and any(not from_input[s] for s in sources)
         depths[node] = max((depths[s] for s in sources), default=0) + (
             weighted and from_input[node]
         )

@@ -1,6 +1,7 @@
 """Cuts a program at named places, and finds the place that a layer's name means. Layer: graph.
 
-A cut program returns the values at the cuts and holds only what they need, so training up to a hint costs what it should.
+A cut program returns the values at the cuts and holds only what they need, so training up to a hint
+costs what it should.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ __all__ = ["cut_program", "resolve_layer", "split_activation"]
 
 
 def cut_program(program: Program, names: Sequence[str], *, with_output: bool) -> Program:
-    """A program that returns the values of the named nodes in that order, then its outputs if asked. Nothing is modified.
+    """A program that returns the values of the named nodes in that order, then its outputs if
+    asked. Nothing is modified.
 
     Raises:
         LayerError: there is no node of that name.
@@ -45,7 +47,8 @@ def cut_program(program: Program, names: Sequence[str], *, with_output: bool) ->
 def resolve_layer(program: Program, name: str, blocks: Iterable[Block] = ()) -> str:
     """The name of the node that computes the output of a layer.
 
-    name: of a block, a module (`layer2.1.conv1`, or `layer2`: its last value that is used outside of it), or a node.
+    name: of a block, a module (`layer2.1.conv1`, or `layer2`: its last value that is used outside
+        of it), or a node.
 
     Raises:
         LayerError: nothing is called that, or the module has several results.
@@ -88,7 +91,7 @@ def _only_result(name: str, results: Sequence[Node]) -> str:
 
 def _module_names(nodes: Iterable[Node]) -> set[str]:
     """Every dotted path that owns a node, and every path above one."""
-    names = set()
+    names = set[str]()
     for node in nodes:
         parts = str(node.meta.get("owner", "")).split(".")
         names.update(".".join(parts[:length]) for length in range(1, len(parts) + 1))
@@ -105,15 +108,16 @@ _ACTIVATIONS = {
 
 
 def split_activation(program: Program) -> tuple[Program, str]:
-    """The program without the activation that a single output ends in, and its name or "". Nothing is modified.
+    """The program without the activation that a single output ends in, and its name or "". Nothing
+    is modified.
 
     A softmax counts only over the last dimension.
     """
     outputs = output_nodes(program.graph)
-    if len(outputs) != 1 or not isinstance(outputs[0].target, OpOverload):
+    last, target = outputs[0], outputs[0].target
+    if len(outputs) != 1 or not isinstance(target, OpOverload):
         return program, ""
-    last = outputs[0]
-    name = _ACTIVATIONS.get(last.target._schema.name.removeprefix("aten::"), "")
+    name = _ACTIVATIONS.get(target._schema.name.removeprefix("aten::"), "")
     rank = len(propagate_shapes(program)[last.name])
     if not name or (name != "sigmoid" and last.args[1] not in (-1, rank - 1)):
         return program, ""

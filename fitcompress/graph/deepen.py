@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from fitcompress.graph.costs import node_depths
+from fitcompress.graph.costs import is_data, node_depths
 from fitcompress.graph.inserts import Insert, insert_norm, insert_residual
 from fitcompress.graph.program import Program, clone, operation, output_nodes
 from fitcompress.graph.rules.layout import LAYOUT
@@ -227,22 +227,8 @@ def _longest_path(program: Program) -> list[Node]:
             break
         if depths[node] > depths[source]:
             path.append(node)
-        node = next(s for s in node.all_input_nodes if depths[s] == depths[source] and _is_data(s))
+        node = next(s for s in node.all_input_nodes if depths[s] == depths[source] and is_data(s))
     return path[::-1]
-
-
-def _is_data(node: Node) -> bool:
-    pending = [node]
-    seen = set()
-    while pending:
-        current = pending.pop()
-        if current.op == "placeholder":
-            return True
-        for source in current.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return False
 
 
 def restore_norms(program: Program) -> Deepened:

@@ -131,7 +131,7 @@ def _attribute(algebra: AxisAlgebra, axis: Axis, along: Tensor, energy: dict[Ato
     for place, factor in enumerate(axis):
         share = _sum_others(grid, place)
         if isinstance(factor, Sum):
-            pieces = share.split([algebra.size(term) for term in factor.terms])
+            pieces = torch.split(share, [algebra.size(term) for term in factor.terms])
             for term, piece in zip(factor.terms, pieces, strict=True):
                 _attribute(algebra, algebra.normal(term), piece, energy)
         elif factor in energy:

@@ -113,7 +113,7 @@ def insert_residual(program: Program, node: Node, number: int) -> Insert | None:
     path = f"{_module(str(weight.target))}_deeper{number}"
     users = list(node.users)
     build = _Builder(node)
-    inner = _norm_like(build, program, node, f"{path}.norm", shape[0], is_map)
+    inner = _norm_like(build, node, f"{path}.norm", shape[0], is_map)
     activation = _nearest(node, lambda other: operation(other) in _ACTIVATIONS)
     target, options = (
         (activation.target, activation.args[1:]) if activation else (aten.relu.default, ())
@@ -126,9 +126,7 @@ def insert_residual(program: Program, node: Node, number: int) -> Insert | None:
     return Insert(output, build.tensors, frozenset(build.trainable), zeroed)
 
 
-def _norm_like(
-    build: _Builder, program: Program, node: Node, path: str, channels: int, is_map: bool
-) -> Node:
+def _norm_like(build: _Builder, node: Node, path: str, channels: int, is_map: bool) -> Node:
     kind = "batch_norm" if is_map else "layer_norm"
     found = _nearest(node, lambda other: operation(other) == kind)
     if is_map:

@@ -1,7 +1,8 @@
 """Recognises the calls that an ordinary leaf module makes, and makes that module. Layer: graph.
 
-One small function for each kind of layer: from the call's arguments to a module that makes exactly this call. A call that
-matches none of them exactly stays a plain call; that is never wrong, only less convenient.
+One small function for each kind of layer: from the call's arguments to a module that makes exactly
+this call. A call that matches none of them exactly stays a plain call; that is never wrong, only
+less convenient.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def named_arguments(node: Node) -> dict[str, Any]:
 
 
 def find_leaves(program: Program) -> dict[Node, Leaf]:
-    """The calls that become leaf modules. A tensor belongs to one leaf (that may be called often) or to none."""
+    """The calls that become leaf modules. A tensor belongs to one leaf (that may be called often)
+    or to none.
+    """
     shapes = propagate_shapes(program)
     found: dict[Node, Leaf] = {}
     for node in program.graph.nodes:
@@ -82,7 +85,9 @@ class _Context:
     program: Program
     shapes: Mapping[str, Any]
 
-    def leaf(self, kind: str, source: Any, tensors: Mapping[str, Any], **options: Any) -> Leaf | None:
+    def leaf(
+        self, kind: str, source: Any, tensors: Mapping[str, Any], **options: Any
+    ) -> Leaf | None:
         """A leaf if the tensors are plain ones that share a path and every option is a constant."""
         present = {key: node for key, node in tensors.items() if node is not None}
         if not all(isinstance(n, Node) and n.op == "get_attr" for n in (*present.values(),)):
@@ -146,7 +151,9 @@ def _names_below(names: Mapping[str, Tensor]) -> dict[str, set[str]]:
 
 
 def _dropouts(program: Program, taken: set[str]) -> dict[Node, Leaf]:
-    """Dropouts under their module's own name where that is free, else below it under the name of the call."""
+    """Dropouts under their module's own name where that is free, else below it under the name of
+    the call.
+    """
     occupied = taken | set(_names_below(program.tensors)) | {""}
     found: dict[Node, Leaf] = {}
     for node in program.graph.nodes:

@@ -1,7 +1,8 @@
 """Lifts a program into a network of ordinary modules. Layer: graph.
 
-`build_network` gives a `torch.fx.GraphModule` with `nn.Conv2d`, `nn.BatchNorm2d` and so on under the names of the source, so
-that hooks, `state_dict`, `train()` and exporters work as on any module. In eval mode its outputs equal the program's bits.
+`build_network` gives a `torch.fx.GraphModule` with `nn.Conv2d`, `nn.BatchNorm2d` and so on under
+the names of the source, so that hooks, `state_dict`, `train()` and exporters work as on any module.
+In eval mode its outputs equal the program's bits.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from fitcompress.graph.program import Program, output_nodes
 __all__ = ["Block", "build_network", "place", "share_leaves"]
 
 Block = tuple[str, tuple[str, ...]]
-"""Dotted name and the names of its nodes: contiguous in topological order, with one value that is used outside."""
+"""Dotted name and the names of its nodes: contiguous in topological order, with one value that is
+used outside.
+"""
 
 
 def build_network(program: Program, blocks: Iterable[Block] = ()) -> GraphModule:
-    """The program as a network whose `state_dict()` has the program's names; in eval mode the outputs are equal bit by bit.
+    """The program as a network whose `state_dict()` has the program's names; in eval mode the
+    outputs are equal bit by bit.
 
-    One output comes back as a tensor, several as a tuple. The network gets copies of the tensors (meta ones stay on meta).
-    Each block becomes a nested GraphModule under its own name. A block stays flat (which changes nothing but what can be
-    hooked) when a leaf under another name is called in it, or one under its name is called outside.
+    One output comes back as a tensor, several as a tuple. The network gets copies of the tensors
+    (meta ones stay on meta). Each block becomes a nested GraphModule under its own name. A block
+    stays flat (which changes nothing but what can be hooked) when a leaf under another name is
+    called in it, or one under its name is called outside.
     """
     leaves = find_leaves(program)
     root = nn.Module()
@@ -41,10 +46,11 @@ def build_network(program: Program, blocks: Iterable[Block] = ()) -> GraphModule
 
 
 def share_leaves(network: GraphModule, program: Program) -> GraphModule:
-    """A flat network for a cut of the program that `network` was built from; it holds the very modules of `network`.
+    """A flat network for a cut of the program that `network` was built from; it holds the very
+    modules of `network`.
 
-    Training one trains the other. Move and cast the full network before sharing; buffers that no module owns are
-    shared only until then.
+    Training one trains the other. Move and cast the full network before sharing; buffers that no
+    module owns are shared only until then.
     """
     paths = dict(_leaf_paths(network))
     leaves = {
@@ -98,7 +104,9 @@ def _with_leaves(graph: Graph, leaves: dict[Node, Leaf]) -> Graph:
 
 
 def _finished(root: nn.Module, graph: Graph) -> GraphModule:
-    """The module of a graph whose output is a tuple; a single output is handed out alone. Starts in eval mode."""
+    """The module of a graph whose output is a tuple; a single output is handed out alone. Starts in
+    eval mode.
+    """
     values = output_nodes(graph)
     if len(values) == 1:
         graph.output_node().args = (values[0],)
@@ -106,7 +114,7 @@ def _finished(root: nn.Module, graph: Graph) -> GraphModule:
     return network.eval()
 
 
-# --- tensors and modules under dotted names ---------------------------------------------------------
+# --- tensors and modules under dotted names -------------------------------------------------------
 
 
 def _place_loose_tensors(root: nn.Module, graph: Graph, program: Program) -> None:
@@ -149,7 +157,7 @@ def _attribute(root: nn.Module, path: str) -> Any:
     return value
 
 
-# --- nested blocks ------------------------------------------------------------------------------------
+# --- nested blocks --------------------------------------------------------------------------------
 
 
 def _nestable(blocks: Iterable[Block], graph: Graph) -> list[Block]:
@@ -184,7 +192,9 @@ def _results(inside: set[Node]) -> list[Node]:
 
 
 def _nest(root: nn.Module, graph: Graph, block: Block) -> Graph:
-    """A copy of the graph in which the block is one call of a nested module, placed in `root` under the block's name."""
+    """A copy of the graph in which the block is one call of a nested module, placed in `root` under
+    the block's name.
+    """
     name, members = block
     prefix = f"{name}."
     inside = {node for node in graph.nodes if node.name in set(members) and node.op != "get_attr"}
@@ -222,7 +232,9 @@ def _inner_graph(
 def _outer_graph(
     graph: Graph, inside: set[Node], result: Node, name: str, sources: list[Node]
 ) -> Graph:
-    """The graph with the block's nodes replaced by one call, placed where the block's result was computed."""
+    """The graph with the block's nodes replaced by one call, placed where the block's result was
+    computed.
+    """
     outer, new = Graph(), dict[Node, Node]()
     for node in graph.nodes:
         if node is result:

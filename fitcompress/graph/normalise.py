@@ -1,11 +1,12 @@
 """Passes that bring a captured graph into the flat functional form. Layer: graph.
 
-Each pass takes a fresh graph whose nodes still carry the example value of torch.export in `meta["val"]` (for dtypes) and edits
-it in place; none changes a single bit of the outputs.
+Each pass takes a fresh graph whose nodes still carry the example value of torch.export in
+`meta["val"]` (for dtypes) and edits it in place; none changes a single bit of the outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ _NEW_OF_FACTORY = {
     aten.empty.memory_format: aten.new_empty.default,
     aten.full.default: aten.new_full.default,
 }
-"""Factories and their twins that follow the device of a tensor; size (and fill value) come first in both."""
+"""Factories and their twins that follow the device of a tensor; size (and fill value) come first in
+both.
+"""
 
 _PLACEMENT = ("device", "layout", "pin_memory", "non_blocking")
 """Arguments that say where a tensor lives: the network may move, so none may stay."""
@@ -40,10 +43,12 @@ class MutatedViewError(Exception):
 
 
 def normalise(program: Program) -> Program:
-    """The same function in the flat form: functional, no no-ops, constants folded, free of devices, dead code gone.
+    """The same function in the flat form: functional, no no-ops, constants folded, free of devices,
+    dead code gone.
 
     Raises:
-        MutatedViewError: in-place calls on views, which only torch's own functionalisation can undo.
+        MutatedViewError: in-place calls on views, which only torch's own functionalisation can
+            undo.
         CaptureError: the network keeps state between calls.
     """
     functionalise(program.graph)
@@ -56,7 +61,8 @@ def normalise(program: Program) -> Program:
 
 
 def functionalise(graph: Graph) -> None:
-    """Replaces in-place calls by their out-of-place twins; later uses of the changed tensor see the new value.
+    """Replaces in-place calls by their out-of-place twins; later uses of the changed tensor see the
+    new value.
 
     Raises:
         MutatedViewError: the changed tensor is read later through a view of it.
@@ -70,19 +76,21 @@ def functionalise(graph: Graph) -> None:
             _refuse_live_views(mutated, node, members[storage[mutated]], order)
             twin = _out_of_place(node, mutated)
             order[twin] = order[node]
-            later = {user for user in mutated.users if order[user] > order[node]}
+            later = {user for user in mutated.users if order.get(user, -1) > order[node]}
             mutated.replace_all_uses_with(twin, delete_user_cb=later.__contains__)
             node.replace_all_uses_with(twin)
             twin.meta["mutates"] = storage[mutated]
             graph.erase_node(node)
             node = twin
         source = _aliased_argument(node)
-        storage[node] = storage[source] if source is not None else node
+        storage[node] = node if source is None else storage.get(source, source)
         members.setdefault(storage[node], []).append(node)
 
 
 def fold_constants(program: Program) -> Program:
-    """Computes every value that depends on no input, weight or buffer, and keeps it as a buffer `<owner>.constant_<i>`."""
+    """Computes every value that depends on no input, weight or buffer, and keeps it as a buffer
+    `<owner>.constant_<i>`.
+    """
     graph, tensors = program.graph, dict(program.tensors)
     values: dict[Node, Any] = {}
     for node in graph.nodes:
@@ -105,7 +113,7 @@ def fold_constants(program: Program) -> Program:
     return prune(Program(graph, tensors, program.trainable, program.inputs))
 
 
-# --- functional form -----------------------------------------------------------------------------------------------------
+# --- functional form ------------------------------------------------------------------------------
 
 
 def _mutated_argument(node: Node) -> Node | None:
@@ -183,19 +191,53 @@ def _refuse_state(graph: Graph) -> None:
             )
 
 
-# --- simplification ------------------------------------------------------------------------------------------------------
+# --- simplification -------------------------------------------------------------------------------
 
 
 def _simplify(graph: Graph) -> None:
-    """Drops calls that change nothing; `view` becomes `reshape`, which is the same and also takes other memory layouts."""
+    """Drops calls that change nothing; `view` becomes `reshape`, which is the same and also takes
+    other memory layouts.
+    """
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
+        _use_usual_form(node)
         if _changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _use_usual_form(node: Node) -> None:
+    """Rewrites a call into the form that eager code is captured in, so that there is one rule for
+    each thing.
+    """
+    if node.target in (aten.view.default, aten._unsafe_view.default):
+        node.target = aten.reshape.default
+    elif node.target in _TENSOR_FORMS:
+        node.target = _TENSOR_FORMS[node.target]
+    elif node.target in (aten._convolution.default, aten.convolution.default):
+        weight = node.args[1]
+        assert isinstance(weight, Node)
+        _use_plain_convolution(node, weight.meta["val"].ndim - 2)
+
+
+_TENSOR_FORMS = {
+    aten.add.Scalar: aten.add.Tensor,
+    aten.sub.Scalar: aten.sub.Tensor,
+    aten.mul.Scalar: aten.mul.Tensor,
+    aten.div.Scalar: aten.div.Tensor,
+}
+
+
+def _use_plain_convolution(node: Node, rank: int) -> None:
+    source, weight, bias, stride, padding, dilation, transposed, extra, groups = node.args[:9]
+    if transposed:
+        overload = "default" if rank == 1 else "input"
+        node.target = getattr(getattr(aten, f"conv_transpose{rank}d"), overload)
+        node.args = (source, weight, bias, stride, padding, extra, groups, dilation)
+    else:
+        node.target = getattr(aten, f"conv{rank}d").default
+        node.args = (source, weight, bias, stride, padding, dilation, groups)
 
 
 def _changes_nothing(node: Node) -> bool:
@@ -208,9 +250,9 @@ def _changes_nothing(node: Node) -> bool:
         ):
             return True
         case aten.dropout.default | aten.feature_dropout.default | aten.alpha_dropout.default:
-            return node.args[1] == 0
+            return bool(node.args[1] == 0)
         case aten.slice.Tensor:
-            return _is_full_slice(*node.args[2:])
+            return _is_full_slice(node.args[2:])
     if node.target in _CASTS:
         return not node.kwargs.get("memory_format") and _dtype(node) == _dtype(node.args[0])
     return False
@@ -226,7 +268,9 @@ _CASTS = (
 )
 
 
-def _is_full_slice(start: int | None = None, end: int | None = None, step: int = 1) -> bool:
+def _is_full_slice(bounds: Sequence[Any]) -> bool:
+    defaults: list[Any] = [None, None, 1]
+    start, end, step = [*bounds, *defaults[len(bounds) :]]
     reaches_end = end is None or (isinstance(end, int) and end >= 2**63 - 1)
     return start in (None, 0) and reaches_end and step == 1
 
@@ -236,7 +280,7 @@ def _dtype(node: Any) -> torch.dtype | None:
     return value.dtype if isinstance(value, Tensor) else None
 
 
-# --- constants and devices -----------------------------------------------------------------------------------------------
+# --- constants and devices ------------------------------------------------------------------------
 
 
 def _is_constant_call(node: Node, values: dict[Node, Any]) -> bool:
@@ -256,7 +300,7 @@ def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
     ):
         kwargs = {**kwargs, "device": torch.device("cpu")}
     with torch.no_grad():
-        return node.target(*args, **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _fresh_name(owner: str, taken: dict[str, Tensor]) -> str:
@@ -268,7 +312,9 @@ def _fresh_name(owner: str, taken: dict[str, Tensor]) -> str:
 
 
 def _forget_devices(graph: Graph) -> None:
-    """Removes every literal that says where a tensor lives; factories with a dynamic size follow the first input."""
+    """Removes every literal that says where a tensor lives; factories with a dynamic size follow
+    the first input.
+    """
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue

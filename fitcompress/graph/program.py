@@ -1,8 +1,10 @@
-"""A network as a value: a flat functional graph of ATen calls, and its tensors. Layer: graph (torch, errors).
+"""A network as a value: a flat functional graph of ATen calls, and its tensors. Layer: graph
+(torch, errors).
 
-Every source of teachers ends in a `Program` and every transformation starts from one. It knows nothing of modules, files or
-training. Node kinds: `placeholder` (an input, batch first), `get_attr` (its target is the dotted name of a tensor, one node a
-name), `call_function` (an ATen overload, `operator.getitem` or arithmetic on sizes) and one `output` with a tuple of nodes.
+Every source of teachers ends in a `Program` and every transformation starts from one. It knows
+nothing of modules, files or training. Node kinds: `placeholder` (an input, batch first), `get_attr`
+(its target is the dotted name of a tensor, one node a name), `call_function` (an ATen overload,
+`operator.getitem` or arithmetic on sizes) and one `output` with a tuple of nodes.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ __all__ = [
 ]
 
 Shape = Any
-"""`tuple[int, ...]` of a tensor, a number for arithmetic on sizes, a tuple of these for a call with several results."""
+"""`tuple[int, ...]` of a tensor, a number for arithmetic on sizes, a tuple of these for a call with
+several results.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class InputInfo:
 class Program:
     """A flat graph, its tensors by dotted name, and which of these are trained.
 
-    Each node's `meta["owner"]` is the dotted path of the innermost module of the source that made it, or "".
+    Each node's `meta["owner"]` is the dotted path of the innermost module of the source that made
+    it, or "".
     """
 
     graph: Graph
@@ -65,7 +70,7 @@ class Program:
 
 
 def operation(node: Node) -> str:
-    """The name of the ATen operation that the node calls, such as "conv2d"; empty for other nodes."""
+    """The name of the ATen operation that the node calls ("conv2d"); empty for other nodes."""
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return ""
     return str(node.target._schema.name).split("::")[1]
@@ -85,19 +90,21 @@ def copy_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
 
 
 def clone(program: Program) -> Program:
-    """A program whose graph and dictionary can be edited freely; the tensors themselves are shared."""
+    """A program whose graph and dictionary can be edited freely; the tensors are shared."""
     graph, _ = copy_graph(program.graph)
     return Program(graph, dict(program.tensors), program.trainable, program.inputs)
 
 
 def prune(program: Program) -> Program:
-    """The program without the calls and tensors that no output needs; inputs stay. The graph is edited in place."""
+    """The program without the calls and tensors that no output needs; inputs stay. The graph is
+    edited in place.
+    """
     graph = program.graph
     needed = set(output_nodes(graph))
     for node in reversed(graph.nodes):
         if node.op in ("output", "placeholder"):
             continue
-        if node in needed:
+        if node in needed or _writes(node):
             needed.update(node.all_input_nodes)
         else:
             graph.erase_node(node)
@@ -106,14 +113,22 @@ def prune(program: Program) -> Program:
     return Program(graph, tensors, program.trainable & names, program.inputs)
 
 
+def _writes(node: Node) -> bool:
+    """Whether a call changes a tensor in place, as a captured graph may still do."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
 def run_program(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """The outputs for a batch, computed call by call without gradients; the reference of every exactness test."""
+    """The outputs for a batch, computed call by call without gradients; the reference of every
+    exactness test.
+    """
     with torch.no_grad():
         return tuple(_Runner(program.graph, program.tensors).run(*inputs))
 
 
 def propagate_shapes(program: Program, batch_size: int = 2) -> dict[str, Shape]:
-    """The shape of every node's value by node name, found on the meta device: no memory, no arithmetic.
+    """The shape of every node's value by node name, found on the meta device: no memory, no
+    arithmetic.
 
     Raises:
         RuntimeError: a call does not fit the shapes that it gets (as torch words it).
@@ -146,7 +161,8 @@ def program_to_json(program: Program) -> dict[str, Any]:
 
 
 def program_from_json(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
-    """The program that `program_to_json` wrote, on the given tensors. No code is run and only ATen calls resolve.
+    """The program that `program_to_json` wrote, on the given tensors. No code is run and only ATen
+    calls resolve.
 
     Raises:
         CaptureError: the dictionary is no program, names a foreign call, or a tensor is missing.
@@ -191,7 +207,8 @@ def _graph_from_json(items: list[dict[str, Any]]) -> Graph:
         node = graph.create_node(item["op"], target, args, kwargs, item["name"])
         node.meta["owner"] = str(item["owner"])
         nodes[item["name"]] = node
-    graph.output_node()
+    if not items or items[-1]["op"] != "output":
+        raise ValueError("it has no output")
     return graph
 
 
@@ -224,7 +241,7 @@ def _target_from_json(op: str, text: str) -> Any:
     namespace, _, rest = text.partition(".")
     name, _, overload = rest.partition(".")
     found = getattr(getattr(torch.ops.aten, name, None), overload, None)
-    if namespace != "aten" or not isinstance(found, OpOverload):
+    if namespace != "aten" or not overload or not isinstance(found, OpOverload):
         raise ValueError(f"unknown call {text!r}")
     return found
 
@@ -284,7 +301,7 @@ class _Runner(Interpreter):
         super().__init__(torch.nn.Module(), graph=graph)
         self.tensors = tensors
 
-    def get_attr(self, target: Target, args: Any, kwargs: Any) -> Tensor:
+    def get_attr(self, target: Target, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002 (fx's)
         return self.tensors[str(target)]
 
 

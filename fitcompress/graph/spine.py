@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from torch.fx import Node
@@ -134,7 +135,7 @@ def _find_segments(program: Program, shapes: dict[str, Shape]) -> list[_Segment]
     order = list(program.graph.nodes)
     place = {node: index for index, node in enumerate(order)}
     segments = []
-    for head, tail in zip(spine, spine[1:], strict=False):
+    for head, tail in pairwise(spine):
         nodes = _with_weights(order[place[head] + 1 : place[tail] + 1], head)
         tensors = [str(node.target) for node in nodes if node.op == "get_attr"]
         names = [name for name in tensors if name in program.trainable]
@@ -241,16 +242,15 @@ def _trim_tails(cells: list[list[_Segment]]) -> list[list[_Segment]]:
 def _merge_periods(cells: list[list[_Segment]]) -> list[list[_Segment]]:
     """Neighbouring cells that come again in the same order are one."""
     signatures = [tuple(s.signature for s in cell) for cell in cells]
-    joined = [
-        cell[-1].nodes[-1] is following[0].head
-        for cell, following in zip(cells, cells[1:], strict=False)
-    ]
+    joined = [cell[-1].nodes[-1] is following[0].head for cell, following in pairwise(cells)]
     merged: list[list[_Segment]] = []
     index = 0
     while index < len(cells):
         period, repeats = _period_at(signatures, joined, index)
-        for start in range(index, index + period * repeats, period):
-            merged.append([s for cell in cells[start : start + period] for s in cell])
+        merged.extend(
+            [segment for cell in cells[start : start + period] for segment in cell]
+            for start in range(index, index + period * repeats, period)
+        )
         index += period * repeats
     return merged
 

@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from fitcompress.errors import PlanError
 from fitcompress.graph.axes import Atom, Axis, Factor
-from fitcompress.graph.program import Program, clone, propagate_shapes, prune
+from fitcompress.graph.program import Program, clone, output_nodes, propagate_shapes, prune
 from fitcompress.graph.rules import Binding
 from fitcompress.graph.trace import STRUCTURAL, AxisTrace, free_weight_atoms
 
@@ -140,11 +140,7 @@ def _rewrite_size(
         elif isinstance(current, Node) and size != trace.algebra.size(binding.axis):
             count = size // trace.algebra.size(trace.batch)
             _set_literal(node, binding.argument, binding.index, _batch_times(node, count))
-    elif (
-        binding.is_inferable
-        or (isinstance(current, int) and current >= 0)
-        or _changed(binding.axis, trace, sizes)
-    ):
+    elif isinstance(current, int) or _changed(binding.axis, trace, sizes):
         _set_literal(node, binding.argument, binding.index, size)
 
 
@@ -167,10 +163,10 @@ def _rewrite_constant(
     """A float that is a power of an axis's old size becomes the same power of its new one
     (1/sqrt(d) in attention)."""
     value = _literal(node, argument, None)
-    for axis in axes:
+    for axis in reversed(axes):
         old, new = trace.algebra.size(axis), trace.algebra.resize(axis, sizes)
         for power in (-0.5, -1.0, -0.25, 0.5):
-            if old != new and isclose(value, old**power, rel_tol=1e-6):
+            if isclose(value, old**power, rel_tol=1e-6):
                 _set_literal(node, argument, None, value * (new / old) ** power)
                 return
 
@@ -186,8 +182,8 @@ def _position(node: Node, argument: str) -> int | None:
 
 def _literal(node: Node, argument: str, index: int | None) -> Any:
     place = _position(node, argument)
-    value = node.kwargs.get(argument) if place is None else node.args[place]
-    return value if index is None or value is None else value[index]  # type: ignore[index]
+    value: Any = node.kwargs.get(argument) if place is None else node.args[place]
+    return value if index is None or value is None else value[index]
 
 
 def _set_literal(node: Node, argument: str, index: int | None, value: Any) -> None:
@@ -225,7 +221,7 @@ def verify_program(program: Program, reference: Program) -> None:
 
 def _output_shapes(program: Program, batch_size: int) -> list[Any]:
     shapes = propagate_shapes(program, batch_size)
-    return [shapes[node.name] for node in program.graph.output_node().args[0]]  # type: ignore[union-attr]
+    return [shapes[node.name] for node in output_nodes(program.graph)]
 
 
 @dataclass(frozen=True)

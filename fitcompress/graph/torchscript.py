@@ -1,8 +1,10 @@
-"""Turns a TorchScript archive into a `Program`. Layer: graph. The one file that touches private parts of torch's tracer.
+"""Turns a TorchScript archive into a `Program`. Layer: graph. The one file that touches private
+parts of torch's tracer.
 
-The archive runs, and each ATen call that its own interpreter makes is recorded before torch takes it apart. So control flow,
-inlined functions and flags are what they are when the archive is used, and the result is exact. Sizes come out as
-numbers; recording at two batch sizes tells which of them follow the batch.
+The archive runs, and each ATen call that its own interpreter makes is recorded before torch takes
+it apart. So control flow, inlined functions and flags are what they are when the archive is used,
+and the result is exact. Sizes come out as numbers; recording at two batch sizes tells which of them
+follow the batch.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
+from torch.jit._fuser import optimized_execution
 
 from fitcompress.errors import CaptureError, TeacherError
 from fitcompress.graph.batch import make_batch_dynamic, merge_recordings
@@ -34,7 +38,7 @@ aten = torch.ops.aten
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
-    """The archive on the CPU, in eval mode.
+    """The archive on the CPU.
 
     Raises:
         TeacherError: torch cannot read it.
@@ -42,8 +46,7 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            archive = torch.jit.load(str(path), map_location="cpu")
-            return archive.eval() if hasattr(archive, "training") else archive
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
     except Exception as error:
         raise TeacherError(
             f"opening '{path}': torch {torch.__version__} cannot read this TorchScript archive:"
@@ -53,18 +56,19 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
 
 
 def capture_torchscript(archive: nn.Module, input_shape: tuple[int, ...]) -> Program:
-    """The flat program of an archive for inputs of one shape (without the batch), its batch size dynamic.
+    """The flat program of an archive for inputs of one shape (without the batch), its batch size
+    dynamic.
 
     Raises:
-        CaptureError: it does not run on such inputs, keeps state, or its batch size cannot be freed.
+        CaptureError: it does not run on such inputs, keeps state, or its batch size cannot be
+            freed.
     """
     with evaluating(archive):
         try:
             recordings = [_record(archive, input_shape, size) for size in (2, 3)]
         except _BatchRefusedError as error:
             return _capture_fixed_batch(archive, input_shape, error)
-        program = merge_recordings(*recordings)
-        return _finished(program)
+        return infer_owners(_finished(merge_recordings(*recordings)))
 
 
 def _capture_fixed_batch(
@@ -76,9 +80,9 @@ def _capture_fixed_batch(
             recording = _record(archive, input_shape, batch_size)
         except _BatchRefusedError:
             continue
-        return make_batch_dynamic(_finished(recording), batch_size)
+        return infer_owners(make_batch_dynamic(_finished(recording), batch_size))
     raise CaptureError(
-        f"running the archive on images of {input_shape}: {_first_line(cause)}",
+        f"running the archive on images of {input_shape}: {cause}",
         advice="Pass --input-size C H W as the archive expects it.",
     ) from cause
 
@@ -88,7 +92,7 @@ def _finished(recording: Program) -> Program:
         program = normalise(replace(recording, graph=copy_graph(recording.graph)[0]))
     except MutatedViewError:
         program = _functional_by_export(recording)
-    return infer_owners(tidied(name_by_use(program)))
+    return name_by_use(tidied(program))
 
 
 def _functional_by_export(recording: Program) -> Program:
@@ -118,24 +122,27 @@ def _record(archive: nn.Module, input_shape: tuple[int, ...], batch_size: int) -
     example = torch.randn((batch_size, *input_shape), generator=generator)
     recorder = _Recorder(example, _named_tensors(archive))
     try:
-        with torch.no_grad(), warnings.catch_warnings(), torch.jit.optimized_execution(False):
+        with torch.no_grad(), warnings.catch_warnings(), optimized_execution(False):
             warnings.simplefilter("ignore")
-            with recorder:
+            with enable_python_dispatcher(), recorder:
                 result = archive(example)
     except CaptureError:
         raise
     except Exception as error:
-        raise _BatchRefusedError(_first_line(error)) from error
+        raise _BatchRefusedError(_last_line(error)) from error
     outputs = [value for value in _tensors_in(result) if isinstance(value, Tensor)]
     if any(value.ndim == 0 or value.shape[0] != batch_size for value in outputs):
-        raise _BatchRefusedError(f"its output does not have one row an image for {batch_size} images")
+        raise _BatchRefusedError(
+            f"its output does not have one row an image for {batch_size} images"
+        )
     return recorder.finish(outputs, {name for name, _ in archive.named_parameters()})
 
 
 class _Recorder(ProxyTorchDispatchMode):
     """Writes down every call as a graph node while real tensors flow through.
 
-    A dispatch mode above autograd must be one of torch's own (2.11 to 2.15), hence the base class; none of its tracing is used.
+    A dispatch mode above autograd must be one of torch's own (2.11 to 2.15), hence the base class;
+    none of its tracing is used.
     """
 
     def __init__(self, example: Tensor, names: Mapping[Any, str]) -> None:
@@ -151,9 +158,7 @@ class _Recorder(ProxyTorchDispatchMode):
         self.inputs = (InputInfo("x", tuple(example.shape[1:]), example.dtype),)
         self._remember(example, node)
 
-    def __torch_dispatch__(  # type: ignore[override]
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _DECOMPOSED:
             with self:
@@ -213,7 +218,9 @@ _LITERAL = "literal_"
 
 
 def _named_tensors(archive: nn.Module) -> dict[Any, str]:
-    """The author's names of an archive's parameters, buffers and other tensors, by where they lie in memory."""
+    """The author's names of an archive's parameters, buffers and other tensors, by where they lie
+    in memory.
+    """
     named = [*archive.named_parameters(), *archive.named_buffers()]
     return {_identity(value): name for name, value in reversed(named)}
 
@@ -247,6 +254,12 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return function(value) if not isinstance(value, bool) else value
 
 
+def _last_line(error: Exception) -> str:
+    """The cause in an error of the TorchScript interpreter, which puts its own traceback first."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
@@ -274,27 +287,32 @@ def _encoder_layer(
     ffn_weight_2: Tensor,
     ffn_bias_2: Tensor,
     mask: Tensor | None = None,
-    mask_type: int | None = None,
+    mask_type: int | None = None,  # noqa: ARG001 (the schema's)
 ) -> Tensor:
-    """What `aten::_transformer_encoder_layer_fwd` computes, in plain calls (nn.TransformerEncoderLayer under no-grad)."""
+    """What `aten::_transformer_encoder_layer_fwd` computes, in plain calls
+    (nn.TransformerEncoderLayer under no-grad).
+    """
     if mask is not None:
-        raise CaptureError("capturing the archive: a fused encoder layer with a mask is not supported")
+        raise CaptureError(
+            "capturing the archive: a fused encoder layer with a mask is not supported"
+        )
 
     def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return aten.layer_norm(x, [embed_dim], weight, bias, eps)
+        return nn.functional.layer_norm(x, [embed_dim], weight, bias, eps)
 
     def attend(x: Tensor) -> Tensor:
         batch, tokens = x.shape[0], x.shape[1]
-        packed = aten.linear(x, qkv_weight, qkv_bias)
+        packed = nn.functional.linear(x, qkv_weight, qkv_bias)
         parts = packed.reshape(batch, tokens, 3, num_heads, embed_dim // num_heads)
         q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = aten.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return aten.linear(mixed.reshape(batch, tokens, embed_dim), proj_weight, proj_bias)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        joined = mixed.reshape(batch, tokens, embed_dim)
+        return nn.functional.linear(joined, proj_weight, proj_bias)
 
     def feed(x: Tensor) -> Tensor:
-        inner = aten.linear(x, ffn_weight_1, ffn_bias_1)
-        inner = aten.gelu(inner) if use_gelu else aten.relu(inner)
-        return aten.linear(inner, ffn_weight_2, ffn_bias_2)
+        inner = nn.functional.linear(x, ffn_weight_1, ffn_bias_1)
+        inner = nn.functional.gelu(inner) if use_gelu else nn.functional.relu(inner)
+        return nn.functional.linear(inner, ffn_weight_2, ffn_bias_2)
 
     if norm_first:
         src = src + attend(norm(src, norm_weight_1, norm_bias_1))

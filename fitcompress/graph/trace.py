@@ -11,7 +11,16 @@ from torch.fx import Node
 
 from fitcompress.graph.axes import Atom, Axis, AxisAlgebra
 from fitcompress.graph.program import Program, Shape, output_nodes, propagate_shapes
-from fitcompress.graph.rules import Axes, Binding, Call, ConstantBinding, Value, apply_rule
+from fitcompress.graph.rules import (
+    KERNEL,
+    PLACE,
+    Axes,
+    Binding,
+    Call,
+    ConstantBinding,
+    Value,
+    apply_rule,
+)
 
 __all__ = ["STRUCTURAL", "AxisTrace", "free_weight_atoms", "trace_axes"]
 
@@ -19,7 +28,7 @@ _BATCH_SIZE = 11
 """A batch size for the analysis that is no factor of common sizes, so that it is not mistaken for
 one."""
 
-STRUCTURAL = ("an input", "an output", "a place, not a channel", "a kernel's extent")
+STRUCTURAL = ("an input", "an output", PLACE, KERNEL)
 """Reasons for being frozen that lie in the task and not in the analysis."""
 
 _WEIGHT_ARGUMENTS = ("weight", "bias", "running_mean", "running_var")

@@ -20,6 +20,7 @@ from fitcompress.training.statistics import (
     HintStatistics,
     estimate_hint_statistics,
     reestimate_batch_norms,
+    standardise_hints,
 )
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "reestimate_batch_norms",
     "resolve_device",
     "resolve_precision",
+    "standardise_hints",
     "train",
 ]

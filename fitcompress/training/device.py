@@ -66,10 +66,8 @@ def resolve_precision(name: str, device: str) -> str:
 
 def start_accelerator(device: str, precision: str) -> Accelerator:
     """An Accelerator for one process on a resolved device with a resolved precision."""
-    # Accelerate keeps its device and precision for the life of the process and refuses others; the
-    # stages of one process, or
-    # several calls from Python, may differ. Last checked with accelerate 1.15; it has no public
-    # way.
+    # Accelerate keeps device and precision for the life of the process and refuses others, but the
+    # calls of one process may differ. It has no public way out (last looked at: accelerate 1.15).
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=device == "cpu", mixed_precision=_MIXED_PRECISIONS[precision])
 

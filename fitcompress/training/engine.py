@@ -12,7 +12,8 @@ summed on the device.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -66,41 +67,25 @@ def train(
     num_workers: int = 0,
     recipe_hash: str = "",
 ) -> StageResult:
-    """Trains `objective.trained` in place and returns what that cost; the last epoch's weights are
-    the result.
+    """Trains `objective.trained` in place, up to the last epoch, and returns what that cost.
 
-    The objective is left on the device it was trained on, its training flags and torch's random
-    state as they were.
+    The objective is left on the device; its training flags and torch's random state come back.
 
     Args:
-        objective: what to minimise.
-        train_data: from `make_dataset`; incomplete last batches are left out, the order differs in
-            each epoch.
+        train_data: incomplete last batches are left out; the order differs in each epoch.
         held_out_data: evaluated after each epoch; None or an empty set leaves that out.
-        optim: optimizer and schedule.
-        epochs: 0 changes nothing.
         batch_size: capped by the number of images.
-        seed: of the order and of all randomness within steps.
-        checkpoint_path: written at the end of each epoch, every ten minutes, and on SIGINT or
-            SIGTERM.
+        checkpoint_path: written after each epoch, every ten minutes, and on SIGINT or SIGTERM.
         stage: its name in events and messages; a part of the seed.
-        device: "cpu", "cuda", "mps" or "auto".
-        precision: "fp32", "bf16", "fp16" or "auto".
-        emit: listens.
         resume: go on from `checkpoint_path` where it exists; a finished stage is only loaded.
-        num_workers: processes that prepare images.
-        recipe_hash: whatever else the stage depends on; a checkpoint with another one is refused.
+        recipe_hash: whatever else the stage depends on; a checkpoint with another is refused.
 
     Raises:
-        TrainingError: the loss or a weight is no longer finite; the checkpoint cannot be written,
-            or not be resumed from.
+        TrainingError: a loss or weight is not finite; a checkpoint cannot be written or resumed.
         DataError: there are no training images.
-        Interrupted: SIGINT or SIGTERM came; the checkpoint holds everything up to the step that was
-            under way.
+        Interrupted: SIGINT or SIGTERM came; the checkpoint holds everything up to that step.
     """
-    if len(train_data) == 0:
-        raise DataError(f"training {stage}: there are no training images")
-    batch_size = min(batch_size, len(train_data))
+    batch_size = _fitting_batch_size(batch_size, len(train_data), stage)
     setup = Setup(
         stage=stage,
         epochs=epochs,
@@ -114,14 +99,28 @@ def train(
     )
     device = resolve_device(device)
     accelerator = start_accelerator(device, resolve_precision(precision, device))
-    with ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signals())
-        stack.enter_context(preserved_random_state(device))
-        stack.enter_context(preserved_modes(objective.modules()))
+    with _borrowed(objective, device) as stop:
         loop = _Loop(setup, objective, accelerator, train_data, held_out_data, stop, emit)
-        if resume and checkpoint_path.exists():
-            loop.restore(read_checkpoint(checkpoint_path))
+        if resume:
+            loop.restore()
         return loop.run()
+
+
+def _fitting_batch_size(batch_size: int, num_images: int, stage: str) -> int:
+    if num_images == 0:
+        raise DataError(f"training {stage}: there are no training images")
+    return min(batch_size, num_images)
+
+
+@contextmanager
+def _borrowed(objective: Objective, device: str) -> Iterator[StopRequest]:
+    """Signals become a request to stop; training flags and random state come back at the end."""
+    with (
+        stop_on_signals() as stop,
+        preserved_random_state(device),
+        preserved_modes(objective.modules()),
+    ):
+        yield stop
 
 
 class _Loop:
@@ -182,8 +181,11 @@ class _Loop:
             raise Interrupted(setup.stage, setup.checkpoint_path)
         return result
 
-    def restore(self, content: dict[str, Any]) -> None:
-        """Goes on from a checkpoint; TrainingError where it belongs to something else."""
+    def restore(self) -> None:
+        """Goes on from the checkpoint where there is one; TrainingError if it is of another run."""
+        if not self.setup.checkpoint_path.exists():
+            return
+        content = read_checkpoint(self.setup.checkpoint_path)
         check_settings(self.setup, content["settings"])
         try:
             self.objective.trained.load_state_dict(content["trained"])

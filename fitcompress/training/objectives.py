@@ -43,12 +43,13 @@ class Objective(Protocol):
     """Everything that is optimised and checkpointed."""
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
-        """ "loss", which is minimised, and named parts of it; `progress` is 0 at the first step of
-        the stage, 1 at the last.
+        """What is minimised, under "loss", and its parts by name.
+
+        `progress` is 0 at the first step of the stage and 1 at the last.
         """
 
     def evaluate(self, batch: Batch) -> Scores:
-        """ "loss" and further scores on a held-out batch."""
+        """Scores of a held-out batch, "loss" among them."""
 
     def train(self, mode: bool = True) -> Any: ...
     def to(self, device: torch.device) -> Any: ...
@@ -56,7 +57,8 @@ class Objective(Protocol):
 
 
 class HintObjective(nn.Module):
-    """Stage 1: the student up to the guided layers, and the regressors, learn the teacher's hints.
+    """Stage 1: the student up to its guided layers, and the regressors, learn the teacher's hints.
+
     No labels are used.
 
     Args:

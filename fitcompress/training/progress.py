@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 
 from fitcompress.events import Emit, Progress
 from fitcompress.training.meter import LossMeter
@@ -22,7 +22,7 @@ class ProgressReporter:
     ) -> None:
         self._stage, self._emit = stage, emit
         self._num_steps, self._first_step, self._batch_size = num_steps, first_step, batch_size
-        self._started = self._last = time.monotonic()
+        self._started = self._last = monotonic()
 
     def report(self, meter: LossMeter, *, epoch: int, step: int, num_steps_done: int) -> bool:
         """Sends a report if the last one is old enough, and says whether it did.
@@ -33,7 +33,7 @@ class ProgressReporter:
             step: done in that epoch.
             num_steps_done: in the whole stage.
         """
-        now = time.monotonic()
+        now = monotonic()
         if now - self._last < _SECONDS_BETWEEN_REPORTS:
             return False
         self._last = now

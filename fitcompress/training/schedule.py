@@ -25,8 +25,8 @@ def learning_rate(
     Raises:
         RecipeError: no such schedule.
 
-    >>> [round(learning_rate(s, num_steps=4, warmup_steps=0, peak=1.0, schedule="cosine"), 3) for s
-    in range(4)]
+    >>> settings = {"num_steps": 4, "warmup_steps": 0, "peak": 1.0, "schedule": "cosine"}
+    >>> [round(learning_rate(step, **settings), 3) for step in range(4)]
     [1.0, 0.854, 0.5, 0.146]
     """
     if schedule not in ("cosine", "constant"):

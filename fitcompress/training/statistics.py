@@ -4,7 +4,7 @@ Layer: training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -13,9 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fitcompress.data import Batch
 from fitcompress.errors import PlanError
+from fitcompress.regressors import Regressor
 from fitcompress.training.device import preserved_modes
 
-__all__ = ["HintStatistics", "estimate_hint_statistics", "reestimate_batch_norms"]
+__all__ = [
+    "HintStatistics",
+    "estimate_hint_statistics",
+    "reestimate_batch_norms",
+    "standardise_hints",
+]
 
 
 class HintStatistics(nn.Module):
@@ -66,20 +72,52 @@ def estimate_hint_statistics(
     ]
 
 
-class _Moments:
-    """Sums over positions, in float64 on the CPU: millions of squares, also where the device has no
-    float64.
+def standardise_hints(
+    teacher_cut: nn.Module,
+    teacher_preprocess: nn.Module,
+    regressors: Sequence[Regressor],
+    batches: Iterable[Batch],
+    *,
+    num_batches: int,
+) -> list[HintStatistics]:
+    """The statistics of the hints that enter the loss, one per pair, for `HintObjective`.
+
+    Nothing is modified; the teacher runs in eval mode, on its own device.
+
+    Args:
+        teacher_cut: returns a tuple with one hint per pair.
+        teacher_preprocess: uint8 images to its input, on the same device.
+        regressors: one per pair; they know what of the hint is the target.
+        batches: training batches, of which the first `num_batches` are used.
+
+    Raises:
+        PlanError: there are no values, or some that are not finite.
     """
+
+    def targets() -> Iterator[list[Tensor]]:
+        for batch in islice(batches, num_batches):
+            hints = teacher_cut(teacher_preprocess(batch.images.to(_device_of(teacher_cut))))
+            yield [part.target(hint) for part, hint in zip(regressors, hints, strict=True)]
+
+    axes = [regressor.channel_axis for regressor in regressors]
+    with preserved_modes(teacher_cut.modules()), torch.no_grad():
+        teacher_cut.eval()
+        return estimate_hint_statistics(targets(), channel_axes=axes)
+
+
+class _Moments:
+    """Sums over positions in float64: there are millions of squares."""
 
     def __init__(self) -> None:
         self._count = 0
         self._sum_C = self._squares_C = torch.zeros(())
 
     def add(self, values_CM: Tensor) -> None:
-        precise_CM = values_CM.cpu().double()
+        # Apple's GPUs have no float64.
+        precise_CM = (values_CM.cpu() if values_CM.device.type == "mps" else values_CM).double()
         self._count += precise_CM.shape[1]
-        self._sum_C = self._sum_C + precise_CM.sum(1)
-        self._squares_C = self._squares_C + precise_CM.square().sum(1)
+        self._sum_C = self._sum_C + precise_CM.sum(1).cpu()
+        self._squares_C = self._squares_C + precise_CM.square().sum(1).cpu()
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
         if self._count == 0 or not torch.isfinite(self._squares_C).all():
@@ -90,8 +128,7 @@ class _Moments:
 
 
 def reestimate_batch_norms(network: nn.Module, batches: Iterable[Batch], num_batches: int) -> int:
-    """Replaces the running statistics of every batch norm by the plain mean over `num_batches`
-    batches.
+    """Replaces the running statistics of every batch norm by the mean over some batches.
 
     For a student whose weights were inherited: the teacher's statistics are not those of fewer
     channels. Dropout stays off. Only the statistics are modified. Without batches nothing is.
@@ -100,7 +137,8 @@ def reestimate_batch_norms(network: nn.Module, batches: Iterable[Batch], num_bat
         network: takes the uint8 images of a batch, on its own device.
         batches: training batches, of which the first `num_batches` are used.
 
-    Returns: the number of batch norms that were re-estimated.
+    Returns:
+        The number of batch norms that were re-estimated.
     """
     norms = [
         part
@@ -110,6 +148,7 @@ def reestimate_batch_norms(network: nn.Module, batches: Iterable[Batch], num_bat
     images = [batch.images for batch in islice(batches, num_batches)]
     if not norms or not images:
         return 0
+    device = _device_of(network)
     momenta = [norm.momentum for norm in norms]
     with preserved_modes(network.modules()), torch.no_grad():
         network.eval()
@@ -118,9 +157,13 @@ def reestimate_batch_norms(network: nn.Module, batches: Iterable[Batch], num_bat
             norm.momentum = None  # the plain mean over all batches
             norm.train()
         try:
-            for batch in images:
-                network(batch)
+            for images_NCHW in images:
+                network(images_NCHW.to(device))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     return len(norms)
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next((value.device for value in network.parameters()), torch.device("cpu"))

@@ -195,13 +195,8 @@ def test_missing_evaluation_split_is_left_to_the_caller_unless_asked_for(streams
 
 
 def test_labels_that_are_no_class_index_are_refused(monkeypatch):
-    class Pairs:
-        targets = ((1, 2), (3, 4))
-
-        def __getitem__(self, index):
-            return Image.new("L", (2, 2)), self.targets[index]
-
-    monkeypatch.setattr("timm.data.create_dataset", lambda *args, **settings: Pairs())
+    pairs = Pictures([(1, 2), (3, 4)])
+    monkeypatch.setattr("timm.data.create_dataset", lambda *args, **settings: pairs)
 
     with pytest.raises(DataError, match=r"one class index for each image, got \(1, 2\)"):
         load_timm_splits("torch/pairs?root=.")
@@ -243,3 +238,31 @@ def test_hugging_face_folder_is_read(tmp_path, class_folders):
     assert train.labels.tolist() == [0] * 3 + [1] * 4
     with Image.open(tmp_path / "images" / "train" / "b" / "000.png") as image:
         np.testing.assert_array_equal(np.asarray(train.load(3)), np.asarray(image))
+
+
+class Pictures:
+    """A data set with random access and these labels."""
+
+    def __init__(self, targets):
+        self.targets = targets
+
+    def __getitem__(self, index):
+        return Image.new("L", (2, 2)), self.targets[index]
+
+
+def test_unlabelled_evaluation_split_is_passed_over(monkeypatch):
+    splits = {"train": [0, 1], "test": [-1, -1, -1], "validation": [1, 0]}
+    monkeypatch.setattr(
+        "timm.data.create_dataset", lambda name, split, **settings: Pictures(splits[split])
+    )
+
+    _, evaluation, split, _ = load_timm_splits("hfds/x")
+
+    assert (split, evaluation.labels.tolist()) == ("validation", [1, 0])
+
+
+def test_empty_split_is_refused(monkeypatch):
+    monkeypatch.setattr("timm.data.create_dataset", lambda *args, **settings: Pictures([]))
+
+    with pytest.raises(DataError, match="'hfds/x', split 'train': expected images, got none"):
+        load_timm_splits("hfds/x")

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from fitcompress.data import Batch, make_dataset
 from fitcompress.data.draws import Stream, draw_words, to_beta, to_uniform
-from fitcompress.data.views import plain_view
+from fitcompress.data.pixels import plain_view
 from fitcompress.errors import RecipeError
 
 

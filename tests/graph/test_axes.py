@@ -9,6 +9,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from graph.toys import kept_places
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -470,23 +471,6 @@ def draw_program(random: Random) -> Trace:
     for _ in range(random.randrange(2, 14)):
         random.choice([*draws, draw_leaf, draw_flatten, draw_add])(trace, random)
     return trace
-
-
-def kept_places(algebra: AxisAlgebra, axis: Axis, kept: dict[Atom, list[int]]) -> list[int]:
-    """The indices of an axis that stay, found by writing the index out in terms of those of its factors."""
-    places = [0]
-    for factor in algebra.normal(axis):
-        if isinstance(factor, Atom):
-            own = kept.get(factor, list(range(factor.size)))
-        else:
-            offsets = itertools.accumulate((algebra.size(t) for t in factor.terms), initial=0)
-            own = [
-                offset + place
-                for offset, term in zip(offsets, factor.terms, strict=False)
-                for place in kept_places(algebra, term, kept)
-            ]
-        places = [place * algebra.size((factor,)) + inner for place in places for inner in own]
-    return places
 
 
 def keep(trace: Trace, index: int, kept: dict[Atom, list[int]]) -> np.ndarray:

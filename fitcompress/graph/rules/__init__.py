@@ -9,12 +9,31 @@ from __future__ import annotations
 
 import torch
 
-from fitcompress.graph.rules.call import Axes, Binding, Call, ConstantBinding, Rule, Value
+from fitcompress.graph.rules.call import (
+    KERNEL,
+    PLACE,
+    Axes,
+    Binding,
+    Call,
+    ConstantBinding,
+    Rule,
+    Value,
+)
 from fitcompress.graph.rules.contractions import CONTRACTIONS
 from fitcompress.graph.rules.elementwise import ELEMENTWISE, pointwise
 from fitcompress.graph.rules.layout import LAYOUT
 
-__all__ = ["RULES", "Axes", "Binding", "Call", "ConstantBinding", "Value", "apply_rule"]
+__all__ = [
+    "KERNEL",
+    "PLACE",
+    "RULES",
+    "Axes",
+    "Binding",
+    "Call",
+    "ConstantBinding",
+    "Value",
+    "apply_rule",
+]
 
 RULES: dict[str, Rule] = {**ELEMENTWISE, **CONTRACTIONS, **LAYOUT}
 

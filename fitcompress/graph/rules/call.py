@@ -17,7 +17,11 @@ from torch.fx import Node
 from fitcompress.graph.axes import Axis, AxisAlgebra
 from fitcompress.graph.program import Shape, operation
 
-__all__ = ["Axes", "Binding", "Call", "ConstantBinding", "Rule", "Value"]
+__all__ = ["KERNEL", "PLACE", "Axes", "Binding", "Call", "ConstantBinding", "Rule", "Value"]
+
+PLACE = "a place, not a channel"
+KERNEL = "a kernel's extent"
+"""Reasons for being frozen that lie in the task and not in the analysis."""
 
 Axes = list[Axis]
 """The axes of a tensor, one for each dimension."""

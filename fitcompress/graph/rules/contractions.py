@@ -4,13 +4,10 @@ attention. Layer: graph."""
 from __future__ import annotations
 
 from fitcompress.graph.axes import Axis
-from fitcompress.graph.rules.call import Axes, Call, Rule, Value
+from fitcompress.graph.rules.call import KERNEL, PLACE, Axes, Call, Rule, Value
 from fitcompress.graph.rules.elementwise import broadcast
 
 __all__ = ["CONTRACTIONS"]
-
-_PLACE = "a place, not a channel"
-_KERNEL = "a kernel's extent"
 
 
 def _convolution(call: Call) -> Value:
@@ -18,14 +15,14 @@ def _convolution(call: Call) -> Value:
     source = "input" if "input" in call.arguments else "self"
     axes, weight = call.axes(source), call.axes("weight")
     transposed = "transpose" in call.name or bool(call.get("transposed"))
-    call.freeze(axes[2:], _PLACE)
-    call.freeze(weight[2:], _KERNEL)
+    call.freeze(axes[2:], PLACE)
+    call.freeze(weight[2:], KERNEL)
     out = call.algebra.new(call.shape[1])
     near, far = (axes[1], out) if transposed else (out, axes[1])
     _unify_grouped(call, near, far, weight)
     if call.is_tensor("bias"):
         call.algebra.unify(out, call.axes("bias")[0])
-    return [axes[0], out, *call.fresh(call.shape[2:], _PLACE)]
+    return [axes[0], out, *call.fresh(call.shape[2:], PLACE)]
 
 
 def _unify_grouped(call: Call, near: Axis, far: Axis, weight: Axes) -> None:
@@ -55,6 +52,8 @@ def _matmul(call: Call) -> Value:
         right_name = "other"
     if "batch1" in call.arguments:
         left_name, right_name = "batch1", "batch2"
+    if "vec" in call.arguments:
+        right_name = "vec"
     left, right = call.axes(left_name), call.axes(right_name)
     result, inner = _product(call, left, right)
     call.contracted[call.node] = inner
@@ -92,6 +91,8 @@ def _einsum(call: Call) -> Value:
     known: dict[str, Axis] = {}
     for letters, axes in zip(inputs.split(","), operands, strict=True):
         for letter, axis in zip(letters, axes, strict=True):
+            if call.algebra.size(axis) != call.algebra.size(known.get(letter, axis)):
+                return None
             call.algebra.unify(known.setdefault(letter, axis), axis)
     summed = [letter for letter in known if letter not in output]
     if len(summed) == 1:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fitcompress.graph.axes import Axis
-from fitcompress.graph.rules.call import Axes, Call, Rule, Value
+from fitcompress.graph.rules.call import PLACE, Axes, Call, Rule, Value
 
-__all__ = ["ELEMENTWISE", "broadcast", "normal_dims", "pointwise"]
+__all__ = ["ELEMENTWISE", "broadcast", "is_fixed", "normal_dims", "pointwise"]
 
 
 def normal_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
@@ -46,15 +46,21 @@ def _contracted(call: Call) -> list[Axis]:
 
 
 def _same(call: Call) -> Value:
-    return call.axes(call.tensor_names()[0])
+    return _each(call, call.axes(call.tensor_names()[0]))
+
+
+def _each(call: Call, axes: Axes) -> Value:
+    """The same axes for every result of the call."""
+    several = bool(call.shape) and isinstance(call.shape[0], tuple)
+    return [axes] * len(call.shape) if several else axes
 
 
 def _ordered(call: Call) -> Value:
     """Like the input, but the order along some dimensions matters."""
-    axes = _same(call)
+    axes = call.axes(call.tensor_names()[0])
     for dim in normal_dims(call.get("dim", "dims"), len(axes)):
         call.freeze([axes[dim]], f"{call.name} depends on the order along it")
-    return axes
+    return _each(call, axes)
 
 
 def _prelu(call: Call) -> Value:
@@ -83,6 +89,8 @@ def _layer_norm(call: Call) -> Value:
         if call.is_tensor(name):
             for axis, own in zip(trailing, call.axes(name), strict=True):
                 call.algebra.unify(axis, own)
+    if call.name == "_fused_rms_norm":
+        return [axes, [*axes[: -len(trailing)], *[()] * len(trailing)]]
     return axes
 
 
@@ -100,18 +108,16 @@ def _group_norm(call: Call) -> Value:
 
 
 def _resample(call: Call) -> Value:
-    """Dimensions that keep their size keep their axis; the others are places, whose number follows
-    from the input's."""
-    axes = call.axes(call.tensor_names()[0])
-    shapes = call.shape if isinstance(call.shape[0], tuple) else (call.shape,)
-    results = []
-    for shape in shapes:
-        kept = [call.algebra.size(axis) == size for axis, size in zip(axes, shape, strict=True)]
-        for axis in axes[2:]:
-            call.algebra.freeze(axis, "a place, not a channel")
-        fresh = call.fresh(shape, "a place, not a channel")
-        results.append([a if keep else new for a, keep, new in zip(axes, kept, fresh, strict=True)])
-    return results if shapes is call.shape else results[0]
+    """The last dimensions are places, whose number follows from the input's; the others stay."""
+    axes, *others = (call.axes(name) for name in call.tensor_names())
+    for grid in others:
+        call.algebra.unify(axes[0], grid[0])
+        call.freeze(grid[1:], PLACE)
+    extents = next((int(letter) for letter in call.name if letter.isdigit()), 2)
+    channels, places = axes[:-extents], axes[-extents:]
+    call.freeze(places, PLACE)
+    shape = call.shape[0] if isinstance(call.shape[0], tuple) else call.shape
+    return _each(call, [*channels, *call.fresh(shape[len(channels) :], PLACE)])
 
 
 def _pad(call: Call) -> Value:
@@ -125,7 +131,7 @@ def _pad(call: Call) -> Value:
         before, after = pads[2 * pair], pads[2 * pair + 1]
         if before < 0 or after < 0:
             return _frozen_like(call, axes, "cut by a negative padding")
-        parts = [_part(call, before), axes[dim], _part(call, after)]
+        parts = [_part(call, before, axes[dim]), axes[dim], _part(call, after, axes[dim])]
         result[dim] = call.algebra.join(part for part in parts if part is not None)
         for index, part in ((2 * pair, parts[0]), (2 * pair + 1, parts[2])):
             if part:
@@ -133,8 +139,16 @@ def _pad(call: Call) -> Value:
     return result
 
 
-def _part(call: Call, size: int) -> Axis | None:
-    return call.algebra.new(size) if size else None
+def _part(call: Call, size: int, beside: Axis) -> Axis | None:
+    """The indices that padding adds to an axis: places beside places."""
+    reason = PLACE if is_fixed(call, beside) else ""
+    return call.algebra.new(size, frozen=reason) if size else None
+
+
+def is_fixed(call: Call, axis: Axis) -> bool:
+    """Whether the axis has a size that is not ours to choose: there are atoms in it, all frozen."""
+    reasons = [call.algebra.frozen_reason(atom) for atom in call.algebra.atoms(axis)]
+    return bool(reasons) and all(reasons)
 
 
 def _frozen_like(call: Call, axes: Axes, reason: str) -> Axes:
@@ -144,14 +158,15 @@ def _frozen_like(call: Call, axes: Axes, reason: str) -> Axes:
 
 def _reduce(call: Call) -> Value:
     """The reduced dimensions go, or stay as size 1."""
+    if call.is_tensor("other"):
+        return pointwise(call)
     axes = call.axes(call.tensor_names()[0])
     dims = normal_dims(call.get("dim", "dims"), len(axes))
     keepdim = bool(call.get("keepdim"))
     kept = [
         () if dim in dims else axis for dim, axis in enumerate(axes) if keepdim or dim not in dims
     ]
-    several = bool(call.shape) and isinstance(call.shape[0], tuple)
-    return [kept] * len(call.shape) if several else kept
+    return _each(call, kept)
 
 
 def _glu(call: Call) -> Value:
@@ -163,78 +178,46 @@ def _glu(call: Call) -> Value:
     return [*axes[:dim], first, *axes[dim + 1 :]]
 
 
+def _all(names: str, rule: Rule) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), rule)
+
+
 ELEMENTWISE: dict[str, Rule] = {
     "prelu": _prelu,
-    "_prelu_kernel": pointwise,
     "glu": _glu,
     "group_norm": _group_norm,
-    "constant_pad_nd": _pad,
-    "pad": _pad,
-    **dict.fromkeys(("batch_norm", "instance_norm"), _batch_norm),
-    **dict.fromkeys(("layer_norm", "rms_norm", "_fused_rms_norm"), _layer_norm),
-    **dict.fromkeys(("masked_fill", "where", "type_as", "lerp", "hardswish"), pointwise),
-    **dict.fromkeys(
-        (
-            *(
-                "alias",
-                "clone",
-                "contiguous",
-                "detach",
-                "dropout",
-                "feature_dropout",
-                "alpha_dropout",
-            ),
-            *(
-                "softmax",
-                "_softmax",
-                "log_softmax",
-                "_log_softmax",
-                "to",
-                "_to_copy",
-                "_unsafe_view_as",
-            ),
-            *("empty_like", "ones_like", "zeros_like", "full_like", "rand_like", "randn_like"),
-            *("hardtanh", "native_dropout", "lift_fresh_copy", "rrelu", "float", "softmin"),
-        ),
+    **_all("constant_pad_nd pad", _pad),
+    **_all("batch_norm instance_norm", _batch_norm),
+    **_all("layer_norm rms_norm _fused_rms_norm", _layer_norm),
+    **_all("_prelu_kernel masked_fill where type_as lerp hardswish", pointwise),
+    **_all(
+        """
+        alias clone contiguous detach lift_fresh_copy to _to_copy hardtanh rrelu
+        dropout feature_dropout alpha_dropout native_dropout
+        softmax _softmax log_softmax _log_softmax
+        empty_like ones_like zeros_like full_like rand_like randn_like
+        """,
         _same,
     ),
-    **dict.fromkeys(("cumsum", "cumprod", "flip", "roll", "sort", "argsort", "rot90"), _ordered),
-    **dict.fromkeys(
-        (
-            *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
-            *("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices"),
-            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "lp_pool2d"),
-            *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-            *(
-                "upsample_nearest1d",
-                "upsample_nearest2d",
-                "upsample_nearest3d",
-                "upsample_linear1d",
-            ),
-            *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "grid_sampler"),
-            *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"),
-            *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
-        ),
+    **_all("cumsum cumprod flip roll sort argsort", _ordered),
+    **_all(
+        """
+        avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+        max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+        adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+        upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d
+        upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
+        _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler
+        reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
+        """,
         _resample,
     ),
-    **dict.fromkeys(
-        (
-            *(
-                "mean",
-                "sum",
-                "prod",
-                "amax",
-                "amin",
-                "max",
-                "min",
-                "argmax",
-                "argmin",
-                "std",
-                "var",
-            ),
-            *("var_mean", "std_mean", "norm", "linalg_vector_norm", "logsumexp", "all", "any"),
-            *("median", "nanmean", "nansum", "count_nonzero"),
-        ),
+    **_all(
+        """
+        mean sum prod amax amin max min argmax argmin std var var_mean std_mean median
+        norm linalg_vector_norm logsumexp all any nanmean nansum count_nonzero
+        """,
         _reduce,
     ),
 }

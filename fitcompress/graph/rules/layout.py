@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from fitcompress.graph.axes import Axis
-from fitcompress.graph.rules.call import Axes, Call, Rule, Value
+from fitcompress.graph.rules.call import KERNEL, PLACE, Axes, Call, Rule, Value
 from fitcompress.graph.rules.elementwise import broadcast, normal_dims
 
 __all__ = ["LAYOUT"]
 
 
 def _reshape(call: Call) -> Value:
-    result = call.algebra.regroup(call.axes("self"), call.shape)
     argument = "size" if "size" in call.arguments else "shape"
+    if argument not in call.arguments:
+        return None
+    result = call.algebra.regroup(call.axes("self"), call.shape)
     for index, axis in enumerate(result):
         call.bind(axis, argument, index, inferable=True)
     return result
@@ -42,20 +44,20 @@ def _unflatten(call: Call) -> Value:
 
 def _pixel_shuffle(call: Call) -> Value:
     """(N, C r r, H, W) -> (N, C, H r, W r)."""
-    batch, channels, height, width = call.axes("self")
+    *leading, channels, height, width = call.axes("self")
     factor = call["upscale_factor"]
     inner = call.algebra.size(channels) // factor**2
     kept, *extents = call.algebra.regroup([channels], [inner, factor, factor])
-    call.freeze([*extents, height, width], "a place, not a channel")
-    return [batch, kept, *call.fresh(call.shape[2:], "a place, not a channel")]
+    call.freeze([*extents, height, width], PLACE)
+    return [*leading, kept, *call.fresh(call.shape[-2:], PLACE)]
 
 
 def _pixel_unshuffle(call: Call) -> Value:
-    batch, channels, height, width = call.axes("self")
-    call.freeze([height, width], "a place, not a channel")
-    extents = call.fresh([call["downscale_factor"]] * 2, "a place, not a channel")
+    *leading, channels, height, width = call.axes("self")
+    call.freeze([height, width], PLACE)
+    extents = call.fresh([call["downscale_factor"]] * 2, PLACE)
     merged = (*channels, *extents[0], *extents[1])
-    return [batch, merged, *call.fresh(call.shape[2:], "a place, not a channel")]
+    return [*leading, merged, *call.fresh(call.shape[-2:], PLACE)]
 
 
 def _channel_shuffle(call: Call) -> Value:
@@ -68,11 +70,11 @@ def _channel_shuffle(call: Call) -> Value:
 
 def _unfold(call: Call) -> Value:
     """im2col: (N, C, H, W) -> (N, C k k, L)."""
-    batch, channels, *places = call.axes("self")
-    call.freeze(places, "a place, not a channel")
-    kernel = [call.algebra.new(size, frozen="a kernel's extent") for size in call["kernel_size"]]
+    *leading, channels, height, width = call.axes("self")
+    call.freeze([height, width], PLACE)
+    kernel = [call.algebra.new(size, frozen=KERNEL) for size in call["kernel_size"]]
     merged = (*channels, *kernel[0], *kernel[1])
-    return [batch, merged, *call.fresh(call.shape[2:], "a place, not a channel")]
+    return [*leading, merged, *call.fresh(call.shape[-1:], PLACE)]
 
 
 def _permute(call: Call) -> Value:
@@ -82,7 +84,9 @@ def _permute(call: Call) -> Value:
 
 def _transpose(call: Call) -> Value:
     axes = call.axes("self")
-    one, other = (call.get("dim0"), call.get("dim1")) if "dim0" in call.arguments else (-2, -1)
+    one, other = call.get("dim0", "axis0"), call.get("dim1", "axis1")
+    if one is None:
+        one, other = -2, -1
     if len(axes) > 1:
         axes[one], axes[other] = axes[other], axes[one]
     return axes
@@ -117,34 +121,44 @@ def _expand_as(call: Call) -> Value:
 
 
 def _repeat(call: Call) -> Value:
-    axes, repeats = call.axes("self"), call["repeats" if "repeats" in call.arguments else "dims"]
-    rank = len(call.shape)
-    axes = [()] * (rank - len(axes)) + axes
-    repeats = [1] * (rank - len(repeats)) + list(repeats)
-    counts = [call.algebra.new(count) for count in repeats]
+    argument = "repeats" if "repeats" in call.arguments else "dims"
+    counts = call.fresh(call[argument])
     for index, count in enumerate(counts):
-        call.bind(count, "repeats" if "repeats" in call.arguments else "dims", index)
+        call.bind(count, argument, index)
+    rank = len(call.shape)
+    axes = [()] * (rank - len(call.axes("self"))) + call.axes("self")
+    counts = [()] * (rank - len(counts)) + counts
     return [(*count, *axis) for count, axis in zip(counts, axes, strict=True)]
 
 
 def _repeat_interleave(call: Call) -> Value:
     axes = call.axes("self")
+    if call["dim"] is None or not isinstance(call.get("repeats"), int):
+        return None
     dim = call["dim"] % len(axes)
     count = call.algebra.new(call["repeats"], frozen="a number of repeats")
     return [*axes[:dim], (*axes[dim], *count), *axes[dim + 1 :]]
 
 
 def _concatenate(call: Call) -> Value:
-    operands = [axes for axes in call.list_axes("tensors") if axes != [(call.algebra.new(0))]]
+    """Laid end to end; what is put beside places is places too, such as learned tokens."""
+    size = call.algebra.size
+    operands = [axes for axes in call.list_axes("tensors") if list(map(size, axes)) != [0]]
     dim = call["dim"] % len(operands[0])
     result: Axes = []
     for index, aligned in enumerate(zip(*operands, strict=True)):
         if index == dim:
+            if any(_are_places(call, axis) for axis in aligned):
+                call.freeze(aligned, PLACE)
             result.append(call.algebra.join(aligned))
         else:
             call.algebra.unify_all(aligned)
             result.append(aligned[0])
     return result
+
+
+def _are_places(call: Call, axis: Axis) -> bool:
+    return {call.algebra.frozen_reason(atom) for atom in call.algebra.atoms(axis)} == {PLACE}
 
 
 def _stack(call: Call) -> Value:
@@ -178,6 +192,8 @@ def _split(call: Call) -> Value:
 
 def _chunk(call: Call) -> Value:
     """Into a number of pieces, which the literal keeps: they must stay equal."""
+    if call.name == "tensor_split" and "sections" not in call.arguments:
+        return None
     dim = call["dim"] % len(call.axes("self"))
     result, parts = _pieces(call, dim, call.shape)
     _require_even(call, parts)
@@ -233,8 +249,11 @@ def _bounds(call: Call, size: int) -> tuple[int, int, int]:
 def _narrow(call: Call) -> Value:
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
-    start, length = call["start"], call["length"]
-    rest = call.algebra.size(axes[dim]) - start - length
+    size, start, length = call.algebra.size(axes[dim]), call["start"], call["length"]
+    if not isinstance(start, int):
+        return None
+    start %= size
+    rest = size - start - length
     before, piece, _ = call.algebra.split(axes[dim], [start, length, rest])
     if start:
         call.bind(before, "start")
@@ -253,7 +272,7 @@ def _index(call: Call) -> Value:
     """x[i, :, j]: the indexed dimensions become those of the indices, in place when they stand
     together."""
     axes = call.axes("self")
-    indices = [node for node in call.arguments["indices"]]
+    indices = list(call.arguments["indices"])
     at = [dim for dim, node in enumerate(indices) if isinstance(node, Node)]
     call.freeze([axes[dim] for dim in at], "picked by index")
     found = broadcast(call, [list(call.values[indices[dim]]) for dim in at])

@@ -1,7 +1,7 @@
 """One quiet attempt at the Hugging Face hub. Layer: teacher (standard library, huggingface_hub).
 
-Without a connection the hub's client retries for a minute and prints about it. Here the connection is probed first, for a few
-seconds at most; without one only the local cache is asked.
+Without a connection the hub's client retries for a minute and prints about it. Here the connection
+is probed first, for a few seconds at most; without one only the local cache is asked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def hub_is_reachable(timeout_s: float = _PROBE_TIMEOUT_S) -> bool:
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """The hub's client silent, with short time-outs, and on its cache alone when the hub is out of reach."""
+    """The hub's client silent, with short time-outs, and on its cache alone when the hub is out of
+    reach.
+    """
     settings = {
         "HF_HUB_OFFLINE": not hub_is_reachable(),
         "HF_HUB_DISABLE_PROGRESS_BARS": True,

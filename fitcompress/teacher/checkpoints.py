@@ -1,6 +1,7 @@
 """Reads files of weights and says what a model file is. Layer: teacher (errors).
 
-What a file is is told by its content, never by its name. Nothing here unpickles anything that could run code.
+What a file is is told by its content, never by its name. Nothing here unpickles anything that could
+run code.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ __all__ = ["file_kind", "load_weights", "read_weights", "refuse_unsafe_export"]
 
 
 def file_kind(path: Path) -> str:
-    """What a model file is: "torchscript", "pt2", "safetensors", "weights" (a state dict) or "" (none of these).
+    """What a model file is: "torchscript", "pt2", "safetensors", "weights" (a state dict) or ""
+    (none of these).
 
     Raises:
         TeacherError: the file is missing, truncated, or would have to run code to be loaded.
@@ -45,10 +47,12 @@ def file_kind(path: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or a state dict by name, usual wrappers and prefixes taken off.
+    """The tensors of a safetensors file or a state dict by name, usual wrappers and prefixes taken
+    off.
 
     Raises:
-        TeacherError: the file holds no weights, is truncated, or would have to run code to be loaded.
+        TeacherError: the file holds no weights, is truncated, or would have to run code to be
+            loaded.
     """
     kind = file_kind(path)
     if kind == "safetensors":
@@ -66,7 +70,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> bool:
-    """Copies weights into a module. True when they were matched by order, because no name fits but every shape does.
+    """Copies weights into a module. True when they were matched by order, because no name fits but
+    every shape does.
 
     Raises:
         TeacherError: names or shapes do not fit; the message names a few of each.
@@ -95,10 +100,11 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
 
 
 def refuse_unsafe_export(path: Path) -> None:
-    """Checks the index of a `.pt2`: `torch.export.load` unpickles some entries and evaluates size expressions.
+    """Checks the index of a `.pt2`: `torch.export.load` unpickles some entries and evaluates size
+    expressions.
 
-    Allowed is what a plain `torch.export.save` of torch 2.9 to 2.15 writes: raw tensors, their JSON index, the graph as JSON,
-    and example inputs that `weights_only` can read.
+    Allowed is what a plain `torch.export.save` of torch 2.9 to 2.15 writes: raw tensors, their JSON
+    index, the graph as JSON, and example inputs that `weights_only` can read.
 
     Raises:
         TeacherError: anything else is in it.
@@ -248,7 +254,7 @@ def _refuse_pickled_tensors(path: Path, index: Mapping[str, Any]) -> None:
 
 
 def _refuse_foreign_graph(path: Path, model: Any) -> None:
-    """Only ATen calls and plain arithmetic in size expressions, which torch hands to an evaluator."""
+    """Only ATen calls, and plain arithmetic in sizes, which torch hands to an evaluator."""
     for key, value in _strings(model):
         if key == "target" and "." in value and not _is_name_or_call(value):
             raise _unsafe(path, f"a call of '{value}'")

@@ -1,6 +1,8 @@
-"""Tiny data and networks for the tests of training; also run as a program by the tests that kill it.
+"""Tiny data and networks for the tests of training; also a program, for the tests that kill it.
 
-python toy.py CHECKPOINT RESULT    trains (or resumes) and writes the losses of all epochs and a digest of the weights
+python toy_training.py CHECKPOINT RESULT
+
+trains (or resumes) and writes the losses of all epochs and a digest of the weights.
 """
 
 from __future__ import annotations

@@ -1,0 +1,202 @@
+"""TorchScript archives: exact, named by their author, batch freed; and the private parts of torch that this needs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_nets import (
+    FixedBatch,
+    Residual,
+    Tokens,
+    frozen,
+    quietly,
+    reloaded,
+    scripted,
+    traced,
+    trained_a_little,
+)
+from torch import nn
+
+from fitcompress.errors import CaptureError, TeacherError
+from fitcompress.graph.capture import capture_module
+from fitcompress.graph.lift import build_network
+from fitcompress.graph.program import Program, run_program
+from fitcompress.graph.torchscript import capture_torchscript, load_torchscript
+
+SHAPE = (3, 8, 8)
+
+
+def kinds(program: Program) -> list[str]:
+    return [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+
+
+WAYS = {
+    "traced": traced,
+    "scripted": lambda module, _: scripted(module),
+    "frozen": frozen,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("make", [Residual, Tokens], ids=["residual", "tokens"])
+@pytest.mark.parametrize("from_disk", [True, False], ids=["disk", "memory"])
+def test_the_program_computes_what_the_archive_computes(make, way, from_disk, tmp_path):
+    archive = WAYS[way](trained_a_little(make()), torch.randn(2, *SHAPE))
+    if from_disk:
+        archive = reloaded(archive, tmp_path / "archive.pt")
+    program = capture_torchscript(archive, SHAPE)
+    network = build_network(program)
+    for batch_size in (1, 2, 5):
+        x = torch.randn(batch_size, *SHAPE)
+        with torch.no_grad():
+            expected = archive(x)
+            torch.testing.assert_close(run_program(program, x)[0], expected, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(network(x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["traced", "scripted"])
+@pytest.mark.parametrize("make", [Residual, Tokens], ids=["residual", "tokens"])
+def test_names_weights_and_calls_are_those_of_eager_code(make, way, tmp_path):
+    module = trained_a_little(make())
+    archive = reloaded(WAYS[way](module, torch.randn(2, *SHAPE)), tmp_path / "archive.pt")
+    program = capture_torchscript(archive, SHAPE)
+    eager = capture_module(module, (torch.randn(2, *SHAPE),))
+    assert set(program.tensors) == set(eager.tensors)
+    assert program.trainable == eager.trainable
+    assert set(kinds(program)) - {"aten.sym_size.int"} == set(kinds(eager)) - {"aten.sym_size.int"}
+
+
+def test_owners_are_found_from_the_names_of_weights():
+    program = capture_torchscript(traced(trained_a_little(Residual()), torch.randn(2, *SHAPE)), SHAPE)
+    owners = {node.name: node.meta["owner"] for node in program.graph.nodes}
+    assert owners["conv2d_1"] == "block.conv1" and owners["add"] == "block"
+    assert owners["relu_2"] == "block" and owners["mean"] == "" and owners["linear"] == "head"
+
+
+def test_a_frozen_archive_names_its_weights_after_the_calls_that_use_them(tmp_path):
+    archive = frozen(trained_a_little(Tokens()), torch.randn(2, *SHAPE))
+    program = capture_torchscript(reloaded(archive, tmp_path / "archive.pt"), SHAPE)
+    assert {"conv2d.weight", "conv2d.bias", "layer_norm.weight"} <= program.trainable
+    assert program.trainable == set(program.tensors)
+
+
+def test_a_mask_and_the_mean_of_the_channels_are_no_weights(tmp_path):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+            self.mask = torch.tensor([0.0, -100.0]).repeat(4)
+
+        def forward(self, x):
+            return x - self.mean + self.mask
+
+    archive = reloaded(frozen(Masked().eval(), torch.randn(2, *SHAPE)), tmp_path / "a.pt")
+    assert not capture_torchscript(archive, SHAPE).trainable
+
+
+def test_the_archive_is_captured_in_eval_mode_and_left_as_it_was():
+    archive = scripted(Residual().train())
+    program = capture_torchscript(archive, SHAPE)
+    assert archive.training and archive.block.training
+    x = torch.randn(3, *SHAPE)
+    with torch.no_grad():
+        assert torch.equal(run_program(program, x)[0], archive.eval()(x))
+
+
+def test_control_flow_on_the_training_flag_is_resolved():
+    class Flag(nn.Module):
+        def forward(self, x):
+            if self.training:
+                return x * 2
+            total = x
+            for i in range(3):
+                total = total + i
+            return total
+
+    program = capture_torchscript(scripted(Flag().eval()), (4,))
+    assert kinds(program) == ["aten.add.Tensor"] * 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_an_archive_that_holds_its_batch_size_is_freed(batch_size):
+    module = FixedBatch(batch_size).eval()
+    program = capture_torchscript(traced(module, torch.randn(batch_size, *SHAPE)), SHAPE)
+    x = torch.randn(2 * batch_size, *SHAPE)
+    with torch.no_grad():
+        expected = torch.cat([module(part) for part in x.split(batch_size)])
+    torch.testing.assert_close(run_program(program, x)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_short_cut_around_a_dropout_is_not_dropped_in_training():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return x + self.drop(x)
+
+    network = build_network(capture_torchscript(scripted(Around().eval()), (64,))).train()
+    out = network(torch.ones(2, 64))
+    assert set(out.unique().tolist()) == {1.0, 3.0}
+
+
+def test_writes_through_views_are_undone():
+    class Writes(nn.Module):
+        def forward(self, x):
+            y = x.clone()
+            y[:, 0] = 0
+            return y * 2
+
+    module = Writes()
+    program = capture_torchscript(traced(module, torch.randn(2, 4)), (4,))
+    x = torch.randn(3, 4)
+    assert torch.equal(run_program(program, x)[0], module(x))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_the_fused_encoder_layer_is_taken_apart(norm_first, activation):
+    layer = nn.TransformerEncoderLayer(
+        8, 2, 16, batch_first=True, norm_first=norm_first, activation=activation
+    ).eval()
+    archive = traced(layer, torch.randn(2, 5, 8))
+    assert "_transformer_encoder_layer_fwd" in str(archive.inlined_graph)
+    program = capture_torchscript(archive, (5, 8))
+    assert "aten.scaled_dot_product_attention.default" in kinds(program)
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(run_program(program, x)[0], archive(x), rtol=1e-5, atol=1e-6)
+
+
+def test_images_of_a_wrong_size_are_an_error_with_advice():
+    with pytest.raises(CaptureError, match="running the archive on images of") as caught:
+        capture_torchscript(scripted(FixedBatch(2).eval()), (3, 9, 9))
+    assert "--input-size" in caught.value.advice
+
+
+def test_an_archive_that_torch_cannot_read_is_an_error(tmp_path):
+    path = tmp_path / "broken.pt"
+    path.write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(TeacherError, match="cannot read this TorchScript archive"):
+        load_torchscript(path)
+
+
+def test_torch_has_the_private_parts_that_the_recorder_needs():
+    """One place to look when a new torch breaks capture: what graph/torchscript.py takes from inside."""
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
+
+    seen = []
+
+    class Listens(ProxyTorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    archive, x = scripted(nn.Linear(4, 4)), torch.randn(2, 4)
+    with quietly(), torch.no_grad(), enable_python_dispatcher():
+        with Listens(PythonKeyTracer(), "real", pre_dispatch=True):
+            archive(x)
+    assert seen == ["aten.linear.default"], "calls must be seen before torch takes them apart"

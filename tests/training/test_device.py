@@ -1,0 +1,71 @@
+"""Devices and precisions are resolved before anything runs, with words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fitcompress.errors import RecipeError
+from fitcompress.training.device import (
+    preserved_modes,
+    resolve_device,
+    resolve_precision,
+    start_accelerator,
+    to_channels_last,
+)
+
+
+@pytest.fixture
+def only_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_auto_takes_the_cpu_where_there_is_nothing_else(only_cpu):
+    assert resolve_device("auto") == "cpu"
+    assert resolve_precision("auto", "cpu") == "fp32"
+
+
+def test_auto_takes_cuda_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert resolve_device("auto") == "cuda"
+    assert resolve_precision("auto", "cuda") == "bf16"
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps", "tpu"])
+def test_a_device_that_is_not_there_is_refused(only_cpu, name):
+    with pytest.raises(RecipeError, match=f"'{name}' is not available") as caught:
+        resolve_device(name)
+    assert "cpu" in caught.value.advice
+
+
+@pytest.mark.parametrize("name, device", [("fp8", "cuda"), ("fp16", "cpu")])
+def test_a_precision_that_cannot_be_is_refused(name, device):
+    with pytest.raises(RecipeError, match="choosing the precision"):
+        resolve_precision(name, device)
+
+
+def test_accelerators_may_follow_each_other_with_other_precisions():
+    assert start_accelerator("cpu", "bf16").mixed_precision == "bf16"
+    accelerator = start_accelerator("cpu", "fp32")
+    assert accelerator.mixed_precision == "no" and accelerator.device == torch.device("cpu")
+
+
+def test_modes_come_back_per_module_also_after_an_error():
+    net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
+    net[1].eval()
+    with pytest.raises(ValueError, match="inside"), preserved_modes(net.modules()):
+        net.train()
+        raise ValueError("inside")
+    assert net[0].training and not net[1].training and not net[1][0].training
+
+
+def test_only_weights_of_2d_convolutions_change_their_layout():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.Linear(4, 4))
+    before = [parameter.clone() for parameter in net.parameters()]
+    to_channels_last(net)
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert net[1].weight.is_contiguous()
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
