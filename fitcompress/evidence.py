@@ -50,10 +50,10 @@ def check_teacher(predictions: Predictions, name: str, split: str) -> None:
     if measured is None or num_classes < 2 or not is_near_chance(measured, num_classes):
         return
     raise TeacherError(
-        f"checking teacher '{name}' on the {split} images: it is right on {measured['top1']:.1%} of {measured['n']},"
-        f" near chance for {num_classes} classes",
-        advice="check the normalisation (--mean, --std, --input-size), the order of the classes (--class-map),"
-        " or train it longer (--teacher-epochs)",
+        f"checking teacher '{name}' on the {split} images: it is right on"
+        f" {measured['top1']:.1%} of {measured['n']}, near chance for {num_classes} classes",
+        advice="check the normalisation (--mean, --std, --input-size), the order of the classes"
+        " (--class-map), or train it longer (--teacher-epochs)",
     )
 
 
@@ -64,7 +64,7 @@ def measure_results(
     stages: Sequence[StageResult],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """`results.json`: every model's size, accuracy and speed, how they compare, and what the stages cost.
+    """`results.json`: every model's size, accuracy and speed, how they compare, what stages cost.
 
     models: "teacher", "student" and perhaps "baseline". Also writes the predictions.
     """
@@ -114,7 +114,9 @@ def _comparisons(predictions: Mapping[str, Predictions]) -> dict[str, Any]:
 
 
 def _latencies(models: Mapping[str, Model], device: str) -> dict[str, dict[str, dict[str, float]]]:
-    """PyTorch's time of one call by model and batch size, the models in turns; a baseline is the student's twin."""
+    """PyTorch's time of one call by model and batch size, the models in turns; a baseline is the
+    student's twin.
+    """
     runners = {
         name: torch_runner(model.network, model.interface.input.shape, device)
         for name, model in models.items()

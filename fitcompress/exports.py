@@ -203,9 +203,7 @@ def _write_torchscript(source: Source, path: Path) -> None:
     example_NCHW = _example(source)
     wider_NCHW = torch.cat([example_NCHW, example_NCHW])
     with torch.no_grad():
-        archive: Any = torch.jit.trace(  # type: ignore[no-untyped-call] # torch has no types here
-            source.network, (example_NCHW,), check_trace=False
-        )
+        archive: Any = torch.jit.trace(source.network, (example_NCHW,), check_trace=False)
         if not _runs_as(archive, source.network, wider_NCHW):
             archive = torch.jit.script(_scriptable(source.network)).eval()
     torch.jit.save(archive, str(path), _extra_files=metadata_of(source.interface))
@@ -260,7 +258,7 @@ def _write_safetensors(source: Source, path: Path) -> None:
 
 def _open_torchscript(path: Path, interface: Interface) -> Callable[[Tensor], Any]:
     del interface
-    archive: Callable[[Tensor], Any] = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    archive: Callable[[Tensor], Any] = torch.jit.load(str(path))
     return archive
 
 

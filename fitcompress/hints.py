@@ -1,13 +1,14 @@
 """Which teacher layer is the hint, and which student layer is guided by it. Layer: graph, taps.
 
-The paper's rule: the middle of the teacher guides the middle of the student (FitNets, section 2.2). A student that was derived
-from its teacher has the same stages, so the pair that ends the same stage is preferred where one ends near the middle.
+The paper's rule: the middle of the teacher guides the middle of the student (FitNets, section 2.2).
+A student that was derived from its teacher has the same stages, so the pair that ends the same
+stage is preferred where one ends near the middle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import log2, prod
 
@@ -27,9 +28,12 @@ from fitcompress.taps import record_layers
 __all__ = ["HintPair", "Layer", "LayerMap", "choose_pairs", "map_layers", "node_blocks"]
 
 _NEAR_THE_MIDDLE = 0.1
-"""How far, as a share of the depth, a stage may end from the wanted place to be preferred over the block right there."""
+"""How far, as a share of the depth, a stage may end from the wanted place to be preferred over the
+block right there."""
 _NON_NEGATIVE = frozenset(("relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus"))
-_KEEPS_SIGN = frozenset(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "flatten", "view", "reshape"))
+_KEEPS_SIGN = frozenset(
+    ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "flatten", "view", "reshape")
+)
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,13 @@ class HintPair:
 
 def node_blocks(blocks: Sequence[Block]) -> tuple[NodeBlock, ...]:
     """The blocks as `build_network` takes them: each named part with the names of its nodes."""
-    return tuple((key, tuple(node.name for node in nodes)) for block in blocks for key, nodes in block.parts)
+    return tuple(
+        (key, tuple(node.name for node in nodes)) for block in blocks for key, nodes in block.parts
+    )
 
 
 def map_layers(program: Program, network: GraphModule) -> LayerMap:
-    """Find all layers of `network`, which was built from `program`, by running it once with hooks on every module."""
+    """All layers of `network`, built from `program`: it runs once with every module hooked."""
     blocks = find_blocks(program)
     parts = node_blocks(blocks)
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
@@ -103,11 +109,13 @@ def map_layers(program: Program, network: GraphModule) -> LayerMap:
             found.append(
                 Layer(record.name, record.kind, record.shape, share, is_candidate, node, stage)
             )
-    return LayerMap(program, _with_some_candidates(tuple(found), stages), parts, trace_axes(program))
+    return LayerMap(
+        program, _with_some_candidates(tuple(found), stages), parts, trace_axes(program)
+    )
 
 
 def _stages(program: Program, blocks: Sequence[Block]) -> dict[str, int]:
-    """The stage number of each block's output node; blocks that are an output of the network have none."""
+    """The stage number of each block's output node; blocks that are an output have none."""
     outputs = set(output_nodes(program.graph))
     numbered = enumerate(groupby(blocks, key=lambda block: block.shape))
     return {
@@ -125,14 +133,16 @@ def _output_nodes_by_module(program: Program, blocks: Sequence[NodeBlock]) -> di
 
 
 def _with_some_candidates(layers: tuple[Layer, ...], stages: dict[str, int]) -> tuple[Layer, ...]:
-    """Where no block could be hooked (there are no names), the layers at the blocks' ends, else all but the last, will do."""
+    """Where no block could be hooked (there are no names), the layers at the blocks' ends, else all
+    but the last, will do.
+    """
     if any(layer.candidate for layer in layers):
         return layers
     ends = {layer.node for layer in layers if layer.node in stages}
     allowed = ends or {layer.node for layer in layers[:-1]}
     return tuple(
-        Layer(l.name, l.kind, l.shape, l.depth_share, l.node in allowed, l.node, stages.get(l.node, 0))
-        for l in layers
+        replace(layer, candidate=layer.node in allowed, stage=stages.get(layer.node, 0))
+        for layer in layers
     )
 
 
@@ -179,6 +189,9 @@ def _named_layer(side: LayerMap, name: str) -> Layer:
     if name in known:
         return known[name]
     node = resolve_layer(side.program, name, side.blocks)
+    ends = {layer.node: layer for layer in side.candidates}
+    if node in ends:
+        return replace(ends[node], name=name)
     depths = {other.name: depth for other, depth in node_depths(side.program).items()}
     total = max(depths[output.name] for output in output_nodes(side.program.graph)) or 1
     shape = tuple(propagate_shapes(side.program)[node][1:])
@@ -201,9 +214,7 @@ def _stage_ends(side: LayerMap) -> list[Layer]:
 
 def _same_stages(one: LayerMap, other: LayerMap) -> bool:
     """Whether both networks have the same stages: as many, each with as many positions."""
-    counts = [
-        [_positions(layer, side) for layer in _stage_ends(side)] for side in (one, other)
-    ]
+    counts = [[_positions(layer, side) for layer in _stage_ends(side)] for side in (one, other)]
     return counts[0] == counts[1]
 
 
@@ -212,7 +223,7 @@ def _match(layer: Layer, own: LayerMap, other: LayerMap) -> Layer:
     if _same_stages(own, other):
         places = {end.stage: number for number, end in enumerate(_stage_ends(own))}
         ends = _stage_ends(other)
-        if layer in _stage_ends(own):
+        if layer.node in {end.node for end in _stage_ends(own)}:
             return ends[places[layer.stage]]
     positions = max(1, _positions(layer, own))
 
@@ -232,7 +243,7 @@ def _positions(layer: Layer, side: LayerMap) -> int:
 
 
 def _channel_axis(side: LayerMap, layer: Layer) -> int | None:
-    """The one dimension whose size is a choice and not given by the input, counted without the batch."""
+    """The one dimension whose size is a choice, not given by the input; without the batch."""
     algebra = side.trace.algebra
     axes = side.trace.values[layer.node][1:]
     chosen = [

@@ -1,7 +1,7 @@
 """The order of the steps, and nothing else. Layer: above everything but the console.
 
-    teacher spec -> Teacher -> Network (graph) -> StudentPlan -> student Network -> HintPairs -> stage 1 -> stage 2
-        -> artifacts -> Report
+    teacher spec -> Teacher -> Network (graph) -> StudentPlan -> student Network -> HintPairs
+        -> stage 1 -> stage 2 -> artifacts -> Report
 
 Each function here is one command. Progress leaves as events.
 """
@@ -73,12 +73,12 @@ def distill(
     force: bool = False,
     emit: Emit = ignore,
 ) -> Report:
-    """Builds, trains, checks and reports the student that the recipe asks for, in the directory `recipe.run.out`.
+    """Builds, trains, checks and reports the student of the recipe, in the directory `run.out`.
 
     teacher: one that is open already (`teacher_from_module`), instead of `recipe.teacher.source`.
 
     Raises:
-        FitcompressError: see `errors`; what is in the run directory by then stays and can be resumed.
+        FitcompressError: see `errors`; what the run directory holds by then can be resumed.
         Interrupted: stopped by a signal; `resume=True` goes on.
     """
     run = RunDir.create(Path(recipe.run.out or "runs/run"), force=force, resume=resume)
@@ -105,7 +105,9 @@ def distill(
     stages.append(train_student(session, planned, opened.fingerprint))
     _save(run.student_path, planned.student, recipe)
     if recipe.run.baseline and data.labelled:
-        models["baseline"], result = train_baseline(session, planned.student, opened.fingerprint)
+        models["baseline"], result = train_baseline(
+            session, planned.student, opened.fingerprint, inherits=planned.inherits
+        )
         stages.append(result)
         _save(run.baseline_path, models["baseline"], recipe)
     run.write_json("results.json", measure_results(session, models, before, stages, facts))
@@ -125,7 +127,12 @@ def _recording(run: RunDir, emit: Emit) -> Emit:
 
 def _load(recipe: Recipe, emit: Emit) -> DataBundle:
     if recipe.data.source == "builtin":
-        emit(Notice(topic="data", message="no --data given: using the built-in images (Fashion-MNIST, a sample)"))
+        emit(
+            Notice(
+                topic="data",
+                message="no --data given: using the built-in images (Fashion-MNIST, a sample)",
+            )
+        )
     data = load_data(recipe.data, seed=recipe.run.seed, emit=emit)
     emit(Notice(topic="data", message=data.description))
     return data
@@ -134,8 +141,8 @@ def _load(recipe: Recipe, emit: Emit) -> DataBundle:
 def _prepare_teacher(
     session: Session, teacher: Teacher | None
 ) -> tuple[Teacher, Session, dict[str, Any], list[StageResult]]:
-    """The teacher for the data, adapted where its classes are not the data's; the data in the order of its classes; what the
-    report must say of it; what it cost.
+    """The teacher for the data, adapted where its classes are not the data's; the data in the order
+    of its classes; what the report must say of it; what it cost.
     """
     recipe, emit = session.recipe, session.emit
     known = teacher or open_teacher(recipe.teacher, image_size=session.data.image_size, meta=True)
@@ -159,14 +166,14 @@ def _prepare_teacher(
     session = replace(session, data=data)
     if fits:
         return opened, session, facts, []
-    message = f"the teacher has {known.num_classes} classes, the data {data.num_classes}: a copy is adapted first"
-    emit(Notice(topic="teacher", message=message))
+    message = f"the teacher has {known.num_classes} classes, the data {data.num_classes}"
+    emit(Notice(topic="teacher", message=f"{message}: a copy is adapted first"))
     adapted, result = adapt_teacher(session, opened)
     return adapted, session, facts, [result]
 
 
 def _in_order_of(teacher: Teacher, data: DataBundle, *, is_told: bool) -> DataBundle:
-    """The data with labels in the order of the teacher's outputs, where the names of both are known."""
+    """The data with labels in the order of the teacher's outputs, where both sides have names."""
     names = teacher.interface.class_names
     if is_told or set(data.class_names or ()) <= set(names):
         return match_classes(data, names)
@@ -209,7 +216,7 @@ def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
 
 
 def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
-    """Fine-tunes a timm model on the recipe's data into a model folder at `recipe.run.out`, which it returns."""
+    """The model folder, below `run.out`, of a timm model fine-tuned on the recipe's data."""
     folder = Path(recipe.run.out or "teachers/teacher")
     run = RunDir.create(folder, resume=True)
     data = _load(recipe, emit)
@@ -229,7 +236,7 @@ def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
 
 
 def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
-    """The accuracy of any model (a folder, a teacher, an ONNX file) on the evaluation split of the recipe's data."""
+    """The accuracy of any model (a folder, a teacher, an ONNX file) on the evaluation split."""
     data = _load(recipe, emit)
     opened = _open_any(model, recipe, data, emit)
     data = match_classes(data, opened.interface.class_names)
@@ -253,7 +260,11 @@ def _open_any(model: str, recipe: Recipe, data: DataBundle, emit: Emit) -> Model
 
 
 def export(
-    run: Path | None = None, formats: Sequence[str] = ("onnx",), *, force: bool = False, emit: Emit = ignore
+    run: Path | None = None,
+    formats: Sequence[str] = ("onnx",),
+    *,
+    force: bool = False,
+    emit: Emit = ignore,
 ) -> list[dict[str, Any]]:
     """Writes the student of a run in other formats, each checked on real images: `exports.json`.
 
@@ -268,7 +279,9 @@ def export(
             advice=f"finish it with `fitcompress distill --resume --out {directory.path}`",
         )
     model = load_model(directory.student_path)
-    source = Source(_with_activation(model), model.interface, _samples(directory, model), directory.student_path)
+    source = Source(
+        _with_activation(model), model.interface, _samples(directory, model), directory.student_path
+    )
     records = _known_exports(directory)
     for form in formats:
         emit(StageStarted(stage=f"export {form}"))
@@ -308,7 +321,9 @@ def load_report(run: Path | None = None) -> Report:
 
 
 def demo(out: Path, *, emit: Emit = ignore) -> Report:
-    """The whole road on the built-in images: a small teacher, its student, the same student without it, an export."""
+    """The whole road on the built-in images: a small teacher, its student, the same student without
+    it, an export.
+    """
     recipe = with_settings(recipe_from_preset("modern"), {**_DEMO, "run.out": str(out)})
     distill(recipe, emit=emit)
     export(out, ["onnx"], emit=emit)

@@ -1,4 +1,4 @@
-"""From a teacher to the networks of a run: the student, the hint pairs, and the plan as a person or a script reads it.
+"""From a teacher to the networks of a run: the student, the hint pairs, and the plan to read.
 
 Layer: pipeline. Knows no data and trains nothing.
 """
@@ -18,7 +18,7 @@ from fitcompress.graph.costs import measure_costs
 from fitcompress.graph.initialise import initial_tensors
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.plan import StudentPlan, plan_student
-from fitcompress.graph.program import Program, propagate_shapes
+from fitcompress.graph.program import Program, output_nodes, propagate_shapes
 from fitcompress.graph.spine import Block, find_blocks
 from fitcompress.hints import HintPair, LayerMap, choose_pairs, map_layers, node_blocks
 from fitcompress.model import Model
@@ -40,7 +40,7 @@ class Planned:
     summary: dict[str, Any]
     """`plan --json`: see `_summarise`."""
     inherits: bool
-    """Whether the student starts from other widths of a network whose batch norms were estimated for it."""
+    """Whether the student starts with batch norms that were estimated for other widths."""
 
 
 def make_model(program: Program, interface: Interface) -> Model:
@@ -78,7 +78,9 @@ def plan_run(teacher: Teacher, recipe: Recipe, *, emit: Emit, meta: bool = False
             depth_mult=recipe.student.depth_mult,
             width_mult=recipe.student.width_mult,
         )
-        tensors = {} if meta else initial_tensors(plan, init=recipe.student.init, seed=recipe.run.seed)
+        tensors = (
+            {} if meta else initial_tensors(plan, init=recipe.student.init, seed=recipe.run.seed)
+        )
         program = replace(plan.program, tensors={**plan.program.tensors, **tensors})
         student = make_model(program, teacher.interface)
     maps = (
@@ -91,11 +93,21 @@ def plan_run(teacher: Teacher, recipe: Recipe, *, emit: Emit, meta: bool = False
     for notice in notices:
         emit(Notice(topic="plan", message=notice))
     summary = _summarise(teacher_model, student, plan, pairs, regressors, notices, recipe.student)
-    return Planned(teacher_model, student, pairs, summary, bool(plan) and recipe.student.init == "inherit")
+    inherits = recipe.student.init == "inherit" and plan is not None and _is_changed(plan)
+    return Planned(teacher_model, student, pairs, summary, inherits)
+
+
+def _is_changed(plan: StudentPlan) -> bool:
+    """Whether the student has other tensors than its teacher: else it computes the same."""
+    sides = (plan.teacher.tensors, plan.program.tensors)
+    shapes = [{name: value.shape for name, value in side.items()} for side in sides]
+    return shapes[0] != shapes[1]
 
 
 def _open_student(teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool) -> Model:
-    """A student of the user's own, with the teacher's number of classes; a timm name starts from random weights."""
+    """A student of the user's own, with the teacher's number of classes; a timm name starts from
+    random weights.
+    """
     source = replace(
         recipe.teacher,
         source=recipe.student.source or "",
@@ -118,7 +130,8 @@ def _open_student(teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool) -> M
     outputs = [_output_shapes(program) for program in (teacher.program, opened.program)]
     if outputs[0] != outputs[1]:
         raise PlanError(
-            f"student '{recipe.student.source}' has outputs of shape {outputs[1]}, the teacher {outputs[0]}",
+            f"student '{recipe.student.source}' has outputs of shape {outputs[1]},"
+            f" the teacher {outputs[0]}",
             advice="name a student with the teacher's outputs",
         )
     return make_model(opened.program, interface)
@@ -126,7 +139,7 @@ def _open_student(teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool) -> M
 
 def _output_shapes(program: Program) -> list[tuple[int, ...]]:
     shapes = propagate_shapes(program, 2)
-    return [tuple(shapes[node.name][1:]) for node in program.graph.output_node().args[0]]  # type: ignore[union-attr]
+    return [tuple(shapes[node.name][1:]) for node in output_nodes(program.graph)]
 
 
 def _pairs(maps: tuple[LayerMap, LayerMap], recipe: HintRecipe) -> tuple[HintPair, ...]:
@@ -136,9 +149,7 @@ def _pairs(maps: tuple[LayerMap, LayerMap], recipe: HintRecipe) -> tuple[HintPai
     )
 
 
-def make_regressors(
-    pairs: Sequence[HintPair], recipe: HintRecipe
-) -> list[tuple[Regressor, str]]:
+def make_regressors(pairs: Sequence[HintPair], recipe: HintRecipe) -> list[tuple[Regressor, str]]:
     """A regressor and its description for each pair; a standardised hint has negative values."""
     return [
         make_regressor(
@@ -159,8 +170,8 @@ def _notices(plan: StudentPlan | None) -> list[str]:
     notices = []
     if plan.has_restored_norms:
         notices.append(
-            "the teacher has no normalisation (folded away, or never there): the student gets a batch norm"
-            " behind each convolution, so that it can be trained"
+            "the teacher has no normalisation (folded away, or never there): the student gets a"
+            " batch norm behind each convolution, so that it can be trained"
         )
     unknown = [place.reason for place in plan.frozen if place.reason.startswith("no rule")]
     notices.extend(f"{reason}: what it touches keeps the teacher's width" for reason in unknown)

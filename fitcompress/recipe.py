@@ -146,7 +146,7 @@ class OptimRecipe:
     """Optimizer and schedule, by timm's names."""
 
     optimizer: str = "adamw"
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.05
     schedule: str = "cosine"
     """"cosine" or "constant"."""

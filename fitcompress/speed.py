@@ -159,7 +159,7 @@ def _synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no types here
+class _LiveBytes(TorchDispatchMode):
     """Follows the storages made inside it; `peak` is the most bytes alive at once."""
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""The stages of a run, each one call of the training engine: adapting the teacher, hints, distillation, the baseline.
+"""The stages of a run, each one call of the training engine: adapting the teacher, hints,
+distillation, the baseline.
 
 Layer: pipeline. Knows what is trained on what; the loop itself is `training`.
 """
@@ -20,8 +21,7 @@ from fitcompress.errors import TeacherError
 from fitcompress.events import Emit, Notice
 from fitcompress.graph.cut import cut_program
 from fitcompress.graph.lift import share_leaves
-from fitcompress.graph.program import propagate_shapes
-from fitcompress.hints import HintPair
+from fitcompress.graph.program import output_nodes, propagate_shapes
 from fitcompress.losses import OutputKind
 from fitcompress.model import Model, save_model
 from fitcompress.planning import Planned, make_model, make_regressors, with_state
@@ -45,7 +45,11 @@ from fitcompress.training import (
 __all__ = [
     "Session",
     "adapt_teacher",
+    "cut_at",
     "estimate_cost",
+    "inherit_statistics",
+    "output_kinds",
+    "require_adaptable",
     "resolve_epochs",
     "train_baseline",
     "train_hints",
@@ -54,8 +58,8 @@ __all__ = [
 
 _STATISTICS_BATCHES = 32
 _SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 45_000, 1_500_000
-"""Images seen in stage 2 when no number of epochs is given: a quarter of an hour of a small network on two cores, an hour or
-so on a GPU."""
+"""Images seen in stage 2 when no number of epochs is given: a quarter of an hour of a small network
+on two cores, an hour or so on a GPU."""
 _EPOCH_BOUNDS = (3, 100)
 _STAGE1_SHARE = 0.25
 """Epochs of stage 1 for each of stage 2."""
@@ -93,7 +97,7 @@ class Session:
 
 
 def resolve_epochs(recipe: Recipe, data: DataBundle) -> Recipe:
-    """The recipe with every number of epochs decided: enough to see so many images, from 3 to 100 epochs."""
+    """The recipe with every number of epochs decided: enough to see so many images, 3 to 100."""
     samples = _SAMPLES_ON_CPU if resolve_device(recipe.run.device) == "cpu" else _SAMPLES_ON_GPU
     low, high = _EPOCH_BOUNDS
     usual = min(high, max(low, round(samples / max(1, len(data.train)))))
@@ -101,8 +105,12 @@ def resolve_epochs(recipe: Recipe, data: DataBundle) -> Recipe:
     share = max(1, round(_STAGE1_SHARE * stage2)) if stage2 else 0
     return replace(
         recipe,
-        teacher=replace(recipe.teacher, epochs=usual if recipe.teacher.epochs is None else recipe.teacher.epochs),
-        stage1=replace(recipe.stage1, epochs=share if recipe.stage1.epochs is None else recipe.stage1.epochs),
+        teacher=replace(
+            recipe.teacher, epochs=usual if recipe.teacher.epochs is None else recipe.teacher.epochs
+        ),
+        stage1=replace(
+            recipe.stage1, epochs=share if recipe.stage1.epochs is None else recipe.stage1.epochs
+        ),
         stage2=replace(recipe.stage2, epochs=stage2),
     )
 
@@ -116,7 +124,9 @@ def _run_stage(
     epochs: int,
     subject: str,
 ) -> StageResult:
-    """One stage under the session's settings. `subject`: whatever else the stage depends on, for its checkpoint."""
+    """One stage under the session's settings. `subject`: what else the stage depends on, for its
+    checkpoint.
+    """
     train_data, held_out = session.views(spec)
     recipe = session.recipe
     return train(
@@ -144,7 +154,7 @@ def _recipe_hash(recipe: Recipe, subject: str) -> str:
 
 
 def adapt_teacher(session: Session, teacher: Teacher) -> tuple[Teacher, StageResult]:
-    """A copy of the teacher fine-tuned on the data, kept as the model folder `teacher/` of the run."""
+    """A copy of the teacher fine-tuned on the data, kept as the run's model folder `teacher/`."""
     interface = replace(teacher.interface, class_names=session.data.class_names or ())
     model = make_model(teacher.program, interface)
     spec = interface.input
@@ -159,14 +169,14 @@ def adapt_teacher(session: Session, teacher: Teacher) -> tuple[Teacher, StageRes
 
 
 def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageResult:
-    """Stage 1: the student up to the guided layers learns the hints. Trains `planned.student` in place."""
+    """Stage 1: the student up to the guided layers, trained in place, learns the hints."""
     teacher, student = planned.teacher, planned.student
     device = session.device
     for model in (teacher, student):
         model.network.to(device)
     cuts = (
-        _cut(teacher, [pair.hint.node for pair in planned.pairs]),
-        _cut(student, [pair.guided.node for pair in planned.pairs]),
+        cut_at(teacher, [pair.hint.node for pair in planned.pairs]),
+        cut_at(student, [pair.guided.node for pair in planned.pairs]),
     )
     hints = session.recipe.hints
     with torch.random.fork_rng(devices=[]):
@@ -189,12 +199,16 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
     )
     recipe = session.recipe.stage1
     spec = _view_spec(teacher, student)
-    return _run_stage(session, "stage1", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint)
+    return _run_stage(
+        session, "stage1", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint
+    )
 
 
-def _cut(model: Model, nodes: Sequence[str]) -> nn.Module:
-    """The network up to some nodes, made of the very modules of the whole; several values or one, always a tuple."""
-    return _AsTuple(share_leaves(model.network, cut_program(model.program, nodes, with_output=False)))
+def cut_at(model: Model, nodes: Sequence[str]) -> nn.Module:
+    """The network up to some nodes, made of the very modules of the whole; gives a tuple."""
+    return _AsTuple(
+        share_leaves(model.network, cut_program(model.program, nodes, with_output=False))
+    )
 
 
 class _AsTuple(nn.Module):
@@ -223,7 +237,7 @@ def _view_spec(teacher: Model, student: Model) -> InputSpec:
 
 
 def train_student(session: Session, planned: Planned, fingerprint: str) -> StageResult:
-    """Stage 2: the whole student learns what the teacher says. Trains `planned.student` in place."""
+    """Stage 2: the whole student, trained in place, learns what the teacher says."""
     teacher, student = planned.teacher, planned.student
     recipe = session.recipe.stage2
     objective = DistillObjective(
@@ -236,14 +250,18 @@ def train_student(session: Session, planned: Planned, fingerprint: str) -> Stage
         is_labelled=session.data.labelled,
     )
     spec = _view_spec(teacher, student)
-    return _run_stage(session, "stage2", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint)
+    return _run_stage(
+        session, "stage2", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint
+    )
 
 
 def output_kinds(model: Model) -> tuple[OutputKind, ...]:
-    """What each output means, by its shape and the activation it ends in: one row of scores is classes, all else values."""
+    """What each output means, by its shape and the activation it ends in: one row of scores is
+    classes, all else values.
+    """
     shapes = propagate_shapes(model.program, 2)
     kinds: list[OutputKind] = []
-    for node in model.program.graph.output_node().args[0]:  # type: ignore[union-attr]
+    for node in output_nodes(model.program.graph):
         shape = shapes[node.name]
         scores = len(shape) == 2 and (shape[1] > 1 or bool(model.interface.activation))
         if not scores:
@@ -253,10 +271,15 @@ def output_kinds(model: Model) -> tuple[OutputKind, ...]:
     return tuple(kinds)
 
 
-def train_baseline(session: Session, student: Model, fingerprint: str) -> tuple[Model, StageResult]:
-    """The same student from the same first weights without a teacher, for the steps of both stages together."""
+def train_baseline(
+    session: Session, student: Model, fingerprint: str, *, inherits: bool
+) -> tuple[Model, StageResult]:
+    """The same student from the same first weights without a teacher, for the steps of both stages
+    together.
+    """
     model = make_model(student.program, student.interface)
-    inherit_statistics(session, model) if session.recipe.student.init == "inherit" else None
+    if inherits:
+        inherit_statistics(session, model)
     spec = model.interface.input
     objective = SupervisedObjective(
         model.network,
@@ -265,19 +288,24 @@ def train_baseline(session: Session, student: Model, fingerprint: str) -> tuple[
     )
     recipe = session.recipe
     epochs = (recipe.stage1.epochs or 0) + (recipe.stage2.epochs or 0)
-    result = _run_stage(session, "baseline", objective, spec, recipe.stage2.optim, epochs, fingerprint)
+    result = _run_stage(
+        session, "baseline", objective, spec, recipe.stage2.optim, epochs, fingerprint
+    )
     return model, result
 
 
 def inherit_statistics(session: Session, model: Model) -> None:
-    """Estimate the batch norms' statistics anew: inherited ones are those of more channels. Modifies the network."""
+    """Estimate the batch norms' statistics anew: inherited ones are those of more channels.
+
+    Modifies the network.
+    """
     network = nn.Sequential(Preprocess(model.interface.input), model.network).to(session.device)
     batches = _plain_batches(session, model.interface.input)
     reestimate_batch_norms(network, [batch.to(session.device) for batch in batches], len(batches))
 
 
 def estimate_cost(session: Session, planned: Planned) -> Notice:
-    """How long training will take and what it will write, from one measured step of a copy of the networks."""
+    """How long training will take and what it will write, from a measured step of copies."""
     recipe, student = session.recipe, planned.student
     per_epoch = len(session.data.train)
     size = min(recipe.data.batch_size, per_epoch)
@@ -296,12 +324,13 @@ def estimate_cost(session: Session, planned: Planned) -> Notice:
     megabytes = params * 4 * (3 * num_files + num_files) / 2**20
     return Notice(
         topic="training",
-        message=f"training will take about {minutes:.1f} minutes on {session.device} and write {megabytes:.0f} MB",
+        message=f"training will take about {minutes:.1f} minutes on {session.device}"
+        f" and write {megabytes:.0f} MB",
     )
 
 
 def _step_seconds(session: Session, model: Model, size: int, *, trains: bool) -> float:
-    """Seconds of a forward pass, and for a network that trains the backward pass, on a copy of it."""
+    """Seconds of a forward pass and, where it trains, a backward pass, on a copy of the network."""
     network = deepcopy(model.network).to(session.device).train(trains)
     shape = (size, *model.interface.input.shape)
     images = torch.zeros(shape, device=session.device)
@@ -326,8 +355,13 @@ def require_adaptable(teacher: Teacher, data: DataBundle, recipe: Recipe) -> Non
     """
     if recipe.teacher.adapt and teacher.can_resize_classes:
         return
-    why = "adapting is switched off" if teacher.can_resize_classes else "this kind of teacher cannot be given another head"
+    why = (
+        "adapting is switched off"
+        if teacher.can_resize_classes
+        else "this kind of teacher cannot be given another head"
+    )
     raise TeacherError(
-        f"teacher '{teacher.name}' has {teacher.num_classes} classes, the data has {data.num_classes}, and {why}",
+        f"teacher '{teacher.name}' has {teacher.num_classes} classes,"
+        f" the data has {data.num_classes}, and {why}",
         advice="use data with the teacher's classes, or a timm model or a factory as teacher",
     )

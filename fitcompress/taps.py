@@ -1,4 +1,7 @@
-"""Forward hooks: what a network's layers really return. The only file that registers hooks. Layer: torch only."""
+"""Forward hooks: what a network's layers really return. Layer: torch only.
+
+The only file that registers hooks.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ class LayerRecord:
 def record_layers(network: nn.Module, *inputs: Tensor) -> list[LayerRecord]:
     """The layers of a network in the order in which they finish, each once.
 
-    Runs the network once in eval mode under `no_grad`. Nothing is modified: hooks and training flags are put back.
-    Modules that return no single tensor are left out.
+    Runs the network once in eval mode under `no_grad`. Nothing is modified: hooks and training
+    flags are put back. Modules that return no single tensor are left out.
     """
     records: dict[str, LayerRecord] = {}
 

@@ -1,4 +1,4 @@
-"""Tiny networks, one for each thing that a capture must get right, and ways to write them to disk."""
+"""Tiny networks, one for each thing that a capture must get right, and ways to store them."""
 
 from __future__ import annotations
 

@@ -57,6 +57,6 @@ def test_the_factory_is_found_in_the_current_folder_and_its_blocks_are_candidate
             "1,28,28",
             "--json",
             cwd=EXAMPLES / "custom_factory",
-        )  # fmt: skip
+        )
     )
     assert [layer["name"] for layer in layers if layer["candidate"]] == ["1", "3", "4"]

@@ -1,6 +1,8 @@
-"""Every tiny model of timm, from every kind of source: the lifted network is the source, bit by bit.
+"""Every tiny model of timm, from every kind of source: the lifted network is the source, bit by
+bit.
 
-The sources are the module itself, traced, scripted (where TorchScript can), frozen, and a `.pt2` from disk.
+The sources are the module itself, traced, scripted (where TorchScript can), frozen, and a `.pt2`
+from disk.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ MODELS = timm.list_models("test_*")
 """18 in timm 1.0.31."""
 
 SIDE = 64
-"""Smaller than the models' own 160 or 96 where they allow it: what is tested does not depend on it."""
+"""Smaller than the models' own 160 or 96 where they allow it: what is tested does not depend on it.
+"""
+
+ARCHIVES = {"traced", "scripted", "frozen"}
 
 OWN_SIZE = {"test_coatnet", "test_maxvit", "test_vit_relpos"}
 """Tables of relative positions fix the input size of these."""
@@ -65,11 +70,12 @@ def test_the_lifted_network_is_the_source(name, source, tmp_path):
         x = torch.randn(batch_size, 3, side, side)
         with torch.no_grad():
             expected = module(x)
-            assert torch.equal(run_program(program, x)[0], network(x))
-            scale = expected.abs().max().item()
-            # Exact for modules; archives may take other kernels than the recorded calls do.
-            bound = 0 if source in ("timm", "pt2") else 1e-6 * scale
-            assert (network(x) - expected).abs().max().item() <= bound
+            lifted, reference = network(x), run_program(program, x)[0]
+        # Exact, but for frozen archives: their attention biases become parameters, for which
+        # torch takes another attention kernel; the others' may take other kernels themselves.
+        bound = 1e-6 * expected.abs().max().item()
+        assert (lifted - reference).abs().max().item() <= (bound if source == "frozen" else 0)
+        assert (lifted - expected).abs().max().item() <= (bound if source in ARCHIVES else 0)
     propagate_shapes(program, 1)
 
 

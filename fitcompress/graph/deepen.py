@@ -33,6 +33,8 @@ _DEPTH_TOLERANCE = 0.05
 _MOVES = frozenset((*LAYOUT, "dropout", "alias", "clone", "contiguous", "pad"))
 """Operations that pass values on as they are, in other places perhaps."""
 _NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+_LINEAR = _MOVES | {"linear", "conv1d", "conv2d", "conv3d", "add", "mul", "div", "mean", *_NORMS}
+"""Operations of which any number in a row compute no more than one, but for the norms."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def deepen_program(program: Program, depth_mult: float) -> Deepened:
     for _, stage in groupby(blocks, key=lambda block: block.shape):
         members = list(stage)
         missing += (depth_mult - 1) * sum(block.depth for block in members)
-        units = [b for b in members if b.preserves_shape and b.depth and b.tail not in outputs]
+        units = [b for b in members if _is_repeatable(b) and b.tail not in outputs]
         copies = _choose_copies(units, missing, depth_mult)
         missing -= sum(unit.depth for unit in copies)
         if copies:
@@ -78,6 +80,12 @@ def deepen_program(program: Program, depth_mult: float) -> Deepened:
 def _depth(program: Program) -> int:
     depths = node_depths(program)
     return max(depths[node] for node in output_nodes(program.graph))
+
+
+def _is_repeatable(block: Block) -> bool:
+    """Whether a copy of the block fits behind it and adds more than another linear map would."""
+    operations = {operation(node) for node in block.nodes} - {""}
+    return block.preserves_shape and block.depth > 0 and not operations <= _LINEAR
 
 
 def _choose_copies(units: Sequence[Block], missing: float, depth_mult: float) -> list[Block]:
@@ -110,7 +118,7 @@ def _append_copies(program: Program, tail: Node, copies: Sequence[Block]) -> lis
 def _copy_block(program: Program, block: Block, point: Node) -> Insert:
     """A copy of the block that reads `point` and stands behind it."""
     graph, names = point.graph, set(program.tensors)
-    renamed = _next_keys(block, names)
+    renamed = _next_keys(_module_keys(program, block), names)
     new: dict[Node, Node] = {block.head: point}
     tensors: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
@@ -139,12 +147,23 @@ def _is_copied(program: Program, node: Node) -> bool:
     return any(operation(user) in ("batch_norm", "instance_norm") for user in node.users)
 
 
-def _next_keys(block: Block, names: Iterable[str]) -> dict[str, str]:
-    """For each named part of the block the next free name in its sequence: `layer1.2` ->
-    `layer1.3`, `b2` -> `b3`."""
+def _module_keys(program: Program, block: Block) -> list[str]:
+    """The named parts of the block, and the modules of the weights that are in none of them."""
+    keys = list(block.keys)
+    for node in block.nodes:
+        name = str(node.target)
+        inside = any(name.startswith(f"{key}.") for key in keys)
+        if node.op == "get_attr" and "." in name and not inside and _is_copied(program, node):
+            keys.append(name.rpartition(".")[0])
+    return keys
+
+
+def _next_keys(keys: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """For each dotted prefix the next free one in its sequence: `layer1.2` -> `layer1.3`, `b2` ->
+    `b3`."""
     taken = set(names)
     renamed: dict[str, str] = {}
-    for key in block.keys:
+    for key in keys:
         stem = key.rstrip("0123456789")
         if stem == key:
             renamed[key] = _free_name(key, {name.rsplit(".", 1)[0] for name in taken})
@@ -168,9 +187,7 @@ def _rename(name: str, renamed: dict[str, str], taken: set[str]) -> str:
     for key, new in sorted(renamed.items(), key=lambda item: -len(item[0])):
         if name.startswith(f"{key}."):
             return new + name[len(key) :]
-    module, _, leaf = name.rpartition(".")
-    fresh = _free_name(module or leaf, {other.rsplit(".", 1)[0] for other in taken})
-    return f"{fresh}.{leaf}" if module else fresh
+    return _free_name(name, taken)
 
 
 def _branch_ends(nodes: Sequence[Node], head: Node) -> frozenset[str]:

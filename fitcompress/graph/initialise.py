@@ -95,8 +95,7 @@ def _random(role: str, like: Tensor, source: Tensor | None, generator: torch.Gen
         return torch.ones(shape, dtype=like.dtype)
     noise = torch.randn(shape, generator=generator).to(like.dtype)
     if role == "conv.weight":
-        fan_out = shape[0] * prod(shape[2:])
-        return noise * sqrt(2 / max(1, fan_out))
+        return noise * sqrt(2 / max(1, prod(shape[1:])))
     if role in ("linear.weight", "transposed.weight"):
         return noise / sqrt(max(1, prod(shape[1:])))
     if source is None or not source.is_floating_point() or source.numel() == 0:

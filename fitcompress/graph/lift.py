@@ -54,7 +54,7 @@ def share_leaves(network: GraphModule, program: Program) -> GraphModule:
     """
     paths = dict(_leaf_paths(network))
     leaves = {
-        node: Leaf(paths[node.name], "", (), (), _activation(node))
+        node: Leaf(paths[node.name], "", (), (), _activation(node, paths[node.name]))
         for node in program.graph.nodes
         if node.name in paths
     }
@@ -80,9 +80,13 @@ def _leaf_paths(network: GraphModule, prefix: str = "") -> Iterator[tuple[str, s
             yield node.name, f"{prefix}{node.target}"
 
 
-def _activation(node: Node) -> Node:
-    """The argument of a leaf call that is not one of its tensors."""
-    return next(source for source in node.all_input_nodes if source.op != "get_attr")
+def _activation(node: Node, path: str) -> Node:
+    """The argument of a leaf call that is not one of its own tensors; it may be a tensor too."""
+    return next(
+        source
+        for source in node.all_input_nodes
+        if source.op != "get_attr" or not str(source.target).startswith(f"{path}.")
+    )
 
 
 def _with_leaves(graph: Graph, leaves: dict[Node, Leaf]) -> Graph:

@@ -7,6 +7,7 @@ Planning is deterministic and touches no tensor's values; `initialise` turns a p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from fitcompress.errors import PlanError
 from fitcompress.graph.axes import Atom
@@ -52,7 +53,7 @@ def plan_student(teacher: Program, *, depth_mult: float, width_mult: float) -> S
     Raises:
         PlanError: a multiplier is out of range, or what was planned does not run.
     """
-    if depth_mult < 1 or not 0 < width_mult <= 1:
+    if not (1 <= depth_mult < inf and 0 < width_mult <= 1):
         raise PlanError(
             f"a student cannot have depth-mult {depth_mult:g} and width-mult {width_mult:g}",
             advice="depth-mult must be at least 1, width-mult above 0 and at most 1",

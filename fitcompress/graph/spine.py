@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import torch
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.costs import is_weighted, node_depths
@@ -225,18 +227,39 @@ def _group_segments(segments: Sequence[_Segment]) -> Iterator[list[_Segment]]:
 
 
 def _trim_tails(cells: list[list[_Segment]]) -> list[list[_Segment]]:
-    """Cut what follows a block without belonging to it: behind the last place where the input's
-    shape is back, and behind the length of the block before if this one begins like it.
+    """Cut what follows a block without belonging to it: what has a name elsewhere, what stands
+    behind the last place where the input's shape is back, and what one of the blocks before did not
+    have if this one begins like it.
     """
     trimmed: list[list[_Segment]] = []
     for cell in cells:
-        back = [index for index, s in enumerate(cell) if s.shape == cell[0].head_shape]
-        last_weighted = max(index for index, s in enumerate(cell) if s.is_weighted)
-        length = max((index + 1 for index in back if index >= last_weighted), default=len(cell))
-        before = trimmed[-1] if trimmed else []
-        begins_alike = [s.signature for s in cell[: len(before)]] == [s.signature for s in before]
-        trimmed.append(cell[: len(before)] if before and begins_alike else cell[:length])
+        last = max(index for index, s in enumerate(cell) if s.is_weighted)
+        behind = range(last, len(cell))
+        end = next((i for i in behind if _is_elsewhere(cell[i].key, cell[last].key)), len(cell))
+        back = [i + 1 for i in range(last, end) if cell[i].shape == cell[0].head_shape]
+        length = max(back, default=end)
+        recent = trimmed[: -_LONGEST_PERIOD - 1 : -1]
+        alike = next((len(before) for before in recent if _begins_like(cell, before)), length)
+        trimmed.append(cell[:alike])
     return trimmed
+
+
+def _is_elsewhere(key: str, other: str) -> bool:
+    """Whether two named modules are neither one nor neighbours: `norm` and `blocks.11`."""
+    return bool(key and other) and key.rpartition(".")[0] != other.rpartition(".")[0]
+
+
+def _begins_like(cell: Sequence[_Segment], before: Sequence[_Segment]) -> bool:
+    """Whether the cell is the one before and something more, but not the activation that makes it
+    another."""
+    begins = [segment.signature for segment in cell[: len(before)]]
+    more = cell[len(before) : len(before) + 1]
+    return begins == [segment.signature for segment in before] and not any(map(_is_pointwise, more))
+
+
+def _is_pointwise(segment: _Segment) -> bool:
+    targets = [node.target for node in segment.nodes]
+    return all(isinstance(t, OpOverload) and torch.Tag.pointwise in t.tags for t in targets)
 
 
 def _merge_periods(cells: list[list[_Segment]]) -> list[list[_Segment]]:

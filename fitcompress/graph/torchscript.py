@@ -210,7 +210,7 @@ class _Recorder(ProxyTorchDispatchMode):
             is_literal = name.startswith(_LITERAL)
             owner = "" if is_literal else name.rpartition(".")[0]
             node.meta.update(val=_example(value), owner=owner, is_literal=is_literal)
-            self.tensors[name], self._constants[name] = value.detach(), node
+            self.tensors[name], self._constants[name] = value.detach().contiguous(), node
         return self._constants[name]
 
 

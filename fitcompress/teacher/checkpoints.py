@@ -154,9 +154,10 @@ def _archive_kind(path: Path) -> str:
 
 def _read_pickled(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        # From a file object: given a path, torch goes by its suffix.
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if "nsupported" in str(error) or "eights_only" in str(error):
             raise TeacherError(

@@ -39,8 +39,9 @@ Scores = Mapping[str, tuple[Tensor | float, Tensor | int]]
 class Objective(Protocol):
     """What the engine trains: an `nn.Module` whose `train` leaves any teacher in eval mode."""
 
-    trained: nn.Module
-    """Everything that is optimised and checkpointed."""
+    @property
+    def trained(self) -> nn.Module:
+        """Everything that is optimised and checkpointed."""
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """What is minimised, under "loss", and its parts by name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,8 @@ class Excite(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the places of a map with the scale written out; q, k, v packed or fused."""
+    """Self-attention over the places of a map with the scale written out; q, k, v packed or
+    fused."""
 
     def __init__(self, width: int, heads: int, is_fused: bool = False) -> None:
         super().__init__()
@@ -179,3 +181,33 @@ class Mixer(nn.Module):
         y = y.transpose(1, 2)
         y = y + self.channels(y)
         return y.transpose(1, 2).reshape(x.shape)
+
+
+def draw_network(random: Random) -> nn.Module:
+    """A few parts in a row, each of the kinds above."""
+    width = random.choice([16, 24, 32])
+    parts: list[nn.Module] = [conv(3, width, random.choice([1, 3]))]
+    has_mixed = False
+    for _ in range(random.randrange(1, 5)):
+        kind = random.choice(range(11))
+        wider = random.choice([16, 32, 48])
+        if kind == 0:
+            parts.append(conv(width, wider, random.choice([1, 3]), groups=random.choice([1, 8])))
+            width = wider
+        elif kind == 1:
+            parts.append(Dense(width, 8, 2))
+            width += 16
+        elif kind == 2 and not has_mixed:
+            parts.append(nn.Sequential(conv(width, 32, 1), Mixer(32)))
+            width, has_mixed = 32, True
+        elif kind == 3:
+            parts.append(PaddedShortcut(width, 2 * width))
+            width *= 2
+            has_mixed = True
+        elif kind == 4:
+            parts.append(Attention(width, random.choice([1, 2, 4]), random.random() < 0.5))
+        elif kind == 5:
+            parts.append(Gate(width, random.choice([1, 4, 8])))
+        else:
+            parts.append([Residual, Shuffle, Excite, UpDown, Branches][kind - 6](width))
+    return Classifier(nn.Sequential(*parts), width)

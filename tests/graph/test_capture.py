@@ -1,4 +1,6 @@
-"""Capture of modules and exported programs: exact, functional, free of devices, and without a trace on the module."""
+"""Capture of modules and exported programs: exact, functional, free of devices, and without a trace
+on the module.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Costs against torch's own counter of operations, sums over parameters and depths counted by hand."""
+"""Costs against torch's own counter of operations, sums over parameters and depths counted by
+hand."""
 
 from __future__ import annotations
 
@@ -79,8 +80,12 @@ def test_flops_of_one_call_are_those_of_torch(name):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("resnet18", 64), ("vit_tiny_patch16_224", 32), ("convnext_atto", 64)]
-    + [("mobilenetv3_small_100", 64)],
+    [
+        ("resnet18", 64),
+        ("vit_tiny_patch16_224", 32),
+        ("convnext_atto", 64),
+        ("mobilenetv3_small_100", 64),
+    ],
 )
 def test_flops_of_a_model_are_those_of_torch(name, size):
     import timm
@@ -94,7 +99,8 @@ def test_flops_of_a_model_are_those_of_torch(name, size):
 
 
 def test_resnet50_costs_what_is_published():
-    """25.56 M parameters and 4.09 G multiply-adds at 224 (torchvision's model table: 4.09 GFLOPS)."""
+    """25.56 M parameters and 4.09 G multiply-adds at 224 (torchvision's model table: 4.09
+    GFLOPS)."""
     costs = measure_costs(timm_program("resnet50"))
     assert costs.params == 25_557_032
     assert costs.macs == pytest.approx(4.09e9, rel=0.005)
@@ -130,7 +136,8 @@ def test_depth_follows_the_longest_branch():
 
 
 def test_what_is_done_to_weights_is_no_depth():
-    """A weight that is standardised, or computed by a product of weights, counts once: where it meets the data."""
+    """A weight that is standardised, or computed by a product of weights, counts once: where it
+    meets the data."""
     module = Function(lambda x, a, b: F.linear(x, F.normalize(a @ b)), (5, 3), (3, 7))
     assert measure_costs(captured(module, (7,))).depth == 1
 

@@ -155,7 +155,7 @@ def test_a_damaged_graph_is_refused(harm):
 
 def test_a_missing_tensor_is_named(program):
     data = program_to_json(program)
-    with pytest.raises(CaptureError, match="stem.weight"):
+    with pytest.raises(CaptureError, match=r"stem\.weight"):
         program_from_json(data, {})
 
 

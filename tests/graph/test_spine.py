@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from graph.nets import Classifier, Residual, conv
@@ -127,7 +129,7 @@ def test_blocks_come_in_order_and_do_not_overlap(name):
     order = {node: index for index, node in enumerate(program.graph.nodes)}
     ends = [order[block.tail] for block in blocks]
     assert ends == sorted(set(ends))
-    for before, block in zip(blocks, blocks[1:], strict=False):
+    for before, block in itertools.pairwise(blocks):
         assert order[block.head] >= order[before.tail]
         assert block.depth_end == before.depth_end + block.depth
     assert blocks[-1].depth_end == measure_costs(program).depth

@@ -10,17 +10,15 @@ import pytest
 import torch
 from graph.nets import (
     Attention,
-    Branches,
     Classifier,
     Dense,
     Excite,
     Gate,
-    Mixer,
     PaddedShortcut,
     Residual,
     Shuffle,
-    UpDown,
     conv,
+    draw_network,
 )
 from graph.toys import captured, filled
 from torch import nn
@@ -217,36 +215,6 @@ def test_tied_weights_tie_their_axes():
 
 
 # Random networks
-
-
-def draw_network(random: Random) -> nn.Module:
-    """A few parts in a row, each of the kinds above."""
-    width = random.choice([16, 24, 32])
-    parts: list[nn.Module] = [conv(3, width, random.choice([1, 3]))]
-    has_mixed = False
-    for _ in range(random.randrange(1, 5)):
-        kind = random.choice(range(11))
-        wider = random.choice([16, 32, 48])
-        if kind == 0:
-            parts.append(conv(width, wider, random.choice([1, 3]), groups=random.choice([1, 8])))
-            width = wider
-        elif kind == 1:
-            parts.append(Dense(width, 8, 2))
-            width += 16
-        elif kind == 2 and not has_mixed:
-            parts.append(nn.Sequential(conv(width, 32, 1), Mixer(32)))
-            width, has_mixed = 32, True
-        elif kind == 3:
-            parts.append(PaddedShortcut(width, 2 * width))
-            width *= 2
-            has_mixed = True
-        elif kind == 4:
-            parts.append(Attention(width, random.choice([1, 2, 4]), random.random() < 0.5))
-        elif kind == 5:
-            parts.append(Gate(width, random.choice([1, 4, 8])))
-        else:
-            parts.append([Residual, Shuffle, Excite, UpDown, Branches][kind - 6](width))
-    return Classifier(nn.Sequential(*parts), width)
 
 
 @pytest.mark.parametrize("seed", range(24))

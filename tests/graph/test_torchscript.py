@@ -1,4 +1,6 @@
-"""TorchScript archives: exact, named by their author, batch freed; and the private parts of torch that this needs."""
+"""TorchScript archives: exact, named by their author, batch freed; and the private parts of torch
+that this needs.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def test_names_weights_and_calls_are_those_of_eager_code(make, way, tmp_path):
 
 
 def test_owners_are_found_from_the_names_of_weights():
-    program = capture_torchscript(traced(trained_a_little(Residual()), torch.randn(2, *SHAPE)), SHAPE)
+    program = capture_torchscript(
+        traced(trained_a_little(Residual()), torch.randn(2, *SHAPE)), SHAPE
+    )
     owners = {node.name: node.meta["owner"] for node in program.graph.nodes}
     assert owners["conv2d_1"] == "block.conv1" and owners["add"] == "block"
     assert owners["relu_2"] == "block" and owners["mean"] == "" and owners["linear"] == "head"
@@ -184,7 +188,9 @@ def test_an_archive_that_torch_cannot_read_is_an_error(tmp_path):
 
 
 def test_torch_has_the_private_parts_that_the_recorder_needs():
-    """One place to look when a new torch breaks capture: what graph/torchscript.py takes from inside."""
+    """One place to look when a new torch breaks capture: what graph/torchscript.py takes from
+    inside.
+    """
     from torch._dispatch.python import enable_python_dispatcher
     from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
 
@@ -196,7 +202,7 @@ def test_torch_has_the_private_parts_that_the_recorder_needs():
             return func(*args, **(kwargs or {}))
 
     archive, x = scripted(nn.Linear(4, 4)), torch.randn(2, 4)
-    with quietly(), torch.no_grad(), enable_python_dispatcher():
-        with Listens(PythonKeyTracer(), "real", pre_dispatch=True):
-            archive(x)
+    listener = Listens(PythonKeyTracer(), "real", pre_dispatch=True)
+    with quietly(), torch.no_grad(), enable_python_dispatcher(), listener:
+        archive(x)
     assert seen == ["aten.linear.default"], "calls must be seen before torch takes them apart"

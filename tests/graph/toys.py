@@ -1,4 +1,5 @@
-"""Programs for the tests of the graph: captured modules, timm models without weights, and how to run a changed copy."""
+"""Programs for the tests of the graph: captured modules, timm models without weights, and how to
+run a changed copy."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def kept_places(algebra: AxisAlgebra, axis: Axis, kept: Mapping[Atom, list[int]]
 
 
 def unnamed(program: Program) -> Program:
-    """The same program as an archive without names shows it: tensors are numbered, nodes have no owner."""
+    """The same program as an archive without names shows it: tensors are numbered, nodes have no
+    owner."""
     copy = clone(program)
     names = {name: f"constant_{number}" for number, name in enumerate(program.tensors)}
     for node in copy.graph.nodes:

@@ -1,0 +1,126 @@
+"""Every tiny model of timm as a teacher: a plan, steps of both stages, an export that matches."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from test_zoo import MODELS, OWN_SIZE, SIDE
+
+from fitcompress.data import Batch, Preprocess
+from fitcompress.events import ignore
+from fitcompress.exports import Source, export_model
+from fitcompress.planning import Planned, make_regressors, plan_run
+from fitcompress.recipe import Recipe, resolve_recipe
+from fitcompress.stages import cut_at
+from fitcompress.teacher import open_teacher
+from fitcompress.training import DistillObjective, HintObjective, standardise_hints
+
+NUM_CLASSES = 10
+
+
+def planned(name: str) -> tuple[Planned, Recipe]:
+    """The usual student of a model with random weights: twice as deep, 0.3 times as wide."""
+    side = timm.get_pretrained_cfg(name).input_size[-1] if name in OWN_SIZE else SIDE
+    settings = {
+        "teacher.source": name,
+        "teacher.pretrained": False,
+        "student.depth_mult": 2.0,
+        "student.width_mult": 0.3,
+    }
+    recipe = resolve_recipe(settings=settings)
+    teacher = open_teacher(recipe.teacher, image_size=(side, side), num_classes=NUM_CLASSES)
+    return plan_run(teacher, recipe, emit=ignore), recipe
+
+
+def some_batch(plan: Planned) -> Batch:
+    shape = plan.teacher.interface.input.shape
+    images = torch.randint(0, 256, (4, *shape), dtype=torch.uint8)
+    return Batch(images, torch.arange(4) % NUM_CLASSES, torch.arange(4))
+
+
+def hint_objective(plan: Planned, recipe: Recipe, batch: Batch) -> HintObjective:
+    cuts = (
+        cut_at(plan.teacher, [pair.hint.node for pair in plan.pairs]),
+        cut_at(plan.student, [pair.guided.node for pair in plan.pairs]),
+    )
+    regressors = [regressor for regressor, _ in make_regressors(plan.pairs, recipe.hints)]
+    preprocess = Preprocess(plan.teacher.interface.input)
+    statistics = standardise_hints(cuts[0], preprocess, regressors, [batch], num_batches=1)
+    return HintObjective(
+        *cuts,
+        regressors,
+        teacher_preprocess=preprocess,
+        student_preprocess=Preprocess(plan.student.interface.input),
+        statistics=statistics,
+    )
+
+
+def distill_objective(plan: Planned, recipe: Recipe) -> DistillObjective:
+    return DistillObjective(
+        plan.teacher.network,
+        plan.student.network,
+        recipe.stage2,
+        teacher_preprocess=Preprocess(plan.teacher.interface.input),
+        student_preprocess=Preprocess(plan.student.interface.input),
+    )
+
+
+def take_steps(objective, batch: Batch) -> tuple[dict, dict]:
+    """The gradients by parameter at the first step, and at the third, after two of the optimizer."""
+    objective.train()
+    optimizer = torch.optim.SGD(objective.trained.parameters(), lr=0.01)
+    seen = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = objective.losses(batch, 0.0)["loss"]
+        assert loss.isfinite()
+        loss.backward()
+        seen.append({name: p.grad for name, p in objective.trained.named_parameters()})
+        optimizer.step()
+    return seen[0], {name: grad.clone() for name, grad in seen[2].items()}
+
+
+def check_gradients(first: dict, third: dict, blocks: list[str]) -> None:
+    """Finite in every parameter at once; not zero in every block by the third step."""
+    assert first
+    for name, gradient in first.items():
+        assert gradient is not None, f"{name} has no gradient"
+        assert gradient.isfinite().all(), name
+    for block in blocks:
+        inside = [grad for name, grad in third.items() if f".{block}." in f".{name}"]
+        assert any(grad.any() for grad in inside) or not inside, f"nothing reaches {block}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_stages_train_and_the_export_matches(name, tmp_path):
+    plan, recipe = planned(name)
+    batch = some_batch(plan)
+    student, blocks = plan.student.network, [block for block, _ in plan.student.blocks]
+
+    hints = take_steps(hint_objective(plan, recipe, batch), batch)
+    check_gradients(*hints, blocks)
+    distilled = take_steps(distill_objective(plan, recipe), batch)
+    check_gradients(*distilled, blocks)
+
+    assert len(distilled[0]) == len(dict(student.named_parameters()))
+    samples = Preprocess(plan.student.interface.input)(batch.images)
+    source = Source(student.eval(), plan.student.interface, samples)
+    record = export_model("onnx", source, tmp_path / "student.onnx")
+    assert record.max_rel_diff < 1e-4
+    assert record.top1_agreement == 1.0
+
+
+def test_a_gradient_that_is_missing_infinite_or_zero_is_found():
+    one, nothing = torch.ones(2), torch.zeros(2)
+    good = {"a.weight": one, "b.weight": one}
+
+    check_gradients(good, good, ["a", "b"])
+    for wrong in (
+        ({**good, "b.weight": None}, good),
+        ({**good, "b.weight": one / 0}, good),
+        (good, {**good, "b.weight": nothing}),
+        ({}, good),
+    ):
+        with pytest.raises(AssertionError):
+            check_gradients(*wrong, ["a", "b"])
