@@ -1,15 +1,15 @@
-"""The exceptions that fitcompress raises for what a user can cause. Lowest layer: standard library only.
+"""The exceptions for what a user can cause. Lowest layer: standard library only.
 
-    FitcompressError            anything below; the command line prints it as one line and exits with 3
-    |-- RecipeError             a setting, a multiplier or a budget that cannot hold
-    |-- TeacherError            a teacher that cannot be opened, or does not fit its weights or the data
-    |-- CaptureError            a network that cannot be turned into a graph, or not faithfully
-    |-- PlanError               no student can be planned as asked
-    |-- LayerError              a layer name that is unknown or ambiguous
-    |-- DataError               images, folders or data sets that cannot be used
-    |-- TrainingError           training that diverged or could not go on
-    |-- RunError                a run directory that is missing, unfinished or already taken
-    `-- ExportError             an export that failed or does not match the student
+    FitcompressError       anything below; the command line prints one line and exits with 3
+    |-- RecipeError        a setting, a multiplier or a budget that cannot hold
+    |-- TeacherError       a teacher that cannot be opened, or does not fit its weights or the data
+    |-- CaptureError       a network that cannot be turned into a graph, or not faithfully
+    |-- PlanError          no student can be planned as asked
+    |-- LayerError         a layer name that is unknown or ambiguous
+    |-- DataError          images, folders or data sets that cannot be used
+    |-- TrainingError      training that diverged or could not go on
+    |-- RunError           a run directory that is missing, unfinished or already taken
+    `-- ExportError        an export that failed or does not match the student
 
 A fault of ours is an `assert`, never one of these.
 """

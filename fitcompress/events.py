@@ -1,7 +1,7 @@
 """Progress as values: what the library tells whoever listens. Lowest layer: standard library only.
 
-The library prints nothing. Each long-running function takes an `emit: Emit` and calls it with the events below; the console
-draws them, the run directory appends them to `events.jsonl`.
+The library prints nothing. Each long-running function takes an `emit: Emit` and calls it with the
+events below; the console draws them, the run directory appends them to `events.jsonl`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """Something that the user should know and that lands in the report: a degraded path, a choice made for them."""
+    """What the user should know and the report says: a degraded path, a choice made for them."""
 
     topic: str
     """One of "data", "teacher", "plan", "hint", "training", "export", "run"."""
@@ -39,7 +39,9 @@ class Notice(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StageStarted(Event):
-    """A part of the work begins: "teacher", "stage1", "stage2", "baseline", or a step without epochs such as "export"."""
+    """A part of the work begins: "teacher", "stage1", "stage2", "baseline", or one without epochs
+    such as "export".
+    """
 
     stage: str
     num_epochs: int = 0
@@ -72,7 +74,7 @@ class EpochFinished(Event):
     losses: dict[str, float]
     """Means over the epoch, by name ("loss", "hint", "kd", "ce", "lambda_kd", "lr")."""
     held_out: dict[str, float]
-    """On the held-out tenth of the training images: "loss", and "top1" (0..1) where there are labels."""
+    """On the held-out tenth of the training images: "loss", and "top1" (0..1) where labelled."""
     seconds: float
     images_per_s: float
 

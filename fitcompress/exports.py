@@ -173,17 +173,26 @@ def _outputs(value: Any) -> list[Tensor]:
     return [part.float() for part in parts]
 
 
+_OUTPUT_NAMES = {
+    "softmax": "probabilities",
+    "sigmoid": "probabilities",
+    "log_softmax": "log_probabilities",
+}
+"""What an output is called, by the activation that the network ends in."""
+
+
 def _write_onnx(source: Source, path: Path) -> None:
     import onnx
 
-    program = torch.onnx.export(
-        source.network,
-        (_example(source),),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        input_names=["images"],
-        verbose=False,
-    )
+    with torch.no_grad():  # with gradients torch 2.15 picks attention kernels that it cannot export
+        program = torch.onnx.export(
+            source.network,
+            (_example(source),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            verbose=False,
+        )
     assert program is not None
     model = program.model
     model.producer_name = "fitcompress"
@@ -193,7 +202,7 @@ def _write_onnx(source: Source, path: Path) -> None:
     for node in itertools.chain(model.graph, *model.functions.values()):
         node.metadata_props.clear()  # stack traces, with the paths of whoever exported
     if len(model.graph.outputs) == 1:
-        model.graph.outputs[0].name = "logits"
+        model.graph.outputs[0].name = _OUTPUT_NAMES.get(source.interface.activation, "logits")
     program.save(str(path), external_data=_state_bytes(source.network) > _PROTOBUF_LIMIT)
     onnx.checker.check_model(str(path), full_check=True)
 

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from fitcompress.errors import PlanError
 from fitcompress.graph.costs import node_depths
 from fitcompress.graph.cut import resolve_layer
-from fitcompress.graph.leaves import find_leaves
+from fitcompress.graph.leaves import find_leaves, named_arguments
 from fitcompress.graph.lift import Block as NodeBlock
 from fitcompress.graph.program import Program, operation, output_nodes, propagate_shapes
 from fitcompress.graph.spine import Block, find_blocks
@@ -268,4 +268,7 @@ def _is_non_negative(program: Program, name: str) -> bool:
     node = next(node for node in program.graph.nodes if node.name == name)
     while operation(node) in _KEEPS_SIGN:
         node = node.all_input_nodes[0]
+    if operation(node) in ("hardtanh", "clamp", "clamp_min"):
+        floor = named_arguments(node)["min_val" if operation(node) == "hardtanh" else "min"]
+        return isinstance(floor, (int, float)) and floor >= 0
     return operation(node) in _NON_NEGATIVE

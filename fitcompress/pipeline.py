@@ -168,7 +168,7 @@ def _prepare_teacher(
         return opened, session, facts, []
     message = f"the teacher has {known.num_classes} classes, the data {data.num_classes}"
     emit(Notice(topic="teacher", message=f"{message}: a copy is adapted first"))
-    adapted, result = adapt_teacher(session, opened)
+    adapted, result = adapt_teacher(session, opened, session.run.teacher_path)
     return adapted, session, facts, [result]
 
 
@@ -216,13 +216,17 @@ def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
 
 
 def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
-    """The model folder, below `run.out`, of a timm model fine-tuned on the recipe's data."""
+    """The model folder `recipe.run.out`: a timm model fine-tuned on the recipe's data.
+
+    Below it, `training/` keeps the recipe, the events and the last checkpoint.
+    """
     folder = Path(recipe.run.out or "teachers/teacher")
-    run = RunDir.create(folder, resume=True)
+    run = RunDir.create(folder / "training", force=True)
+    emit = _recording(run, emit)
     data = _load(recipe, emit)
-    recipe = resolve_epochs(recipe, data)
-    session = Session(recipe, data, emit, run, resume=True)
     source = replace(recipe.teacher, source=model)
+    recipe = resolve_epochs(replace(recipe, teacher=source), data)
+    run.write_text("recipe.toml", recipe_to_toml(recipe))
     teacher = open_teacher(
         source,
         image_size=data.image_size,
@@ -231,8 +235,8 @@ def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
         allow_random=True,
         seed=recipe.run.seed,
     )
-    adapt_teacher(session, teacher)
-    return run.teacher_path
+    adapt_teacher(Session(recipe, data, emit, run), teacher, folder)
+    return folder
 
 
 def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -153,8 +154,8 @@ def _recipe_hash(recipe: Recipe, subject: str) -> str:
     return hashlib.sha256(repr((sorted(settings.items()), subject)).encode()).hexdigest()
 
 
-def adapt_teacher(session: Session, teacher: Teacher) -> tuple[Teacher, StageResult]:
-    """A copy of the teacher fine-tuned on the data, kept as the run's model folder `teacher/`."""
+def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Teacher, StageResult]:
+    """A copy of the teacher fine-tuned on the data, kept as the model folder `folder`."""
     interface = replace(teacher.interface, class_names=session.data.class_names or ())
     model = make_model(teacher.program, interface)
     spec = interface.input
@@ -162,9 +163,10 @@ def adapt_teacher(session: Session, teacher: Teacher) -> tuple[Teacher, StageRes
     usual = _FRESH_LR if teacher.weights_from == "random" else _PRETRAINED_LR
     optim = OptimRecipe(lr=session.recipe.teacher.lr or usual)
     epochs = session.recipe.teacher.epochs or 0
+    session.emit(_estimate_adaptation(session, model, epochs))
     result = _run_stage(session, "teacher", objective, spec, optim, epochs, teacher.fingerprint)
     program = with_state(model, model.network)
-    save_model(session.run.teacher_path, program, {}, interface, model.blocks)
+    save_model(folder, program, {}, interface, model.blocks)
     return replace(teacher, program=program, interface=interface), result
 
 
@@ -318,13 +320,25 @@ def estimate_cost(session: Session, planned: Planned) -> Notice:
     epochs1, epochs2 = recipe.stage1.epochs or 0, recipe.stage2.epochs or 0
     seconds = epochs1 * stage1 + epochs2 * (teacher_s + student_s)
     seconds += (epochs1 + epochs2) * student_s if recipe.run.baseline else 0
-    minutes = seconds * (per_epoch // size) / 60
-    params = sum(parameter.numel() for parameter in student.network.parameters())
-    num_files = 3 if recipe.run.baseline else 2
-    megabytes = params * 4 * (3 * num_files + num_files) / 2**20
+    return _estimate(session, student, seconds * (per_epoch // size), recipe.run.baseline + 2)
+
+
+def _estimate_adaptation(session: Session, model: Model, epochs: int) -> Notice:
+    size = min(session.recipe.data.batch_size, len(session.data.train))
+    steps = epochs * (len(session.data.train) // size)
+    seconds = steps * _step_seconds(session, model, size, trains=True)
+    return _estimate(session, model, seconds, 1, what="adapting the teacher")
+
+
+def _estimate(
+    session: Session, model: Model, seconds: float, num_files: int, what: str = "training"
+) -> Notice:
+    """`num_files` checkpoints of weights and two moments each, and as many networks."""
+    params = sum(parameter.numel() for parameter in model.network.parameters())
+    megabytes = params * 4 * (3 + 1) * num_files / 2**20
     return Notice(
         topic="training",
-        message=f"training will take about {minutes:.1f} minutes on {session.device}"
+        message=f"{what} will take about {seconds / 60:.1f} minutes on {session.device}"
         f" and write {megabytes:.0f} MB",
     )
 
@@ -335,14 +349,14 @@ def _step_seconds(session: Session, model: Model, size: int, *, trains: bool) ->
     shape = (size, *model.interface.input.shape)
     images = torch.zeros(shape, device=session.device)
     best = float("inf")
-    for _ in range(2):
+    for _ in range(3):
         started = time.perf_counter()
         with torch.set_grad_enabled(trains), torch.random.fork_rng(devices=[]):
             outputs = network(images)
             first = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
             if trains:
                 first.float().sum().backward()
-            float(first.sum())
+            float(first.detach().sum())
         best = min(best, time.perf_counter() - started)
     return best
 

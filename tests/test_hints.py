@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import timm
@@ -38,7 +39,7 @@ def captured(network: nn.Module, side: int = 64) -> Program:
 def student_of(name: str, side: int = 64) -> LayerMap:
     plan = plan_student(teacher_of(name, side).program, depth_mult=2, width_mult=0.3)
     tensors = initial_tensors(plan, init="random", seed=0)
-    return layers_of(Program(plan.program.graph, tensors, plan.program.trainable))
+    return layers_of(replace(plan.program, tensors=tensors))
 
 
 @pytest.fixture
@@ -184,11 +185,11 @@ def test_a_layer_with_several_results_is_refused_by_their_names():
         def __init__(self) -> None:
             super().__init__()
             self.fork = Fork()
-            self.head = nn.Linear(8, 5)
+            self.heads = nn.ModuleList([nn.Linear(8, 5), nn.Linear(8, 5)])
 
         def forward(self, x_NCHW):
-            left, right = self.fork(x_NCHW)
-            return self.head((left + right).mean((2, 3)))
+            left, right = (part.mean((2, 3)) for part in self.fork(x_NCHW))
+            return self.heads[0](left) + self.heads[1](right)
 
     class Fork(nn.Module):
         def __init__(self) -> None:
@@ -253,6 +254,8 @@ class Ending(nn.Module):
         ([nn.ReLU()], True),
         ([nn.ReLU6()], True),
         ([nn.Sigmoid()], True),
+        ([nn.Hardtanh(0, 1)], True),
+        ([nn.Hardtanh()], False),
         ([nn.Softplus()], True),
         ([nn.ReLU(), nn.MaxPool2d(2)], True),
         ([nn.ReLU(), nn.AvgPool2d(2), nn.Dropout(0.1)], True),

@@ -153,7 +153,7 @@ def plan(request: Request, teacher: Teacher = None) -> None:
 @app.command(
     epilog=_examples(
         "fitcompress train --model resnet18 --data ./images --out teachers/r18",
-        "fitcompress distill --teacher teachers/r18/teacher --data ./images",
+        "fitcompress distill --teacher teachers/r18 --data ./images",
     )
 )
 @takes(flags.TEACHER, flags.FINE_TUNING, flags.DATA, flags.MACHINE)
