@@ -61,6 +61,9 @@ _SAMPLES = 8
 _DEMO = {
     "teacher.source": "test_resnet",
     "teacher.pretrained": False,
+    "teacher.epochs": 8,
+    "stage1.epochs": 3,
+    "stage2.epochs": 8,
     "run.baseline": True,
 }
 

@@ -48,7 +48,7 @@ ONLY_IN = {
     "register_forward_hook": "taps",
     "register_forward_pre_hook": "taps",
     "create_model": "teacher.timm_models",
-    "torch._export.converter": "graph.torchscript",
+    "torch.fx.experimental.proxy_tensor": "graph.torchscript",
 }
 """Names that one module alone may use: `taps` restores what it hooks, `teacher` opens every kind of
 model, `graph.torchscript` holds what is private to torch."""
@@ -233,9 +233,12 @@ def test_a_wrong_import_is_found(module, source, expected):
         ("import timm\ntimm.create_model('x')", "create_model"),
         ("from timm import create_model", "create_model"),
         ("module.register_forward_hook(f)", "register_forward_hook"),
-        ("import torch._export.converter", "torch._export.converter"),
-        ("from torch._export.converter import TS2EPConverter", "torch._export.converter"),
-        ("from torch._export import converter", "torch._export.converter"),
+        ("import torch.fx.experimental.proxy_tensor", "torch.fx.experimental.proxy_tensor"),
+        (
+            "from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode",
+            "torch.fx.experimental.proxy_tensor",
+        ),
+        ("from torch.fx.experimental import proxy_tensor", "torch.fx.experimental.proxy_tensor"),
     ],
 )
 def test_a_dangerous_name_is_found(source, name):

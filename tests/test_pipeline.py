@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from small_nets import export_to, quietly, reloaded, traced
+from torch import nn
 from toy_runs import (
     NAMES,
     SIDE,
@@ -22,7 +23,6 @@ from toy_runs import (
     trained_net,
     write_images,
 )
-from torch import nn
 
 import fitcompress
 from fitcompress.data import make_dataset

@@ -2,9 +2,10 @@
 
     python run.py --teacher resnet56.pt --data cifar10/ --out runs/cifar10 --seeds 3
 
-For each seed one `fitcompress` run distills a student (depth x2, width x0.4) from the teacher and trains the same student from
-the same first weights without it, for the same number of steps. A run that is there already is not run again, and one that was
-stopped goes on, so the script can be stopped at any time. Prints and writes the table (`table.md`) and one line of JSON a seed.
+For each seed one `fitcompress` run distills a student (depth x2, width x0.4) from the teacher, and
+trains the same student from the same first weights without it, for the same number of steps. A run
+that is there already is not run again, and one that was stopped goes on, so the script can be
+stopped at any time. Prints and writes the table (`table.md`) and one line of JSON a seed.
 """
 
 from __future__ import annotations
@@ -51,10 +52,12 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--teacher", required=True, help="archive, .pt2 or package.module:factory")
     parser.add_argument("--teacher-weights", help="weights for a factory")
-    parser.add_argument("--data", required=True, help="folder with train/ and val/ of class folders")
+    parser.add_argument("--data", required=True, help="folder with train/ and val/")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, help="training images; all by default")
@@ -110,7 +113,7 @@ def render_table(rows: Sequence[Row]) -> str:
     mean = statistics.mean(differences)
     spread = statistics.stdev(differences) if len(rows) > 1 else math.nan
     lines.append("")
-    lines.append(f"difference: mean {mean:+.2f}, standard deviation {spread:.2f} points, n = {len(rows)} seeds")
+    lines.append(f"difference: mean {mean:+.2f}, sd {spread:.2f} points, n = {len(rows)} seeds")
     return "\n".join(lines) + "\n"
 
 

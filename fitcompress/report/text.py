@@ -44,11 +44,7 @@ def _section_parts(section: Section) -> list[RenderableType]:
         parts.append(_draw_table(section.table))
     parts += [_hanging("  - ", line) for line in section.lines]
     if section.code:
-        # No wrapping: a command is there to be copied.
-        parts += [
-            Text(f"  $ {line}", no_wrap=True, overflow="ignore")
-            for line in section.code.splitlines()
-        ]
+        parts += [Text(f"  $ {line}", overflow="fold") for line in section.code.splitlines()]
     return parts
 
 
