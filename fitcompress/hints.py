@@ -95,23 +95,47 @@ def map_layers(program: Program, network: GraphModule) -> LayerMap:
     parts = node_blocks(blocks)
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     inputs = [torch.zeros((2, *i.shape), dtype=i.dtype, device=device) for i in program.inputs]
-    depths = {node.name: depth for node, depth in node_depths(program).items()}
-    total = max(depths[node.name] for node in output_nodes(program.graph)) or 1
     stages = _stages(program, blocks)
-    nodes = _output_nodes_by_module(program, parts)
+    ends = {name: nodes[-1] for name, nodes in parts}
+    leaves = {leaf.path: node.name for node, leaf in find_leaves(program).items()}
     found = []
     for record in record_layers(network, *inputs):
-        node = nodes.get(record.name, "")
-        if node:
-            share = depths[node] / total
+        is_block = record.kind == "Block"
+        node = (ends if is_block else leaves).get(record.name)
+        if node is not None:
             stage = stages.get(node, -1)
-            is_candidate = stage >= 0 and record.kind == "Block"
+            is_candidate = is_block and stage >= 0
             found.append(
-                Layer(record.name, record.kind, record.shape, share, is_candidate, node, stage)
+                Layer(record.name, record.kind, record.shape, 0, is_candidate, node, stage)
             )
-    return LayerMap(
-        program, _with_some_candidates(tuple(found), stages), parts, trace_axes(program)
-    )
+    found += _unhooked_blocks(program, found, ends, stages)
+    layers = _with_some_candidates(_in_order(program, found), ends, stages)
+    return LayerMap(program, layers, parts, trace_axes(program))
+
+
+def _unhooked_blocks(
+    program: Program, found: Sequence[Layer], ends: dict[str, str], stages: dict[str, int]
+) -> list[Layer]:
+    """The blocks that stayed flat: they share leaves with others, so no module is theirs alone.
+
+    Where a single module bears a block's name, that is the layer.
+    """
+    taken = {layer.name for layer in found}
+    shapes = propagate_shapes(program)
+    return [
+        Layer(name, "Block", tuple(shapes[node][1:]), 0, True, node, stages[node])
+        for name, node in ends.items()
+        if node in stages and name not in taken
+    ]
+
+
+def _in_order(program: Program, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers in execution order, each with its share of the depth."""
+    places = {node.name: place for place, node in enumerate(program.graph.nodes)}
+    depths = {node.name: depth for node, depth in node_depths(program).items()}
+    total = max(depths[node.name] for node in output_nodes(program.graph)) or 1
+    ordered = sorted(layers, key=lambda layer: places[layer.node])
+    return tuple(replace(layer, depth_share=depths[layer.node] / total) for layer in ordered)
 
 
 def _stages(program: Program, blocks: Sequence[Block]) -> dict[str, int]:
@@ -126,22 +150,20 @@ def _stages(program: Program, blocks: Sequence[Block]) -> dict[str, int]:
     }
 
 
-def _output_nodes_by_module(program: Program, blocks: Sequence[NodeBlock]) -> dict[str, str]:
-    """The node whose value each module of the network returns, by the module's name."""
-    leaves = {leaf.path: node.name for node, leaf in find_leaves(program).items()}
-    return {**leaves, **{name: nodes[-1] for name, nodes in blocks}}
-
-
-def _with_some_candidates(layers: tuple[Layer, ...], stages: dict[str, int]) -> tuple[Layer, ...]:
-    """Where no block could be hooked (there are no names), the layers at the blocks' ends, else all
-    but the last, will do.
+def _with_some_candidates(
+    layers: tuple[Layer, ...], ends: dict[str, str], stages: dict[str, int]
+) -> tuple[Layer, ...]:
+    """Where no block can be reached under its own name, the modules that bear the names of blocks
+    will do; where there are no blocks, all layers but the last.
     """
     if any(layer.candidate for layer in layers):
         return layers
-    ends = {layer.node for layer in layers if layer.node in stages}
-    allowed = ends or {layer.node for layer in layers[:-1]}
+    named = {layer.name for layer in layers if ends.get(layer.name) in stages}
+    allowed = named or {layer.name for layer in layers[:-1]}
     return tuple(
-        replace(layer, candidate=layer.node in allowed, stage=stages.get(layer.node, 0))
+        replace(
+            layer, candidate=layer.name in allowed, stage=stages.get(ends.get(layer.name, ""), 0)
+        )
         for layer in layers
     )
 

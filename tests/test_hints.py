@@ -56,7 +56,7 @@ def names(pairs) -> list[tuple[str, str]]:
 
 def test_layers_come_in_order_with_their_share_of_the_depth(resnet):
     layers = {layer.name: layer for layer in resnet[0].layers}
-    shares = [layer.depth_share for layer in resnet[0].layers]
+    shares = [layer.depth_share for layer in resnet[0].candidates]
 
     assert shares == sorted(shares)
     # 18 weighted layers: the stem, 16 in blocks (shortcuts lie beside them), the classifier.
@@ -90,6 +90,24 @@ def test_without_names_the_values_between_weights_are_candidates():
 
     assert all(layer.depth_share < 1 for layer in layers.candidates)
     assert names_of, "a hint can be chosen"
+
+
+def test_blocks_that_share_what_they_call_are_candidates_too():
+    """All blocks read one table of relative positions, so none is a module of its own."""
+    layers = student_of("test_vit_relpos", 160)
+    names_of = [layer.name for layer in layers.candidates]
+
+    assert names_of == [f"blocks.{number}" for number in range(len(names_of))]
+    assert len(names_of) >= 16
+    shapes = propagate_shapes(layers.program)
+    assert all(layer.shape == tuple(shapes[layer.node][1:]) for layer in layers.layers)
+
+
+def test_single_layers_are_candidates_where_they_are_the_blocks():
+    layers = teacher_of("vgg11", 32)
+
+    assert {layer.kind for layer in layers.candidates} == {"Conv2d"}
+    assert max(layer.depth_share for layer in layers.candidates) < 1
 
 
 # --- automatic pairs ---------------------------------------------------------------------------

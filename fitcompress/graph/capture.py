@@ -21,11 +21,12 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.batch import make_batch_dynamic
 from fitcompress.graph.normalise import MutatedViewError, normalise
-from fitcompress.graph.program import InputInfo, Program
+from fitcompress.graph.program import InputInfo, Program, run_program
 
 __all__ = ["capture_exported", "capture_module", "evaluating", "export_module", "tidied"]
 
@@ -76,12 +77,30 @@ def capture_exported(exported: ExportedProgram) -> Program:
     """
     try:
         program = normalise(_flatten(exported))
-    except MutatedViewError:
-        program = normalise(_flatten(exported.run_decompositions({})))
+    except MutatedViewError as error:
+        program = _functional(exported, error)
     program = tidied(program)
     _refuse_foreign_calls(program.graph)
     batch_size = _fixed_batch_size(exported)
     return program if batch_size is None else make_batch_dynamic(program, batch_size)
+
+
+def _functional(exported: ExportedProgram, reason: MutatedViewError) -> Program:
+    """The program after torch's own functionalisation, held against what it came from: before torch
+    2.12 it missed that a dropout returns its input in eval mode.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch 2.11 warns of its own use of an old name
+        program = normalise(_flatten(exported.run_decompositions({})))
+        inputs = exported.example_inputs[0] if exported.example_inputs else ()
+        if not inputs or any(value.is_meta for value in (*inputs, *program.tensors.values())):
+            return program
+        expected = exported.module()(*(value.clone() for value in inputs))
+        found = run_program(program, *inputs)
+    pairs = zip(found, tree_leaves(expected), strict=True)
+    if not all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in pairs):
+        raise CaptureError(f"capturing the network: {reason}, and torch cannot undo it") from reason
+    return program
 
 
 def _fixed_batch_size(exported: ExportedProgram) -> int | None:
