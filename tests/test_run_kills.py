@@ -1,4 +1,4 @@
-"""A whole run that is killed at any moment, in any stage, resumes to the bits of an unbroken one."""
+"""A whole run that is killed at any moment, in any stage, resumes to an unbroken one's bits."""
 
 from __future__ import annotations
 

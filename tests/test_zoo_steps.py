@@ -67,7 +67,7 @@ def distill_objective(plan: Planned, recipe: Recipe) -> DistillObjective:
 
 
 def take_steps(objective, batch: Batch) -> tuple[dict, dict]:
-    """The gradients by parameter at the first step, and at the third, after two of the optimizer."""
+    """The gradients by parameter at the first step, and after two steps of the optimizer."""
     objective.train()
     optimizer = torch.optim.SGD(objective.trained.parameters(), lr=0.01)
     seen = []

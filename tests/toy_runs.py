@@ -1,4 +1,4 @@
-"""Whole runs in a second or two: coloured stripes of three classes, and a small network that knows them.
+"""Whole runs in a second or two: bright stripes of three classes, a small network that knows them.
 
 `toy_runs:make_net` is also the factory by which the command line finds the teacher.
 """
@@ -83,6 +83,11 @@ def make_net(num_classes: int = 3) -> nn.Module:
 def make_small(num_classes: int = 3) -> nn.Module:
     """A student of one's own."""
     return TinyNet(num_classes, width=4)
+
+
+def some_images(num: int = 5) -> Tensor:
+    """Normalised images (N, C, H, W) of noise, always the same."""
+    return torch.randn(num, *SPEC.shape, generator=torch.Generator().manual_seed(3))
 
 
 @functools.cache

@@ -21,11 +21,21 @@ class InPlace(nn.Module):
     def forward(self, x):
         y = x * 2
         y.add_(x).mul_(0.5)
-        z = nn.functional.dropout(y, 0.5, training=False)
+        z = y + 1
         z.clamp_(min=0)
         w = torch.zeros_like(z)
         w.copy_(z)
         return y + w
+
+
+class WritesThroughDropout(nn.Module):
+    """In eval mode a dropout returns its input itself, so both names see the change."""
+
+    def forward(self, x):
+        y = x * 2
+        z = nn.functional.dropout(y, 0.5, training=False)
+        z.clamp_(min=0)
+        return y + z
 
 
 class WritesThroughView(nn.Module):
@@ -110,6 +120,18 @@ def test_the_program_is_functional_and_bound_to_no_device(make):
         if isinstance(node.target, OpOverload):
             assert not node.target._schema.is_mutable, node.target
             assert "device" not in node.kwargs
+
+
+def test_a_change_through_a_dropout_is_kept_or_refused_never_lost():
+    module, x = WritesThroughDropout().eval(), torch.randn(2, 4, 4)
+    try:
+        program = capture_module(module, (torch.randn(2, 4, 4),))
+    except CaptureError as error:
+        assert "dropout" in str(error) or "changes a tensor" in str(error)
+        assert torch.__version__ < "2.12"
+    else:
+        with torch.no_grad():
+            assert torch.equal(run_program(program, x)[0], module(x.clone()))
 
 
 def test_the_input_of_the_caller_is_not_changed():
