@@ -62,8 +62,8 @@ _DEMO = {
     "teacher.source": "test_resnet",
     "teacher.pretrained": False,
     "teacher.epochs": 8,
-    "stage1.epochs": 3,
-    "stage2.epochs": 8,
+    "stage1.epochs": 1,
+    "stage2.epochs": 10,
     "run.baseline": True,
 }
 
@@ -108,9 +108,7 @@ def distill(
     stages.append(train_student(session, planned, opened.fingerprint))
     _save(run.student_path, planned.student, recipe)
     if recipe.run.baseline and data.labelled:
-        models["baseline"], result = train_baseline(
-            session, planned.student, opened.fingerprint, inherits=planned.inherits
-        )
+        models["baseline"], result = train_baseline(session, planned, opened.fingerprint)
         stages.append(result)
         _save(run.baseline_path, models["baseline"], recipe)
     run.write_json("results.json", measure_results(session, models, before, stages, facts))

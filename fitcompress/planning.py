@@ -27,7 +27,7 @@ from fitcompress.regressors import Regressor, make_regressor
 from fitcompress.spec import Interface
 from fitcompress.teacher import Teacher, open_teacher
 
-__all__ = ["Planned", "make_model", "make_regressors", "plan_run", "with_state"]
+__all__ = ["Planned", "make_model", "make_regressors", "plan_run", "untaught", "with_state"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Planned:
     summary: dict[str, Any]
     """`plan --json`: see `_summarise`."""
     inherits: bool
+    plan: StudentPlan | None
+    """None for a student of the user's own."""
     """Whether the student starts with batch norms that were estimated for other widths."""
 
 
@@ -78,10 +80,10 @@ def plan_run(teacher: Teacher, recipe: Recipe, *, emit: Emit, meta: bool = False
             depth_mult=recipe.student.depth_mult,
             width_mult=recipe.student.width_mult,
         )
-        tensors = (
-            {} if meta else initial_tensors(plan, init=recipe.student.init, seed=recipe.run.seed)
-        )
-        program = replace(plan.program, tensors={**plan.program.tensors, **tensors})
+        program = plan.program
+        if not meta:
+            tensors = initial_tensors(plan, init=recipe.student.init, seed=recipe.run.seed)
+            program = replace(program, tensors=tensors)
         student = make_model(program, teacher.interface)
     maps = (
         map_layers(teacher_model.program, teacher_model.network),
@@ -94,7 +96,18 @@ def plan_run(teacher: Teacher, recipe: Recipe, *, emit: Emit, meta: bool = False
         emit(Notice(topic="plan", message=notice))
     summary = _summarise(teacher_model, student, plan, pairs, regressors, notices, recipe.student)
     inherits = recipe.student.init == "inherit" and plan is not None and _is_changed(plan)
-    return Planned(teacher_model, student, pairs, summary, inherits)
+    return Planned(teacher_model, student, pairs, summary, inherits, plan)
+
+
+def untaught(planned: Planned, seed: int) -> Model:
+    """The student as it is without anything of the teacher's: with random weights, which a student
+    of random first weights shares. One of the user's own keeps the weights it came with.
+    """
+    program = planned.student.program
+    if planned.plan is not None:
+        tensors = initial_tensors(planned.plan, init="random", seed=seed)
+        program = replace(program, tensors=tensors)
+    return make_model(program, planned.student.interface)
 
 
 def _is_changed(plan: StudentPlan) -> bool:

@@ -81,8 +81,9 @@ class StudentRecipe:
 
     depth_mult: float = 2.0
     width_mult: float = 0.3
-    init: str = "random"
-    """"random" (the FitNets way) or "inherit"."""
+    init: str = "inherit"
+    """"random" (the FitNets way), or "inherit": the teacher's weights, the strongest of each axis,
+    which is much the better start where training is short."""
     source: str | None = None
     """A student of the user's own: timm name or file; then the multipliers are not used."""
 
@@ -166,7 +167,9 @@ class Stage1Recipe:
     """Hint training (FitNets Eq. 3)."""
 
     epochs: int | None = None
-    optim: OptimRecipe = field(default_factory=OptimRecipe)
+    optim: OptimRecipe = field(default_factory=lambda: OptimRecipe(lr=3e-4))
+    """Slower than stage 2: inherited weights fit each other, and what hints move too far in the
+    lower half no longer fits the upper."""
 
     def __post_init__(self) -> None:
         _check_at_least(0, "stage1.epochs", self.epochs)
@@ -284,6 +287,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "modern": {},
     # FitNets Eq. 2 and 3: no tau^2, label weight 1, lambda from 4 to 1, raw hints, flips only.
     "fitnets": {
+        "student.init": "random",
         "data.batch_size": 128,
         "data.augment": "flip",
         "hints.standardise": False,
@@ -301,6 +305,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Hinton et al. (arXiv 1503.02531), section 2, with the weights of later work; no hints.
     "hinton": {
+        "student.init": "random",
         "stage1.epochs": 0,
         "stage2.tau": 4.0,
         "stage2.tau_squared": True,

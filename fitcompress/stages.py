@@ -25,7 +25,7 @@ from fitcompress.graph.lift import share_leaves
 from fitcompress.graph.program import output_nodes, propagate_shapes
 from fitcompress.losses import OutputKind
 from fitcompress.model import Model, save_model
-from fitcompress.planning import Planned, make_model, make_regressors, with_state
+from fitcompress.planning import Planned, make_model, make_regressors, untaught, with_state
 from fitcompress.recipe import OptimRecipe, Recipe
 from fitcompress.rundir import RunDir
 from fitcompress.settings import flat_settings
@@ -62,7 +62,7 @@ _SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 45_000, 1_500_000
 """Images seen in stage 2 when no number of epochs is given: a quarter of an hour of a small network
 on two cores, an hour or so on a GPU."""
 _EPOCH_BOUNDS = (3, 100)
-_STAGE1_SHARE = 0.25
+_STAGE1_SHARE = 0.15
 """Epochs of stage 1 for each of stage 2."""
 _PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
 """Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
@@ -274,14 +274,15 @@ def output_kinds(model: Model) -> tuple[OutputKind, ...]:
 
 
 def train_baseline(
-    session: Session, student: Model, fingerprint: str, *, inherits: bool
+    session: Session, planned: Planned, fingerprint: str
 ) -> tuple[Model, StageResult]:
-    """The same student from the same first weights without a teacher, for the steps of both stages
+    """The same student from random weights without a teacher, for the steps of both stages
     together.
     """
-    model = make_model(student.program, student.interface)
-    if inherits:
-        inherit_statistics(session, model)
+    model = untaught(planned, session.recipe.run.seed)
+    if session.recipe.student.init == "inherit" and planned.plan is not None:
+        message = "the baseline starts from random weights: inherited ones are the teacher's"
+        session.emit(Notice(topic="training", message=message))
     spec = model.interface.input
     objective = SupervisedObjective(
         model.network,

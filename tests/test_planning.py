@@ -49,7 +49,7 @@ def test_the_plan_keeps_its_contract():
     ]
     assert all(place.keys() == {"reason", "sizes", "tensors"} for place in summary["frozen"])
     assert summary["notices"] == []
-    assert summary["init"] == "random"
+    assert summary["init"] == "inherit"
     assert summary["student"]["depth"] >= 1.8 * summary["teacher"]["depth"]
 
 

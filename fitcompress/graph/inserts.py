@@ -101,16 +101,12 @@ def insert_residual(program: Program, node: Node, number: int) -> Insert | None:
 
     The new layer starts at zero. None where the contraction is of a kind that has no such layer.
     """
-    weight = node.args[1] if len(node.args) > 1 else None
     is_map = operation(node) in ("conv1d", "conv2d", "conv3d")
-    if (
-        not isinstance(weight, Node)
-        or weight.op != "get_attr"
-        or not (is_map or operation(node) == "linear")
-    ):
+    weight = _trained_weight(program, node)
+    if weight is None or not (is_map or operation(node) == "linear"):
         return None
-    shape = tuple(program.tensors[str(weight.target)].shape)
-    path = f"{_module(str(weight.target))}_deeper{number}"
+    shape = tuple(program.tensors[weight].shape)
+    path = f"{_module(weight)}_deeper{number}"
     users = list(node.users)
     build = _Builder(node)
     inner = _norm_like(build, node, f"{path}.norm", shape[0], is_map)
@@ -124,6 +120,19 @@ def insert_residual(program: Program, node: Node, number: int) -> Insert | None:
     _redirect(users, node, output)
     zeroed = frozenset(name for name in build.tensors if name.startswith(f"{path}.layer."))
     return Insert(output, build.tensors, frozenset(build.trainable), zeroed)
+
+
+def _trained_weight(program: Program, node: Node) -> str | None:
+    """The name of the contraction's weight, also where it is standardised before it is used."""
+    pending = [node.args[1]] if len(node.args) > 1 else []
+    while pending:
+        source = pending.pop(0)
+        if not isinstance(source, Node):
+            continue
+        if source.op == "get_attr" and program.tensors[str(source.target)].dim() > 1:
+            return str(source.target)
+        pending.extend(source.all_input_nodes)
+    return None
 
 
 def _norm_like(build: _Builder, node: Node, path: str, channels: int, is_map: bool) -> Node:
