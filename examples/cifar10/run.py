@@ -3,9 +3,9 @@
     python run.py --teacher resnet56.pt --data cifar10/ --out runs/cifar10 --seeds 3
 
 For each seed one `fitcompress` run distills a student (depth x2, width x0.4) from the teacher, and
-trains the same student from the same first weights without it, for the same number of steps. A run
-that is there already is not run again, and one that was stopped goes on, so the script can be
-stopped at any time. Prints and writes the table (`table.md`) and one line of JSON a seed.
+trains the same student from random weights without it, for the same number of steps. A run that is
+there already is not run again, and one that was stopped goes on, so the script can be stopped at
+any time. Prints and writes the table (`table.md`) and one line of JSON a seed.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from fitcompress.graph.axes import Atom
 from fitcompress.graph.costs import Costs, measure_costs
 from fitcompress.graph.deepen import Deepened, deepen_program, restore_norms
 from fitcompress.graph.program import Program
-from fitcompress.graph.spine import Block, find_blocks
 from fitcompress.graph.thin import (
     FrozenPlace,
     frozen_places,
@@ -38,8 +37,6 @@ class StudentPlan:
     """The teacher with the student's depth and its own width: the tensors of `trace`."""
     trace: AxisTrace
     sizes: dict[Atom, int]
-    teacher_blocks: tuple[Block, ...]
-    blocks: tuple[Block, ...]
     teacher_costs: Costs
     costs: Costs
     frozen: tuple[FrozenPlace, ...]
@@ -71,8 +68,6 @@ def plan_student(teacher: Program, *, depth_mult: float, width_mult: float) -> S
         deepened,
         trace,
         sizes,
-        tuple(find_blocks(teacher)),
-        tuple(find_blocks(program)),
         measure_costs(teacher),
         measure_costs(program),
         frozen_places(trace, program.trainable),

@@ -10,8 +10,10 @@ nothing of modules, files or training. Node kinds: `placeholder` (an input, batc
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import operator
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -128,11 +130,35 @@ def run_program(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 def propagate_shapes(program: Program, batch_size: int = 2) -> dict[str, Shape]:
     """The shape of every node's value by node name, found on the meta device: no memory, no
-    arithmetic.
+    arithmetic. The answers for the last programs are remembered, by what they say.
 
     Raises:
         RuntimeError: a call does not fit the shapes that it gets (as torch words it).
     """
+    key = (_wording(program), batch_size)
+    if key not in _ANSWERS:
+        _ANSWERS[key] = _run_for_shapes(program, batch_size)
+        if len(_ANSWERS) > _MOST_ANSWERS:
+            _ANSWERS.popitem(last=False)
+    return dict(_ANSWERS[key])
+
+
+_ANSWERS: OrderedDict[tuple[str, int], dict[str, Shape]] = OrderedDict()
+_MOST_ANSWERS = 16
+"""Planning asks for the shapes of a handful of programs some thirty times."""
+
+
+def _wording(program: Program) -> str:
+    """All that the shapes depend on, as a digest."""
+    digest = hashlib.sha256(repr(program.inputs).encode())
+    for node in program.graph.nodes:
+        digest.update(f"{node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+    for name, value in program.tensors.items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+    return digest.hexdigest()
+
+
+def _run_for_shapes(program: Program, batch_size: int) -> dict[str, Shape]:
     tensors = {name: value.detach().to("meta") for name, value in program.tensors.items()}
     inputs = [
         torch.empty((batch_size, *info.shape), dtype=info.dtype, device="meta")

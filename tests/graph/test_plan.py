@@ -12,6 +12,7 @@ from torch import nn
 
 from fitcompress.errors import PlanError
 from fitcompress.graph.plan import StudentPlan, plan_student
+from fitcompress.graph.spine import find_blocks
 
 TEACHERS = [
     "resnet18",
@@ -54,10 +55,10 @@ def test_a_plan_holds_what_its_student_is_made_of():
     plan = planned("resnet18", 2)
     assert all(value.is_meta for value in plan.program.tensors.values())
     assert plan.deepened.program.tensors.keys() == plan.trace.weights.keys()
-    assert [b.name for b in plan.teacher_blocks] == [
-        b.name for b in plan.blocks if b.name in {x.name for x in plan.teacher_blocks}
-    ]
-    assert plan.blocks[-1].depth_end == plan.costs.depth
+    blocks, own = find_blocks(plan.program), find_blocks(plan.teacher)
+    known = {block.name for block in own}
+    assert [b.name for b in own] == [b.name for b in blocks if b.name in known]
+    assert blocks[-1].depth_end == plan.costs.depth
     assert not plan.has_restored_norms and plan.frozen == ()
 
 
