@@ -193,14 +193,22 @@ def test_the_baseline_does_not_change_the_student(finished, images, tmp_path):
     assert not (tmp_path / "run/baseline").exists()
 
 
-def test_the_baseline_starts_from_the_students_first_weights(images, tmp_path):
+@pytest.mark.parametrize(("init", "is_shared"), [("random", True), ("inherit", False)])
+def test_the_baseline_starts_from_random_weights_a_random_students_own(
+    images, tmp_path, init, is_shared
+):
     recipe = toy_recipe(
-        images, tmp_path / "run", run__baseline=True, stage1__epochs=0, stage2__epochs=0
+        images,
+        tmp_path / "run",
+        run__baseline=True,
+        student__init=init,
+        stage1__epochs=0,
+        stage2__epochs=0,
     )
     distill(recipe, teacher=toy_teacher())
 
     first, second = weights(tmp_path / "run"), weights(tmp_path / "run", "baseline")
-    assert all(map(torch.equal, first.values(), second.values()))
+    assert all(map(torch.equal, first.values(), second.values())) is is_shared
 
 
 def test_load_in_a_fresh_process_needs_no_teacher_and_gives_the_same_bits(finished):

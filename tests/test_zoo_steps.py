@@ -107,7 +107,8 @@ def test_both_stages_train_and_the_export_matches(name, tmp_path):
     samples = Preprocess(plan.student.interface.input)(batch.images)
     source = Source(student.eval(), plan.student.interface, samples)
     record = export_model("onnx", source, tmp_path / "student.onnx")
-    assert record.max_rel_diff < 1e-4
+    # float32 sums in another order, relative to outputs that are small without norms (nfnet)
+    assert record.max_rel_diff < 5e-4
     assert record.top1_agreement == 1.0
 
 
