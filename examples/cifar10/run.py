@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,9 +110,8 @@ def render_table(rows: Sequence[Row]) -> str:
         lines.append(f"| {row.seed} | {cells} | {shares[3]:+.2f} | {row.p_value:.2g} |")
     differences = [100 * row.difference for row in rows]
     mean = statistics.mean(differences)
-    spread = statistics.stdev(differences) if len(rows) > 1 else math.nan
-    lines.append("")
-    lines.append(f"difference: mean {mean:+.2f}, sd {spread:.2f} points, n = {len(rows)} seeds")
+    spread = f", sd {statistics.stdev(differences):.2f}" if len(rows) > 1 else ""
+    lines += ["", f"difference: mean {mean:+.2f}{spread} points, n = {len(rows)} seeds"]
     return "\n".join(lines) + "\n"
 
 
