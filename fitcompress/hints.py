@@ -89,8 +89,11 @@ def node_blocks(blocks: Sequence[Block]) -> tuple[NodeBlock, ...]:
     )
 
 
-def map_layers(program: Program, network: GraphModule) -> LayerMap:
-    """All layers of `network`, built from `program`: it runs once with every module hooked."""
+def map_layers(program: Program, network: GraphModule, trace: AxisTrace | None = None) -> LayerMap:
+    """All layers of `network`, built from `program`: it runs once with every module hooked.
+
+    trace: the axes of a program that has all nodes of this one, where they are known already.
+    """
     blocks = find_blocks(program)
     parts = node_blocks(blocks)
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
@@ -110,7 +113,7 @@ def map_layers(program: Program, network: GraphModule) -> LayerMap:
             )
     found += _unhooked_blocks(program, found, ends, stages)
     layers = _with_some_candidates(_in_order(program, found), ends, stages)
-    return LayerMap(program, layers, parts, trace_axes(program))
+    return LayerMap(program, layers, parts, trace or trace_axes(program))
 
 
 def _unhooked_blocks(

@@ -85,9 +85,10 @@ def plan_run(teacher: Teacher, recipe: Recipe, *, emit: Emit, meta: bool = False
             tensors = initial_tensors(plan, init=recipe.student.init, seed=recipe.run.seed)
             program = replace(program, tensors=tensors)
         student = make_model(program, teacher.interface)
+    trace = plan.trace if plan else None  # of the deepened teacher: both networks' nodes are in it
     maps = (
-        map_layers(teacher_model.program, teacher_model.network),
-        map_layers(student.program, student.network),
+        map_layers(teacher_model.program, teacher_model.network, trace),
+        map_layers(student.program, student.network, trace),
     )
     pairs = _pairs(maps, recipe.hints)
     regressors = make_regressors(pairs, recipe.hints)
