@@ -17,6 +17,9 @@ from fitcompress.teacher import open_teacher
 from fitcompress.training import DistillObjective, HintObjective, standardise_hints
 
 NUM_CLASSES = 10
+TOLERANCES = {"test_nfnet": 5e-4}
+"""Of the export, where 1e-4 of the largest output is too little: without norms the outputs of an
+untrained nfnet are some 0.05, and float32 sums in another order move them by 6e-6 (1.07e-4)."""
 
 
 def planned(name: str) -> tuple[Planned, Recipe]:
@@ -107,8 +110,7 @@ def test_both_stages_train_and_the_export_matches(name, tmp_path):
     samples = Preprocess(plan.student.interface.input)(batch.images)
     source = Source(student.eval(), plan.student.interface, samples)
     record = export_model("onnx", source, tmp_path / "student.onnx")
-    # float32 sums in another order, relative to outputs that are small without norms (nfnet)
-    assert record.max_rel_diff < 5e-4
+    assert record.max_rel_diff < TOLERANCES.get(name, 1e-4)
     assert record.top1_agreement == 1.0
 
 
