@@ -5,6 +5,7 @@ The pipeline, and torch with it, is imported inside the commands: `--help` must 
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -267,5 +268,6 @@ def demo(
 
 def main() -> None:
     """The `fitcompress` command."""
+    gc.set_threshold(100_000)  # torch's many objects stay; looking through them takes seconds
     sys.path.append("")  # so that --teacher package.module:factory finds what lies in this folder
     app(prog_name="fitcompress")
