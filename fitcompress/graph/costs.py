@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from fitcompress.graph.program import Program, Shape, operation, output_nodes, propagate_shapes
-from fitcompress.graph.rules.contractions import CONTRACTIONS
+from fitcompress.graph.rules.contractions import CONTRACTIONS, RECURRENT
 
 __all__ = [
     "Costs",
@@ -98,6 +98,9 @@ def _node_macs(node: Node, shapes: dict[str, Shape]) -> int:
         weight = inputs[1]
         places = inputs[0][2:] if "transpose" in name or _is_transposed(node) else result[2:]
         return int(result[0] * prod(places) * prod(weight))
+    if name in RECURRENT:
+        matrices = [shape for shape in inputs[1:] if len(shape) == 2]
+        return int(prod(inputs[0][:-1]) * sum(map(prod, matrices)))
     if name == "scaled_dot_product_attention":
         query, key, value = inputs[:3]
         return int(prod(result[:-1]) * key[-2] * (query[-1] + value[-1]))

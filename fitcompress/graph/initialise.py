@@ -33,7 +33,7 @@ def initial_tensors(plan: StudentPlan, *, init: str, seed: int) -> dict[str, Ten
     """
     generator = torch.Generator().manual_seed(seed)
     roles = _roles(plan.program)
-    kept = _kept_indices(plan) if init == "inherit" else {}
+    kept = _kept_indices(plan) if init == "inherit" else _even_indices(plan)
     tensors = {}
     for name, shape_of in plan.program.tensors.items():
         source = plan.teacher.tensors.get(plan.deepened.origins.get(name, name))
@@ -121,6 +121,12 @@ def _kept_indices(plan: StudentPlan) -> dict[Atom, Tensor]:
     return {
         atom: scores.topk(plan.sizes[atom]).indices.sort().values for atom, scores in energy.items()
     }
+
+
+def _even_indices(plan: StudentPlan) -> dict[Atom, Tensor]:
+    """For each atom that gets thinner so many of its indices, evenly spaced: what tables keep where
+    no weights are inherited."""
+    return {atom: torch.arange(size) * atom.size // size for atom, size in plan.sizes.items()}
 
 
 def _attribute(algebra: AxisAlgebra, axis: Axis, along: Tensor, energy: dict[Atom, Tensor]) -> None:

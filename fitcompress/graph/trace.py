@@ -3,7 +3,7 @@ size. Layer: graph."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch._ops import OpOverload
@@ -60,20 +60,23 @@ def trace_axes(program: Program) -> AxisTrace:
     batch = algebra.new(_BATCH_SIZE, frozen="the batch")
     values: dict[Node, Value] = {}
     contracted: dict[Node, Axis] = {}
+    learned: list[Axis] = []
     bindings: list[Binding] = []
     constants: list[ConstantBinding] = []
-    weights = program.trainable | _used_as_weights(program)
+    tables = _tables(program)
     for node in program.graph.nodes:
         if node.op == "call_function" and isinstance(node.target, OpOverload):
             if isinstance(shapes[node.name], int | float | bool):
                 continue
-            call = Call(node, algebra, shapes, values, contracted, bindings, constants)
+            call = Call(node, algebra, shapes, values, contracted, learned, bindings, constants)
             values[node] = apply_rule(call)
             _check_sizes(algebra, node, values[node], shapes[node.name])
         else:
-            values[node] = _plain_value(algebra, node, shapes, values, batch, weights)
+            values[node] = _plain_value(algebra, node, shapes, values, batch)
     for node in output_nodes(program.graph):
         _freeze_output(algebra, values[node])
+    table_axes = [values[node] for node in program.graph.nodes if node.target in tables]
+    _freeze_tables(algebra, table_axes, learned)
     return AxisTrace(
         algebra,
         {node.name: value for node, value in values.items()},
@@ -90,14 +93,12 @@ def _plain_value(
     shapes: Mapping[str, Shape],
     values: Mapping[Node, Value],
     batch: Axis,
-    weights: frozenset[str],
 ) -> Value:
     shape = shapes[node.name]
     if node.op == "placeholder":
         return [batch, *(algebra.new(size, frozen="an input") for size in shape[1:])]
     if node.op == "get_attr":
-        reason = "" if node.target in weights else "a table that is no weight"
-        return [algebra.new(size, frozen=reason) for size in shape]
+        return [algebra.new(size) for size in shape]
     if node.op == "call_function" and isinstance(shape, tuple):
         source, index = node.args
         assert isinstance(source, Node) and isinstance(index, int), node.format_node()
@@ -105,9 +106,10 @@ def _plain_value(
     return None
 
 
-def _used_as_weights(program: Program) -> frozenset[str]:
-    """Tensors that some operation takes as its weights, however the source registered them."""
-    names = set()
+def _tables(program: Program) -> frozenset[str]:
+    """Tensors that are neither trained nor taken by some operation as its weights, however the
+    source registered them: indices, masks, positions, constants."""
+    weights = set(program.trainable)
     for node in program.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
@@ -116,8 +118,18 @@ def _used_as_weights(program: Program) -> frozenset[str]:
         for argument in _WEIGHT_ARGUMENTS:
             value = given.get(argument)
             if isinstance(value, Node) and value.op == "get_attr":
-                names.add(str(value.target))
-    return frozenset(names)
+                weights.add(str(value.target))
+    return frozenset(program.tensors) - weights
+
+
+def _freeze_tables(algebra: AxisAlgebra, tables: Iterable[Axes], learned: Iterable[Axis]) -> None:
+    """Where a table meets channels that a weight gives, it loses the same ones; whatever else it
+    holds stays as it is."""
+    free = {atom for axis in learned for atom in algebra.atoms(axis)}
+    for axis in (axis for axes in tables for axis in axes):
+        for atom in algebra.atoms(axis):
+            if atom not in free:
+                algebra.freeze((atom,), "a table that is no weight")
 
 
 def _freeze_output(algebra: AxisAlgebra, value: Value) -> None:

@@ -62,6 +62,8 @@ class Call:
     values: Mapping[Node, Value]
     contracted: dict[Node, Axis]
     """For the results of matrix products without weights: the axis that was summed over."""
+    learned: list[Axis] = field(default_factory=list)
+    """Axes whose places have no meaning but what weights give them: the results of contractions."""
     bindings: list[Binding] = field(default_factory=list)
     constants: list[ConstantBinding] = field(default_factory=list)
 

@@ -7,7 +7,10 @@ from fitcompress.graph.axes import Axis
 from fitcompress.graph.rules.call import KERNEL, PLACE, Axes, Call, Rule, Value
 from fitcompress.graph.rules.elementwise import broadcast
 
-__all__ = ["CONTRACTIONS"]
+__all__ = ["CONTRACTIONS", "RECURRENT"]
+
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+"""Operations that are a whole recurrent network, of weights in a list."""
 
 
 def _convolution(call: Call) -> Value:
@@ -18,6 +21,7 @@ def _convolution(call: Call) -> Value:
     call.freeze(axes[2:], PLACE)
     call.freeze(weight[2:], KERNEL)
     out = call.algebra.new(call.shape[1])
+    call.learned.append(out)
     near, far = (axes[1], out) if transposed else (out, axes[1])
     _unify_grouped(call, near, far, weight)
     if call.is_tensor("bias"):
@@ -40,6 +44,7 @@ def _unify_grouped(call: Call, near: Axis, far: Axis, weight: Axes) -> None:
 def _linear(call: Call) -> Value:
     *leading, features = call.axes("input")
     out, inner = call.axes("weight")
+    call.learned.append(out)
     call.algebra.unify(features, inner)
     if call.is_tensor("bias"):
         call.algebra.unify(out, call.axes("bias")[0])
@@ -103,7 +108,40 @@ def _einsum(call: Call) -> Value:
 def _embedding(call: Call) -> Value:
     table = call.axes("weight")
     call.freeze(table[:1], "looked up by index")
+    call.learned.append(table[1])
     return [*call.axes("indices"), table[1]]
+
+
+def _recurrent(call: Call) -> Value:
+    """input (..., features); for each layer and direction weights (gates x hidden, features) and
+    (gates x hidden, hidden), and their biases; states (layers x directions, batch, hidden)."""
+    if "params" not in call.arguments or "input" not in call.arguments:
+        return None
+    *leading, features = call.axes("input")
+    directions, per = 1 + call["bidirectional"], 4 if call["has_biases"] else 2
+    params = call.list_axes("params")
+    if len(params) != call["num_layers"] * directions * per:
+        return None  # projections
+    states = [call.axes("hx")] if call.is_tensor("hx") else call.list_axes("hx")
+    hidden = call.algebra.new(call.algebra.size(params[1][1]))
+    call.algebra.unify_all([hidden, *(state[-1] for state in states)])
+    call.learned.append(hidden)
+    for layer in range(call["num_layers"]):
+        start = layer * directions * per
+        for index, axes in enumerate(params[start : start + directions * per]):
+            _unify_gates(call, axes[0], hidden)
+            if len(axes) == 2:
+                call.algebra.unify(axes[1], features if index % per == 0 else hidden)
+        features = call.algebra.join([hidden] * directions)
+    return [[*leading, features], *([*state[:-1], hidden] for state in states)]
+
+
+def _unify_gates(call: Call, axis: Axis, hidden: Axis) -> None:
+    """All gates, laid end to end, have one hidden size."""
+    size = call.algebra.size(hidden)
+    call.algebra.unify_all(
+        [hidden, *call.algebra.split(axis, [size] * (call.algebra.size(axis) // size))]
+    )
 
 
 CONTRACTIONS: dict[str, Rule] = {
@@ -119,4 +157,5 @@ CONTRACTIONS: dict[str, Rule] = {
         _convolution,
     ),
     **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm", "mv"), _matmul),
+    **dict.fromkeys(RECURRENT, _recurrent),
 }

@@ -122,15 +122,17 @@ def _resample(call: Call) -> Value:
 
 def _pad(call: Call) -> Value:
     """Constant padding lays new indices before and after the old: a sum, the added parts free like
-    any other."""
-    axes = call.axes("self")
-    pads = call["pad"]
+    any other. Negative padding takes indices away."""
+    axes, pads = call.axes("self"), call["pad"]
     result = list(axes)
     for pair in range(len(pads) // 2):
         dim = len(axes) - 1 - pair
         before, after = pads[2 * pair], pads[2 * pair + 1]
         if before < 0 or after < 0:
-            return _frozen_like(call, axes, "cut by a negative padding")
+            reason = PLACE if is_fixed(call, axes[dim]) else "cut by a negative padding"
+            call.freeze([axes[dim]], reason)
+            result[dim] = call.algebra.new(call.shape[dim], frozen=reason)
+            continue
         parts = [_part(call, before, axes[dim]), axes[dim], _part(call, after, axes[dim])]
         result[dim] = call.algebra.join(part for part in parts if part is not None)
         for index, part in ((2 * pair, parts[0]), (2 * pair + 1, parts[2])):
@@ -149,11 +151,6 @@ def is_fixed(call: Call, axis: Axis) -> bool:
     """Whether the axis has a size that is not ours to choose: there are atoms in it, all frozen."""
     reasons = [call.algebra.frozen_reason(atom) for atom in call.algebra.atoms(axis)]
     return bool(reasons) and all(reasons)
-
-
-def _frozen_like(call: Call, axes: Axes, reason: str) -> Axes:
-    call.freeze(axes, reason)
-    return call.fresh(call.shape, reason)
 
 
 def _reduce(call: Call) -> Value:

@@ -68,7 +68,16 @@ def _channel_shuffle(call: Call) -> Value:
     return [axes[0], (*inner, *group), *axes[2:]]
 
 
-def _unfold(call: Call) -> Value:
+def _windows(call: Call) -> Value:
+    """unfold: (..., L, ...) -> (..., number of windows, ..., window)."""
+    axes = call.axes("self")
+    dim = call["dimension"] % len(axes)
+    call.freeze([axes[dim]], PLACE)
+    (count,), (window,) = call.fresh([call.shape[dim]], PLACE), call.fresh([call["size"]], KERNEL)
+    return [*axes[:dim], count, *axes[dim + 1 :], window]
+
+
+def _im2col(call: Call) -> Value:
     """im2col: (N, C, H, W) -> (N, C k k, L)."""
     *leading, channels, height, width = call.axes("self")
     call.freeze([height, width], PLACE)
@@ -302,12 +311,13 @@ LAYOUT: dict[str, Rule] = {
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     "channel_shuffle": _channel_shuffle,
-    "im2col": _unfold,
+    "im2col": _im2col,
     "repeat_interleave": _repeat_interleave,
     "select": _select,
     "slice": _slice,
     "stack": _stack,
     "unbind": _unbind,
+    "unfold": _windows,
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _reshape),
     **dict.fromkeys(("flatten", "squeeze", "unsqueeze", "atleast_3d"), _regroup),
     **dict.fromkeys(("view_as", "reshape_as"), _reshape_as),

@@ -1,0 +1,195 @@
+"""Plans a student for every model of timm, on shapes alone, and writes one CSV row for each.
+
+    python sweep.py --out timm.csv --processes 2
+    python sweep.py --out some.csv --models 'resnet*' 'vit_tiny*'
+
+A row is written when its model is done, so a sweep that was stopped goes on where it was; each
+process uses one core. Nothing is downloaded and no weights are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatch
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+
+import timm
+import torch
+from rich.progress import MofNCompleteColumn, Progress
+from timm.models import _registry as registry
+from torch.utils._pytree import tree_leaves
+
+from fitcompress.events import ignore
+from fitcompress.graph.axes import Axis
+from fitcompress.graph.plan import plan_student
+from fitcompress.graph.program import Program, output_nodes, propagate_shapes
+from fitcompress.graph.thin import round_width
+from fitcompress.graph.trace import STRUCTURAL, AxisTrace, trace_axes
+from fitcompress.model import Model
+from fitcompress.planning import make_regressors, plan_run
+from fitcompress.recipe import resolve_recipe
+from fitcompress.teacher import open_teacher
+
+DEPTH_MULT, WIDTH_MULT = 2.0, 0.3
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What one model gave; empty where it did not come so far."""
+
+    model: str
+    family: str
+    captured: bool = False
+    """As a program, lifted, and run on shapes at two batch sizes."""
+    verified: bool = False
+    """The student runs at two batch sizes and keeps the outputs' shape."""
+    nodes: int = 0
+    params: int = 0
+    params_ratio: float = 0.0
+    """Student over teacher at depth-mult 1."""
+    floor_ratio: float = 0.0
+    """The same if every axis but the input's and the classes' were scaled by itself."""
+    depth: int = 0
+    depth_ratio: float = 0.0
+    hint: str = ""
+    guided: str = ""
+    regressor: str = ""
+    seconds: float = 0.0
+    """From the model's name to the plan, without imports."""
+    frozen: str = ""
+    notice: str = ""
+
+
+def measure(name: str) -> Row:
+    """The row of one model; what fails is its notice."""
+    row = Row(model=name, family=registry._model_to_module[name])
+    try:
+        _fill(row)
+    except Exception as error:
+        row.notice = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+    return row
+
+
+def _fill(row: Row) -> None:
+    settings = {
+        "teacher.source": row.model,
+        "teacher.pretrained": False,
+        "student.depth_mult": DEPTH_MULT,
+        "student.width_mult": WIDTH_MULT,
+    }
+    recipe = resolve_recipe(settings=settings)
+    start = time.perf_counter()
+    teacher = open_teacher(recipe.teacher, meta=True)
+    row.captured = True
+    row.nodes = len(teacher.program.graph.nodes)
+    planned = plan_run(teacher, recipe, emit=ignore, meta=True)
+    row.seconds = round(time.perf_counter() - start, 2)
+    _check_network(planned.student)
+    _check_network(planned.teacher)
+    row.verified = True
+
+    assert planned.plan is not None
+    costs = planned.plan.teacher_costs
+    row.params, row.depth = costs.params, costs.depth
+    row.depth_ratio = round(planned.plan.costs.depth / max(1, costs.depth), 4)
+    pair = planned.pairs[0]
+    ((regressor, description),) = make_regressors(planned.pairs, recipe.hints)
+    result = regressor.to("meta")(torch.empty((2, *pair.guided.shape), device="meta"))
+    target = regressor.target(torch.empty((2, *pair.hint.shape), device="meta"))
+    assert result.shape == target.shape, (result.shape, target.shape)
+    row.hint, row.guided, row.regressor = pair.hint.name, pair.guided.name, description
+
+    thin = plan_student(teacher.program, depth_mult=1, width_mult=WIDTH_MULT)
+    row.params_ratio = round(thin.costs.params / costs.params, 4)
+    row.floor_ratio = round(floor_params(teacher.program) / costs.params, 4)
+    row.frozen = "; ".join(
+        f"{place.reason} {list(place.sizes)} in {len(place.tensors)} tensors"
+        for place in thin.frozen
+    )
+    row.notice = "; ".join(planned.summary["notices"])
+
+
+def _check_network(model: Model) -> None:
+    """The network of modules gives outputs of the shapes that its program has."""
+    for batch_size in (2, 3):
+        shapes = propagate_shapes(model.program, batch_size)
+        inputs = [
+            torch.empty((batch_size, *info.shape), dtype=info.dtype, device="meta")
+            for info in model.program.inputs
+        ]
+        found = tree_leaves(model.network.to("meta")(*inputs))
+        expected = [shapes[node.name] for node in output_nodes(model.program.graph)]
+        assert [tuple(value.shape) for value in found] == expected
+
+
+def floor_params(program: Program) -> int:
+    """The parameters if each axis of each weight were scaled on its own: all but those whose size
+    the input, its places, the outputs or a kernel give. Which axes belong together is not looked
+    at.
+    """
+    trace, total = trace_axes(program), 0
+    for name in program.trainable:
+        total += prod(
+            size if _is_given(trace, axis) else round_width(size, WIDTH_MULT)
+            for axis, size in zip(trace.weights[name], program.tensors[name].shape, strict=True)
+        )
+    return total
+
+
+def _is_given(trace: AxisTrace, axis: Axis) -> bool:
+    algebra = trace.algebra
+    return any(algebra.frozen_reason(atom) in STRUCTURAL for atom in algebra.atoms(axis))
+
+
+def sweep(names: list[str], out: Path, *, processes: int) -> None:
+    """Writes the rows that `out` does not have yet."""
+    done = {row["model"] for row in read_rows(out)}
+    todo = [name for name in names if name not in done]
+    columns = [field.name for field in fields(Row)]
+    with (
+        out.open("a", newline="") as file,
+        ProcessPoolExecutor(processes, get_context("spawn"), _one_core) as pool,
+        Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress,
+    ):
+        writer = csv.DictWriter(file, columns)
+        if not done:
+            writer.writeheader()
+        for future in progress.track(
+            as_completed([pool.submit(measure, name) for name in todo]), total=len(todo)
+        ):
+            writer.writerow(asdict(future.result()))
+            file.flush()
+
+
+def _one_core() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file, none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=["*"], help="name patterns")
+    parser.add_argument("--processes", type=int, default=1)
+    given = parser.parse_args()
+    names = [n for n in timm.list_models() if any(fnmatch(n, p) for p in given.models)]
+    sweep(names, given.out, processes=given.processes)
+
+
+if __name__ == "__main__":
+    main()
