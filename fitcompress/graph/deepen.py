@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from fitcompress.graph.costs import is_data, node_depths
-from fitcompress.graph.inserts import Insert, insert_norm, insert_residual
+from fitcompress.graph.inserts import Insert, insert_norm, insert_residual, takes_residual
 from fitcompress.graph.program import Program, clone, operation, output_nodes
 from fitcompress.graph.rules.layout import LAYOUT
 from fitcompress.graph.spine import Block, find_blocks
@@ -48,6 +48,8 @@ class Deepened:
     """All tensors that the original does not have."""
     zeroed: frozenset[str] = frozenset()
     """Those of them that start at zero because they end a residual branch."""
+    identities: frozenset[str] = frozenset()
+    """Square matrices among them that start as the identity."""
 
 
 def deepen_program(program: Program, depth_mult: float) -> Deepened:
@@ -218,18 +220,14 @@ def _last_scale(node: Node, head: Node) -> set[str]:
 
 
 def _spread_residuals(program: Program, count: int) -> list[Insert]:
-    """New residual layers spread evenly over the contractions of the longest path, but for the
-    last."""
-    path = _longest_path(program)[:-1]
-    if not path:
-        return []
+    """New residual layers spread evenly over the contractions of the longest path that take them,
+    but for the last."""
+    path = [node for node in _longest_path(program)[:-1] if takes_residual(program, node)]
     inserts: list[Insert] = []
-    for number in range(count):
+    for number in range(count if path else 0):
         node = path[number * len(path) // count] if count <= len(path) else path[number % len(path)]
-        insert = insert_residual(program, node, number)
-        if insert:
-            inserts.append(insert)
-            program.tensors.update(insert.tensors)
+        inserts.append(insert_residual(program, node, number))
+        program.tensors.update(inserts[-1].tensors)
     return inserts
 
 

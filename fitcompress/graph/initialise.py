@@ -40,7 +40,10 @@ def initial_tensors(plan: StudentPlan, *, init: str, seed: int) -> dict[str, Ten
         inherited = name in plan.teacher.tensors and (
             init == "inherit" or _is_table(plan, name, roles)
         )
-        if name in plan.deepened.zeroed:
+        if name in plan.deepened.identities and init == "inherit":
+            whole = plan.deepened.program.tensors[name].shape
+            tensors[name] = _select(plan, name, torch.eye(*whole), kept)
+        elif name in plan.deepened.zeroed:
             tensors[name] = torch.zeros(shape_of.shape, dtype=shape_of.dtype)
         elif inherited and source is not None:
             tensors[name] = _select(plan, name, source.detach().cpu(), kept)

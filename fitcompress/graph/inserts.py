@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from fitcompress.graph.program import Program, operation
 
-__all__ = ["Insert", "insert_norm", "insert_residual"]
+__all__ = ["Insert", "insert_norm", "insert_residual", "takes_residual"]
 
 aten = torch.ops.aten
 
@@ -33,6 +33,7 @@ _ACTIVATIONS = frozenset(
         "tanh",
     )
 )
+_MAPS = ("conv1d", "conv2d", "conv3d")
 _MOMENTUM, _EPS = 0.1, 1e-5
 """PyTorch's defaults for batch norm."""
 
@@ -95,16 +96,17 @@ def insert_norm(program: Program, node: Node) -> Insert:
     return Insert(output, build.tensors, frozenset(build.trainable))
 
 
-def insert_residual(program: Program, node: Node, number: int) -> Insert | None:
-    """y + layer(activation(norm(y))) behind a convolution or linear map y, of the kinds found
-    nearest to it.
+def takes_residual(program: Program, node: Node) -> bool:
+    """Whether there is a residual layer for the kind of contraction that `node` is."""
+    return operation(node) in (*_MAPS, "linear") and _trained_weight(program, node) is not None
 
-    The new layer starts at zero. None where the contraction is of a kind that has no such layer.
+
+def insert_residual(program: Program, node: Node, number: int) -> Insert:
+    """y + layer(activation(norm(y))) behind a convolution or linear map y, of the kinds found
+    nearest to it; the new layer starts at zero.
     """
-    is_map = operation(node) in ("conv1d", "conv2d", "conv3d")
-    weight = _trained_weight(program, node)
-    if weight is None or not (is_map or operation(node) == "linear"):
-        return None
+    is_map, weight = operation(node) in _MAPS, _trained_weight(program, node)
+    assert weight is not None, node
     shape = tuple(program.tensors[weight].shape)
     path = f"{_module(weight)}_deeper{number}"
     users = list(node.users)

@@ -14,6 +14,7 @@ from fitcompress.graph.axes import Atom
 from fitcompress.graph.costs import Costs, measure_costs
 from fitcompress.graph.deepen import Deepened, deepen_program, restore_norms
 from fitcompress.graph.program import Program
+from fitcompress.graph.project import project_outputs
 from fitcompress.graph.thin import (
     FrozenPlace,
     frozen_places,
@@ -41,6 +42,7 @@ class StudentPlan:
     costs: Costs
     frozen: tuple[FrozenPlace, ...]
     has_restored_norms: bool
+    has_projected_outputs: bool
 
 
 def plan_student(teacher: Program, *, depth_mult: float, width_mult: float) -> StudentPlan:
@@ -59,6 +61,10 @@ def plan_student(teacher: Program, *, depth_mult: float, width_mult: float) -> S
     normed = restore_norms(teacher) if changes else Deepened(teacher)
     deepened = _merge(normed, deepen_program(normed.program, depth_mult))
     trace = trace_axes(deepened.program)
+    projected = project_outputs(deepened.program, trace) if width_mult < 1 else Deepened(teacher)
+    if projected.fresh:
+        deepened = _merge(deepened, projected)
+        trace = trace_axes(deepened.program)
     sizes = plan_sizes(trace, width_mult)
     program = thin_program(deepened.program, trace, sizes)
     verify_program(program, teacher)
@@ -72,6 +78,7 @@ def plan_student(teacher: Program, *, depth_mult: float, width_mult: float) -> S
         measure_costs(program),
         frozen_places(trace, program.trainable),
         bool(normed.fresh),
+        bool(projected.fresh),
     )
 
 
@@ -81,4 +88,5 @@ def _merge(first: Deepened, second: Deepened) -> Deepened:
         {**first.origins, **second.origins},
         first.fresh | second.fresh,
         first.zeroed | second.zeroed,
+        first.identities | second.identities,
     )

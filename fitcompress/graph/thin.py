@@ -7,9 +7,9 @@ tensor gets the sizes of its axes and every bound literal the size of its axis.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import gcd, isclose
+from math import gcd, isclose, prod
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ __all__ = [
 _CLOSE_ENOUGH = (0.7, 1.4)
 """How far the achieved share may be from the asked one before heads or groups are left whole and
 their insides thinned."""
+_MUCH_LESS = 0.9
+"""The share of the parameters that scaling the insides of groups must leave, over scaling their
+number, to be preferred: a group's width is in a weight twice, the number of groups once."""
 
 
 def round_width(size: int, width_mult: float, unit: int = 1) -> int:
@@ -57,22 +60,14 @@ def round_width(size: int, width_mult: float, unit: int = 1) -> int:
 def plan_sizes(trace: AxisTrace, width_mult: float) -> dict[Atom, int]:
     """New sizes of the free atoms. In a product one factor scales and the others stay: heads before
     head width, groups before group width, unless so few of them are left that the share would be
-    missed by far.
+    missed by far, or scaling the inner ones leaves much fewer parameters.
     """
     if width_mult == 1:
         return {}
-    free = free_weight_atoms(trace)
-    held: set[Atom] = set()
-    sizes: dict[Atom, int] = {}
-    for product in _products(trace):
-        chosen = _choose_factor(trace, product, free - held, set(sizes), width_mult)
-        for factor in product:
-            if factor is not chosen:
-                held.update(set(trace.algebra.atoms((factor,))) & free)
-        if isinstance(chosen, Atom) and chosen not in sizes and chosen in free - held:
-            unit = trace.algebra.size(product) // chosen.size
-            sizes[chosen] = round_width(chosen.size, width_mult, unit)
-    return {atom: size for atom, size in sizes.items() if atom not in held}
+    choice = _Choice(trace, width_mult)
+    for product in choice.products:
+        choice.settle(product)
+    return {atom: size for atom, size in choice.sizes.items() if atom not in choice.held}
 
 
 def _products(trace: AxisTrace) -> Iterator[Axis]:
@@ -86,15 +81,60 @@ def _products(trace: AxisTrace) -> Iterator[Axis]:
     yield from (product for product in seen if len(product) == 1)
 
 
-def _choose_factor(
-    trace: AxisTrace, product: Axis, free: set[Atom], scaled: set[Atom], width_mult: float
-) -> Factor | None:
-    """The factor of the product that gets thinner."""
-    eligible = [f for f in product if any(atom in free for atom in trace.algebra.atoms((f,)))]
-    already = [factor for factor in eligible if factor in scaled]
-    if already or not eligible:
-        return already[0] if already else None
-    return next((f for f in eligible[:-1] if _divides_well(f, width_mult)), eligible[-1])
+class _Choice:
+    """Which atoms scale, decided product by product."""
+
+    def __init__(self, trace: AxisTrace, width_mult: float) -> None:
+        self.trace, self.width_mult = trace, width_mult
+        self.free = free_weight_atoms(trace)
+        self.products = list(_products(trace))
+        self.held: set[Atom] = set()
+        self.sizes: dict[Atom, int] = {}
+        self._beside: dict[Factor, set[Atom]] = {}
+        for product in self.products:
+            for factor in product:
+                others = (other for other in product if other is not factor)
+                self._beside.setdefault(factor, set()).update(*map(self._free_atoms, others))
+        self._tensors_with: dict[Atom, dict[str, None]] = {}
+        for name, axes in trace.weights.items():
+            for atom in (atom for axis in axes for atom in trace.algebra.atoms(axis)):
+                self._tensors_with.setdefault(atom, {})[name] = None
+
+    def settle(self, product: Axis) -> None:
+        """One factor of the product scales, the others are held."""
+        chosen = self._factor_to_scale(product)
+        for factor in product:
+            if factor is not chosen:
+                self.held.update(self._free_atoms(factor))
+        if isinstance(chosen, Atom) and chosen not in self.sizes and chosen in self.free:
+            unit = self.trace.algebra.size(product) // chosen.size
+            self.sizes[chosen] = round_width(chosen.size, self.width_mult, unit)
+
+    def _free_atoms(self, factor: Factor) -> set[Atom]:
+        return set(self.trace.algebra.atoms((factor,))) & self.free
+
+    def _factor_to_scale(self, product: Axis) -> Factor | None:
+        eligible = [factor for factor in product if self._free_atoms(factor) - self.held]
+        already = [factor for factor in eligible if factor in self.sizes]
+        if already or not eligible:
+            return already[0] if already else None
+        close = [f for f in eligible if _divides_well(f, self.width_mult)] or eligible[-1:]
+        is_outer = len(close) > 1 and isinstance(close[0], Atom)
+        return close[1] if is_outer and self._should_stay(close[0]) else close[0]
+
+    def _should_stay(self, factor: Factor) -> bool:
+        """Whether scaling all that stands beside the factor in some product leaves much fewer
+        parameters than scaling the factor itself."""
+        alone, beside = self._free_atoms(factor), self._beside[factor]
+        atoms = (*alone, *beside)
+        touched = dict.fromkeys(name for atom in atoms for name in self._tensors_with[atom])
+        return self._params(touched, beside) < _MUCH_LESS * self._params(touched, alone)
+
+    def _params(self, names: Iterable[str], scaled: Iterable[Atom]) -> int:
+        """The size of some tensors when these atoms are scaled."""
+        axes, resize = self.trace.weights, self.trace.algebra.resize
+        sizes = {atom: max(1, round(atom.size * self.width_mult)) for atom in scaled}
+        return sum(prod(resize(axis, sizes) for axis in axes[name]) for name in names)
 
 
 def _divides_well(factor: Factor, width_mult: float) -> bool:

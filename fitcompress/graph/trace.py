@@ -22,13 +22,14 @@ from fitcompress.graph.rules import (
     apply_rule,
 )
 
-__all__ = ["STRUCTURAL", "AxisTrace", "free_weight_atoms", "trace_axes"]
+__all__ = ["OUTPUT", "STRUCTURAL", "AxisTrace", "free_weight_atoms", "trace_axes"]
 
 _BATCH_SIZE = 11
 """A batch size for the analysis that is no factor of common sizes, so that it is not mistaken for
 one."""
 
-STRUCTURAL = ("an input", "an output", PLACE, KERNEL)
+INPUT, OUTPUT = "an input", "an output"
+STRUCTURAL = (INPUT, OUTPUT, PLACE, KERNEL)
 """Reasons for being frozen that lie in the task and not in the analysis."""
 
 _WEIGHT_ARGUMENTS = ("weight", "bias", "running_mean", "running_var")
@@ -46,6 +47,8 @@ class AxisTrace:
     batch: Axis
     bindings: tuple[Binding, ...]
     constants: tuple[ConstantBinding, ...]
+    read: frozenset[Atom]
+    """Of the axes that weights sum over."""
 
     def is_batch(self, axis: Axis) -> bool:
         """Whether the batch is a factor of the axis."""
@@ -61,6 +64,7 @@ def trace_axes(program: Program) -> AxisTrace:
     values: dict[Node, Value] = {}
     contracted: dict[Node, Axis] = {}
     learned: list[Axis] = []
+    read: list[Axis] = []
     bindings: list[Binding] = []
     constants: list[ConstantBinding] = []
     tables = _tables(program)
@@ -68,7 +72,9 @@ def trace_axes(program: Program) -> AxisTrace:
         if node.op == "call_function" and isinstance(node.target, OpOverload):
             if isinstance(shapes[node.name], int | float | bool):
                 continue
-            call = Call(node, algebra, shapes, values, contracted, learned, bindings, constants)
+            call = Call(
+                node, algebra, shapes, values, contracted, learned, read, bindings, constants
+            )
             values[node] = apply_rule(call)
             _check_sizes(algebra, node, values[node], shapes[node.name])
         else:
@@ -84,6 +90,7 @@ def trace_axes(program: Program) -> AxisTrace:
         batch,
         tuple(bindings),
         tuple(constants),
+        frozenset(atom for axis in read for atom in algebra.atoms(axis)),
     )
 
 
@@ -96,7 +103,7 @@ def _plain_value(
 ) -> Value:
     shape = shapes[node.name]
     if node.op == "placeholder":
-        return [batch, *(algebra.new(size, frozen="an input") for size in shape[1:])]
+        return [batch, *(algebra.new(size, frozen=INPUT) for size in shape[1:])]
     if node.op == "get_attr":
         return [algebra.new(size) for size in shape]
     if node.op == "call_function" and isinstance(shape, tuple):
@@ -134,7 +141,7 @@ def _freeze_tables(algebra: AxisAlgebra, tables: Iterable[Axes], learned: Iterab
 
 def _freeze_output(algebra: AxisAlgebra, value: Value) -> None:
     for axis in value or ():
-        algebra.freeze(axis, "an output")
+        algebra.freeze(axis, OUTPUT)
 
 
 def _check_sizes(algebra: AxisAlgebra, node: Node, value: Value, shape: Shape) -> None:

@@ -49,9 +49,27 @@ def reduced(*rest, is_exact=False):
 
 
 def convolved(rank, *rest, transposed=False):
+    """With `rest` all places stay, however many there are; else the edge is lost."""
     weight = (6, 4) if transposed else (4, 6)
     shapes = [(3, 6, *[7] * rank), (*weight, *[3] * rank), (4,)]
-    return Case(shapes, lambda a, w, b: (a, w, b, *rest), {3, 4, 6}, is_exact=False)
+    free = {3, 4, 6, 7} if rest and rest[0] == [1, 1] else {3, 4, 6}
+    return Case(shapes, lambda a, w, b: (a, w, b, *rest), free, is_exact=False)
+
+
+def recurrent(gates, *states, layers=1, directions=1, biases=True, batch_first=False):
+    """5 steps of a batch of 3 with 6 features through states of 4."""
+    shapes = [(3, 5, 6) if batch_first else (5, 3, 6), *[(layers * directions, 3, 4)] * len(states)]
+    for layer in range(layers):
+        features = 6 if layer == 0 else 4 * directions
+        one = [(4 * gates, features), (4 * gates, 4), *[(4 * gates,)] * (2 if biases else 0)]
+        shapes += one * directions
+
+    def arguments(x, *rest):
+        given, params = list(rest[: len(states)]), list(rest[len(states) :])
+        options = (biases, layers, 0.0, False, directions == 2, batch_first)
+        return (x, given if len(given) > 1 else given[0], params, *options)
+
+    return Case(shapes, arguments, {3, 4, 5, 6}, is_exact=False)
 
 
 _CONV = ([1, 1], [1, 1], [1, 1])
@@ -70,7 +88,7 @@ CASES: dict[str, Case] = {
     "constant_pad_nd.default scaled": Case(
         [(3, 4)], lambda a: (a, [3, 2], 0.0), {3, 4, 2}, plus=(3, 9)
     ),
-    "constant_pad_nd.default cut": Case([(3, 4)], lambda a: (a, [-1, 2], 0.0), set()),
+    "constant_pad_nd.default cut": Case([(3, 4)], lambda a: (a, [-1, 2], 0.0), {3}),
     "pad.default": Case([(3, 4, 5)], lambda a: (a, [0, 0, 2, 2], "constant", None), {3, 4, 5}),
     "batch_norm.default": Case(
         [(5, 4), (4,), (4,), (4,), (4,)],
@@ -215,15 +233,28 @@ CASES: dict[str, Case] = {
     "conv2d.default grouped": Case(
         [(7, 10, 9, 9), (6, 5, 3, 3), (6,)],
         lambda a, w, b: (a, w, b, *_CONV, 2),
-        {7, 2, 3, 5},
+        {7, 2, 3, 5, 9},
         is_exact=False,
     ),
     "conv2d.default depthwise": Case(
-        [(7, 5, 9, 9), (5, 1, 3, 3)], lambda a, w: (a, w, None, *_CONV, 5), {7, 5}
+        [(7, 5, 9, 9), (5, 1, 3, 3)],
+        lambda a, w: (a, w, None, *_CONV, 5),
+        {7, 5, 9},
+        is_exact=False,
+    ),
+    "conv2d.default depthwise, fewer places": Case(
+        [(7, 5, 9, 9), (5, 1, 3, 3)], lambda a, w: (a, w, None, [2], [1], [1], 5), {7, 5}
     ),
     "conv2d.default multiplied": Case(
-        [(7, 5, 9, 9), (10, 1, 3, 3)], lambda a, w: (a, w, None, *_CONV, 5), {7, 5, 2}
+        [(7, 5, 9, 9), (10, 1, 3, 3)],
+        lambda a, w: (a, w, None, *_CONV, 5),
+        {7, 5, 2, 9},
+        is_exact=False,
     ),
+    "lstm.input": recurrent(4, "h", "c"),
+    "gru.input": recurrent(3, "h", directions=2, biases=False),
+    "rnn_tanh.input": recurrent(1, "h", batch_first=True),
+    "rnn_relu.input": recurrent(1, "h", layers=2, biases=False),
     "conv3d.default": convolved(3),
     "convolution.default": convolved(2, *_CONV, False, [0, 0], 1),
     "_convolution.default": convolved(2, *_CONV, False, [0, 0], 1, False, False, False, False),
@@ -235,7 +266,7 @@ CASES: dict[str, Case] = {
     "conv_transpose2d.input grouped": Case(
         [(7, 10, 9, 9), (10, 3, 3, 3), (6,)],
         lambda a, w, b: (a, w, b, [1], [1], [0], 2),
-        {7, 2, 3, 5},
+        {7, 2, 3, 5, 9},
         is_exact=False,
     ),
     "conv_transpose3d.input": convolved(3, transposed=True),
@@ -254,6 +285,8 @@ CASES: dict[str, Case] = {
         [(2, 3, 5), (2, 3, 4), (2, 4, 5)], lambda b, a, w: (b, a, w), {2, 3, 4, 5}, is_exact=False
     ),
     # layout
+    "one_hot.default": Case([table(0, 2, 1)], lambda a: (a, 4), set()),
+    "unfold.default": Case([(3, 9, 4)], lambda a: (a, 1, 3, 2), {3, 4}),
     "view.default": Case([(3, 4)], lambda a: (a, [3, 2, 2]), {3, 2}),
     "view.dtype": Case([(3, 4)], lambda a: (a, torch.int32), set()),
     "reshape.default": Case([(3, 10)], lambda a: (a, [3, 2, 5]), {3, 2, 5}),

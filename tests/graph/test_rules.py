@@ -183,7 +183,8 @@ def test_literals_follow_their_axes(key, argument, literal):
 
 @pytest.mark.parametrize("reason", ["a place, not a channel", "a kernel's extent"])
 def test_a_convolution_fixes_its_places_and_kernel(reason):
-    program, _ = build(CASES["conv2d.default"], torch.ops.aten.conv2d.default)
+    key = "conv2d.default depthwise, fewer places"
+    program, _ = build(CASES[key], torch.ops.aten.conv2d.default)
     trace = trace_axes(program)
     name = "a" if "place" in reason else "b"
     found = {

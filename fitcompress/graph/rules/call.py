@@ -64,6 +64,8 @@ class Call:
     """For the results of matrix products without weights: the axis that was summed over."""
     learned: list[Axis] = field(default_factory=list)
     """Axes whose places have no meaning but what weights give them: the results of contractions."""
+    read: list[Axis] = field(default_factory=list)
+    """Axes that weights sum over."""
     bindings: list[Binding] = field(default_factory=list)
     constants: list[ConstantBinding] = field(default_factory=list)
 

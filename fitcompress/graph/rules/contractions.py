@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from fitcompress.graph.axes import Axis
 from fitcompress.graph.rules.call import KERNEL, PLACE, Axes, Call, Rule, Value
-from fitcompress.graph.rules.elementwise import broadcast
+from fitcompress.graph.rules.elementwise import broadcast, is_fixed
 
 __all__ = ["CONTRACTIONS", "RECURRENT"]
 
@@ -14,19 +14,30 @@ RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def _convolution(call: Call) -> Value:
-    """Weight (out, in / groups, *kernel), or (in, out / groups, *kernel) when transposed."""
+    """Weight (out, in / groups, *kernel), or (in, out / groups, *kernel) when transposed. Channels
+    may stand in the places of a map (ECA's convolution): any number of them, if all stay.
+    """
     source = "input" if "input" in call.arguments else "self"
     axes, weight = call.axes(source), call.axes("weight")
     transposed = "transpose" in call.name or bool(call.get("transposed"))
-    call.freeze(axes[2:], PLACE)
     call.freeze(weight[2:], KERNEL)
     out = call.algebra.new(call.shape[1])
     call.learned.append(out)
+    call.read.append(axes[1])
     near, far = (axes[1], out) if transposed else (out, axes[1])
     _unify_grouped(call, near, far, weight)
     if call.is_tensor("bias"):
         call.algebra.unify(out, call.axes("bias")[0])
-    return [axes[0], out, *call.fresh(call.shape[2:], PLACE)]
+    return [axes[0], out, *(_places(call, dim, axes[dim]) for dim in range(2, len(axes)))]
+
+
+def _places(call: Call, dim: int, axis: Axis) -> Axis:
+    stride = call["stride"]
+    step = stride[(dim - 2) % len(stride)] if isinstance(stride, list) else stride
+    if step == 1 and call.shape[dim] == call.algebra.size(axis) and not is_fixed(call, axis):
+        return axis
+    call.freeze([axis], PLACE)
+    return call.algebra.new(call.shape[dim], frozen=PLACE)
 
 
 def _unify_grouped(call: Call, near: Axis, far: Axis, weight: Axes) -> None:
@@ -45,6 +56,7 @@ def _linear(call: Call) -> Value:
     *leading, features = call.axes("input")
     out, inner = call.axes("weight")
     call.learned.append(out)
+    call.read.append(features)
     call.algebra.unify(features, inner)
     if call.is_tensor("bias"):
         call.algebra.unify(out, call.axes("bias")[0])
@@ -123,9 +135,8 @@ def _recurrent(call: Call) -> Value:
     if len(params) != call["num_layers"] * directions * per:
         return None  # projections
     states = [call.axes("hx")] if call.is_tensor("hx") else call.list_axes("hx")
-    hidden = call.algebra.new(call.algebra.size(params[1][1]))
-    call.algebra.unify_all([hidden, *(state[-1] for state in states)])
-    call.learned.append(hidden)
+    hidden = _hidden(call, leading, states)
+    call.read.append(features)
     for layer in range(call["num_layers"]):
         start = layer * directions * per
         for index, axes in enumerate(params[start : start + directions * per]):
@@ -134,6 +145,18 @@ def _recurrent(call: Call) -> Value:
                 call.algebra.unify(axes[1], features if index % per == 0 else hidden)
         features = call.algebra.join([hidden] * directions)
     return [[*leading, features], *([*state[:-1], hidden] for state in states)]
+
+
+def _hidden(call: Call, leading: Axes, states: list[Axes]) -> Axis:
+    """The axis of all states; `leading` are the input's time and batch."""
+    time = 1 if call["batch_first"] and len(leading) > 1 else 0
+    hidden = states[0][-1]
+    for layers, *batch, own in states:
+        call.freeze([layers], "one for each layer and direction")
+        call.algebra.unify(hidden, own)
+        broadcast(call, [batch, [*leading[:time], *leading[time + 1 :]]])
+    call.learned.append(hidden)
+    return hidden
 
 
 def _unify_gates(call: Call, axis: Axis, hidden: Axis) -> None:

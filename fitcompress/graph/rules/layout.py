@@ -301,7 +301,14 @@ def _make(call: Call) -> Value:
     return result
 
 
+def _one_hot(call: Call) -> Value:
+    """An index becomes a row of a table to be looked up in."""
+    (classes,) = call.fresh(call.shape[-1:], "looked up by index")
+    return [*call.axes("self"), classes]
+
+
 LAYOUT: dict[str, Rule] = {
+    "one_hot": _one_hot,
     "unflatten": _unflatten,
     "permute": _permute,
     "expand": _expand,
