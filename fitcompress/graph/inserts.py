@@ -162,7 +162,8 @@ def _layer(build: _Builder, node: Node, source: Node, path: str, shape: tuple[in
     groups = width if inner == 1 and _groups(node) == width else 1
     weight = build.tensor(f"{path}.weight", width, width // groups, *extents)
     ones, paddings = [1] * len(extents), [extent // 2 for extent in extents]
-    return build.call(node.target, (source, weight, None, ones, paddings, ones, groups))
+    target = getattr(aten, operation(node)).default
+    return build.call(target, (source, weight, None, ones, paddings, ones, groups))
 
 
 def _groups(node: Node) -> int:

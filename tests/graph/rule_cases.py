@@ -69,7 +69,7 @@ def recurrent(gates, *states, layers=1, directions=1, biases=True, batch_first=F
         options = (biases, layers, 0.0, False, directions == 2, batch_first)
         return (x, given if len(given) > 1 else given[0], params, *options)
 
-    return Case(shapes, arguments, {3, 4, 5, 6}, is_exact=False)
+    return Case(shapes, arguments, {4, 6}, is_exact=False)
 
 
 _CONV = ([1, 1], [1, 1], [1, 1])

@@ -130,6 +130,7 @@ def _recurrent(call: Call) -> Value:
     if "params" not in call.arguments or "input" not in call.arguments:
         return None
     *leading, features = call.axes("input")
+    call.freeze(leading, f"{call.name} depends on the order along it")
     directions, per = 1 + call["bidirectional"], 4 if call["has_biases"] else 2
     params = call.list_axes("params")
     if len(params) != call["num_layers"] * directions * per:
