@@ -96,7 +96,7 @@ def _node_macs(node: Node, shapes: dict[str, Shape]) -> int:
     inputs = _input_shapes(node, shapes)
     if "conv" in name:
         weight = inputs[1]
-        places = inputs[0][2:] if "transpose" in name or _is_transposed(node) else result[2:]
+        places = inputs[0][2:] if "transpose" in name else result[2:]
         return int(result[0] * prod(places) * prod(weight))
     if name in RECURRENT:
         matrices = [shape for shape in inputs[1:] if len(shape) == 2]
@@ -114,10 +114,6 @@ def _input_shapes(node: Node, shapes: dict[str, Shape]) -> list[Shape]:
     return found
 
 
-def _is_transposed(node: Node) -> bool:
-    return operation(node) in ("convolution", "_convolution") and bool(node.args[6])
-
-
 def _summed(name: str, node: Node, inputs: list[Any]) -> int:
     """How many products each result element is the sum of."""
     if name == "einsum":
@@ -127,10 +123,14 @@ def _summed(name: str, node: Node, inputs: list[Any]) -> int:
 
 
 def _einsum_summed(node: Node, inputs: list[Any]) -> int:
-    letters, output = str(node.args[0]).replace(" ", "").split("->")
+    terms, arrow, output = str(node.args[0]).replace(" ", "").partition("->")
     sizes: dict[str, int] = {}
-    for term, shape in zip(letters.split(","), inputs, strict=False):
-        sizes.update(zip(term, shape, strict=False))
+    for term, shape in zip(terms.split(","), inputs, strict=True):
+        before, _, after = term.partition("...")
+        sizes.update(zip(before, shape, strict=False))
+        sizes.update(zip(after, shape[len(shape) - len(after) :], strict=True))
+    if not arrow:
+        output = "".join(letter for letter in sizes if terms.count(letter) == 1)
     return prod(size for letter, size in sizes.items() if letter not in output)
 
 

@@ -20,7 +20,13 @@ from torch.fx import Graph, Node
 
 from fitcompress.graph.costs import is_data, node_depths
 from fitcompress.graph.inserts import Insert, insert_norm, insert_residual, takes_residual
-from fitcompress.graph.program import Program, clone, operation, output_nodes
+from fitcompress.graph.program import (
+    Program,
+    clone,
+    operation,
+    output_nodes,
+    propagate_shapes,
+)
 from fitcompress.graph.rules.layout import LAYOUT
 from fitcompress.graph.spine import Block, find_blocks
 
@@ -223,10 +229,11 @@ def _spread_residuals(program: Program, count: int) -> list[Insert]:
     """New residual layers spread evenly over the contractions of the longest path that take them,
     but for the last."""
     path = [node for node in _longest_path(program)[:-1] if takes_residual(program, node)]
+    shapes = propagate_shapes(program, 2)
     inserts: list[Insert] = []
     for number in range(count if path else 0):
         node = path[number * len(path) // count] if count <= len(path) else path[number % len(path)]
-        inserts.append(insert_residual(program, node, number))
+        inserts.append(insert_residual(program, node, number, shapes))
         program.tensors.update(inserts[-1].tensors)
     return inserts
 

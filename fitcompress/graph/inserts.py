@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from fitcompress.graph.program import Program, operation
+from fitcompress.graph.program import Program, Shape, operation
 
 __all__ = ["Insert", "insert_norm", "insert_residual", "takes_residual"]
 
@@ -101,13 +101,15 @@ def takes_residual(program: Program, node: Node) -> bool:
     return operation(node) in (*_MAPS, "linear") and _trained_weight(program, node) is not None
 
 
-def insert_residual(program: Program, node: Node, number: int) -> Insert:
+def insert_residual(program: Program, node: Node, number: int, shapes: dict[str, Shape]) -> Insert:
     """y + layer(activation(norm(y))) behind a convolution or linear map y, of the kinds found
     nearest to it; the new layer starts at zero.
+
+    shapes: those of all values, so that a weight counts as it is where it is used.
     """
     is_map, weight = operation(node) in _MAPS, _trained_weight(program, node)
     assert weight is not None, node
-    shape = tuple(program.tensors[weight].shape)
+    shape = shapes[node.args[1].name]  # type: ignore[index, union-attr]
     path = f"{_module(weight)}_deeper{number}"
     users = list(node.users)
     build = _Builder(node)

@@ -51,7 +51,8 @@ def _shared_dims(trace: AxisTrace, name: str) -> list[int]:
     return [
         dim
         for dim, axis in enumerate(trace.values[name])
-        if any(a in trace.read and algebra.frozen_reason(a) == OUTPUT for a in algebra.atoms(axis))
+        if not trace.is_batch(axis)
+        and any(a in trace.read and algebra.frozen_reason(a) == OUTPUT for a in algebra.atoms(axis))
     ]
 
 

@@ -28,6 +28,9 @@ _BATCH_SIZE = 11
 """A batch size for the analysis that is no factor of common sizes, so that it is not mistaken for
 one."""
 
+_FEWER = 2
+"""Another batch size: what moves with it holds the batch."""
+
 INPUT, OUTPUT = "an input", "an output"
 STRUCTURAL = (INPUT, OUTPUT, PLACE, KERNEL)
 """Reasons for being frozen that lie in the task and not in the analysis."""
@@ -58,7 +61,7 @@ class AxisTrace:
 
 def trace_axes(program: Program) -> AxisTrace:
     """The axes of all values of a program. Nothing is modified."""
-    shapes = propagate_shapes(program, _BATCH_SIZE)
+    shapes, fewer = (propagate_shapes(program, size) for size in (_BATCH_SIZE, _FEWER))
     algebra = AxisAlgebra()
     batch = algebra.new(_BATCH_SIZE, frozen="the batch")
     values: dict[Node, Value] = {}
@@ -77,6 +80,7 @@ def trace_axes(program: Program) -> AxisTrace:
             )
             values[node] = apply_rule(call)
             _check_sizes(algebra, node, values[node], shapes[node.name])
+            _hold_batch(algebra, batch, values[node], shapes[node.name], fewer[node.name])
         else:
             values[node] = _plain_value(algebra, node, shapes, values, batch)
     for node in output_nodes(program.graph):
@@ -152,6 +156,19 @@ def _check_sizes(algebra: AxisAlgebra, node: Node, value: Value, shape: Shape) -
     else:
         found = tuple(algebra.size(axis) for axis in value)
         assert found == shape, f"{node.format_node()}: rule gave {found}, the operation {shape}"
+
+
+def _hold_batch(
+    algebra: AxisAlgebra, batch: Axis, value: Value, shape: Shape, fewer: Shape
+) -> None:
+    """A size that moves with the batch holds it, also where no rule could say so."""
+    for part, size, less in zip(value, shape, fewer, strict=True):
+        if isinstance(size, tuple):
+            _hold_batch(algebra, batch, part, size, less)
+        elif size != less and size * _FEWER == less * _BATCH_SIZE:
+            beside = algebra.new(size // _BATCH_SIZE, frozen="beside the batch")
+            if not set(algebra.atoms(part)) & set(algebra.atoms(batch)):
+                algebra.unify(part, (*batch, *beside))
 
 
 def free_weight_atoms(trace: AxisTrace) -> set[Atom]:

@@ -256,11 +256,6 @@ CASES: dict[str, Case] = {
     "rnn_tanh.input": recurrent(1, "h", batch_first=True),
     "rnn_relu.input": recurrent(1, "h", layers=2, biases=False),
     "conv3d.default": convolved(3),
-    "convolution.default": convolved(2, *_CONV, False, [0, 0], 1),
-    "_convolution.default": convolved(2, *_CONV, False, [0, 0], 1, False, False, False, False),
-    "_convolution.default transposed": convolved(
-        2, *_CONV, True, [0, 0], 1, False, False, False, False, transposed=True
-    ),
     "conv_transpose1d.default": convolved(1, transposed=True),
     "conv_transpose2d.input": convolved(2, [2, 2], transposed=True),
     "conv_transpose2d.input grouped": Case(

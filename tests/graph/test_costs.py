@@ -57,6 +57,8 @@ CALLS = {
     "addmm": (lambda x, b, w: torch.addmm(b, x, w), [(5,), (7, 5)], (7,)),
     "baddbmm": (lambda x: torch.baddbmm(x[:, :, :3] * 0, x, x.transpose(1, 2)), [], (3, 7)),
     "einsum": (lambda x, w: torch.einsum("nld,kd->nlk", x, w), [(5, 7)], (3, 7)),
+    "einsum without an arrow": (lambda x, w: torch.einsum("nld,dk", x, w), [(7, 5)], (3, 7)),
+    "einsum of the last": (lambda x, w: torch.einsum("...d,kd->...k", x, w), [(5, 7)], (3, 7)),
     "einsum of data": (lambda x: torch.einsum("nld,nmd->nlm", x, x), [], (3, 7)),
     "attention": (
         lambda x, k, v: F.scaled_dot_product_attention(

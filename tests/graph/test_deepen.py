@@ -159,6 +159,23 @@ def test_inserted_layers_compute_nothing_at_first():
     assert torch.equal(outputs(started(deepened), x)[0], outputs(program, x)[0])
 
 
+def test_layers_are_inserted_behind_a_weight_that_is_used_transposed():
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 10))
+            self.last = nn.Linear(10, 4)
+
+        def forward(self, x):
+            return self.last(torch.relu(nn.functional.linear(x, self.weight.t())))
+
+    program = captured(Transposed(), (6,))
+    deepened = deepen_program(program, 2)
+    assert measure_costs(deepened.program).depth >= 3
+    x = torch.randn(3, 6)
+    assert torch.equal(outputs(started(deepened), x)[0], outputs(program, x)[0])
+
+
 def test_what_starts_at_zero_is_new_and_trained():
     deepened = deepen_program(timm_program("resnet18"), 2)
     assert deepened.zeroed <= deepened.fresh & deepened.program.trainable

@@ -204,7 +204,8 @@ def test_what_is_put_beside_places_is_places():
     aten = torch.ops.aten
     mapped = graph.call_function(aten.conv1d.default, (x, weight))
     moved = graph.call_function(aten.transpose.int, (mapped, 1, 2))
-    shared = graph.call_function(aten.expand.default, (tokens, [11, -1, -1]))
+    batch = graph.call_function(aten.sym_size.int, (x, 0))
+    shared = graph.call_function(aten.expand.default, (tokens, [batch, -1, -1]))
     joined = graph.call_function(aten.cat.default, ([shared, moved], 1))
     graph.output((graph.call_function(aten.sum.dim_IntList, (joined, [1, 2])),))
     tensors = {"tokens": torch.zeros(1, 4, 6), "weight": torch.zeros(6, 3, 1)}

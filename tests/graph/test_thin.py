@@ -292,3 +292,20 @@ def test_frozen_places_name_the_reason_and_the_weights():
 def test_a_network_without_obstacles_has_no_frozen_places():
     program = captured(behind_stem(Residual(8), 8), MAP)
     assert frozen_places(trace_axes(program), program.trainable) == ()
+
+
+@pytest.mark.parametrize("shape", [(-1, 12), (-1, 4, 12)], ids=["merged", "apart"])
+def test_an_operation_without_a_rule_leaves_the_batch_free(shape):
+    """Its result moves with the batch though no rule says so: what is inferred stays inferred."""
+
+    class Differences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 4)
+
+        def forward(self, x):
+            y = self.first(x).diff(dim=1)
+            return self.last(y.reshape(shape)), y[:, None].expand(-1, 2, -1, -1)
+
+    found = {operation(node) for node in thinned(Differences(), 0.5, (5, 6)).graph.nodes}
+    assert found >= {"diff", "expand"}

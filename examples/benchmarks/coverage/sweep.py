@@ -10,19 +10,14 @@ process uses one core. Nothing is downloaded and no weights are made.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
-import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
-from fnmatch import fnmatch
+from dataclasses import dataclass
+from functools import partial
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 
-import timm
 import torch
-from rich.progress import MofNCompleteColumn, Progress
+from rows import add_rows, models_like, one_line, read_rows
 from timm.models import _registry as registry
 from torch.utils._pytree import tree_leaves
 
@@ -67,14 +62,14 @@ class Row:
     notice: str = ""
 
 
-def measure(name: str) -> Row:
+def measure(name: str) -> list[Row]:
     """The row of one model; what fails is its notice."""
     row = Row(model=name, family=registry._model_to_module[name])
     try:
         _fill(row)
     except Exception as error:
-        row.notice = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
-    return row
+        row.notice = one_line(error)
+    return [row]
 
 
 def _fill(row: Row) -> None:
@@ -148,47 +143,16 @@ def _is_given(trace: AxisTrace, axis: Axis) -> bool:
     return any(algebra.frozen_reason(atom) in STRUCTURAL for atom in algebra.atoms(axis))
 
 
-def sweep(names: list[str], out: Path, *, processes: int) -> None:
-    """Writes the rows that `out` does not have yet."""
-    done = {row["model"] for row in read_rows(out)}
-    todo = [name for name in names if name not in done]
-    columns = [field.name for field in fields(Row)]
-    with (
-        out.open("a", newline="") as file,
-        ProcessPoolExecutor(processes, get_context("spawn"), _one_core) as pool,
-        Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress,
-    ):
-        writer = csv.DictWriter(file, columns)
-        if not done:
-            writer.writeheader()
-        for future in progress.track(
-            as_completed([pool.submit(measure, name) for name in todo]), total=len(todo)
-        ):
-            writer.writerow(asdict(future.result()))
-            file.flush()
-
-
-def _one_core() -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a file, none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["*"], help="name patterns")
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
-    names = [n for n in timm.list_models() if any(fnmatch(n, p) for p in given.models)]
-    sweep(names, given.out, processes=given.processes)
+    done = {row["model"] for row in read_rows(given.out)}
+    names = [name for name in models_like(given.models) if name not in done]
+    tasks = [partial(measure, name) for name in names]
+    add_rows(given.out, Row, tasks, processes=given.processes)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ def _convolution(call: Call) -> Value:
     """Weight (out, in / groups, *kernel), or (in, out / groups, *kernel) when transposed. Channels
     may stand in the places of a map (ECA's convolution): any number of them, if all stay.
     """
-    source = "input" if "input" in call.arguments else "self"
-    axes, weight = call.axes(source), call.axes("weight")
-    transposed = "transpose" in call.name or bool(call.get("transposed"))
+    axes, weight = call.axes("input"), call.axes("weight")
+    transposed = "transpose" in call.name
     call.freeze(weight[2:], KERNEL)
     out = call.algebra.new(call.shape[1])
     call.learned.append(out)
@@ -175,7 +174,7 @@ CONTRACTIONS: dict[str, Rule] = {
     "embedding": _embedding,
     **dict.fromkeys(
         (
-            *("conv1d", "conv2d", "conv3d", "convolution", "_convolution"),
+            *("conv1d", "conv2d", "conv3d"),
             *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
         ),
         _convolution,

@@ -1,0 +1,66 @@
+"""CSV files that grow by the rows of one model at a time: a sweep that was stopped goes on where it
+was."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, fields
+from fnmatch import fnmatch
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.progress import MofNCompleteColumn, Progress
+
+__all__ = ["add_rows", "models_like", "one_line", "read_rows"]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file, none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add_rows(
+    out: Path, kind: type, tasks: Sequence[Callable[[], Sequence[Any]]], *, processes: int
+) -> None:
+    """Appends to `out` what each task gives, rows of the dataclass `kind`, as soon as it is done.
+
+    Each process uses one core.
+    """
+    is_new = not read_rows(out)
+    with (
+        out.open("a", newline="") as file,
+        ProcessPoolExecutor(processes, get_context("spawn"), _one_core) as pool,
+        Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress,
+    ):
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
+        if is_new:
+            writer.writeheader()
+        futures = [pool.submit(task) for task in tasks]
+        for future in progress.track(as_completed(futures), total=len(futures)):
+            writer.writerows(asdict(row) for row in future.result())
+            file.flush()
+
+
+def _one_core() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+
+def models_like(patterns: Sequence[str]) -> list[str]:
+    """timm's models with a name like one of these."""
+    return [name for name in timm.list_models() if any(fnmatch(name, p) for p in patterns)]
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, short enough for a cell."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)}"[:300]
