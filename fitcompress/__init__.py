@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from fitcompress.recipe import Recipe, load_recipe, resolve_recipe
     from fitcompress.report import Report
-    from fitcompress.spec import InputSpec
+    from fitcompress.spec import InputSpec, TensorSpec
     from fitcompress.teacher import teacher_from_module
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "InputSpec",
     "Recipe",
     "Report",
+    "TensorSpec",
     "__version__",
     "demo",
     "distill",
@@ -60,6 +61,7 @@ _HOME = {
     "InputSpec": "spec",
     "Recipe": "recipe",
     "Report": "report",
+    "TensorSpec": "spec",
     "demo": "pipeline",
     "distill": "pipeline",
     "evaluate": "pipeline",

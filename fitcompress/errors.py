@@ -4,6 +4,7 @@
     |-- RecipeError        a setting, a multiplier or a budget that cannot hold
     |-- TeacherError       a teacher that cannot be opened, or does not fit its weights or the data
     |-- CaptureError       a network that cannot be turned into a graph, or not faithfully
+    |   `-- ObstacleError  one that cannot whatever it is given: it calls what no graph can hold
     |-- PlanError          no student can be planned as asked
     |-- LayerError         a layer name that is unknown or ambiguous
     |-- DataError          images, folders or data sets that cannot be used
@@ -25,6 +26,7 @@ __all__ = [
     "ExportError",
     "FitcompressError",
     "LayerError",
+    "ObstacleError",
     "PlanError",
     "RecipeError",
     "RunError",
@@ -53,6 +55,12 @@ class TeacherError(FitcompressError):
 
 class CaptureError(FitcompressError):
     """A network that cannot be turned into a graph, or not faithfully."""
+
+
+class ObstacleError(CaptureError):
+    """A network that cannot be turned into a graph whatever it is given: one of its calls stands in
+    the way.
+    """
 
 
 class PlanError(FitcompressError):

@@ -23,7 +23,7 @@ from fitcompress.measure import (
 )
 from fitcompress.model import Model
 from fitcompress.speed import paired_latency, torch_runner
-from fitcompress.stages import Session
+from fitcompress.stages import Session, output_kinds
 from fitcompress.training import StageResult
 
 __all__ = ["check_teacher", "measure_results", "predict_split"]
@@ -33,20 +33,19 @@ _BATCH_SIZE = 128
 
 def predict_split(model: Model, images: Images, device: str) -> Predictions:
     """What the model says about every image of a split, each as it is."""
-    spec = model.interface.input
+    spec = model.interface.images
     network = nn.Sequential(Preprocess(spec), model.network).to(device)
     views = make_dataset(images, spec, augment="none", seed=0)
     return predict(network, make_loader(views, _BATCH_SIZE), device)
 
 
 def check_teacher(predictions: Predictions, name: str, split: str) -> None:
-    """Stop before a night is spent on a teacher that knows nothing about these images.
+    """Stop before a night is spent on a classifier that knows nothing about these images.
 
     Raises:
         TeacherError: its accuracy is near chance.
     """
-    measured = accuracy(predictions) if predictions.logits_NK.dim() == 2 else None
-    num_classes = predictions.logits_NK.shape[-1]
+    measured, num_classes = accuracy(predictions), predictions.logits_NK.shape[1]
     if measured is None or num_classes < 2 or not is_near_chance(measured, num_classes):
         return
     raise TeacherError(
@@ -74,11 +73,12 @@ def measure_results(
             predictions[name] = predict_split(model, session.data.evaluation, session.device)
     save_predictions(session.run.predictions_path, predictions)
     speeds = _latencies(models, session.device)
+    has_scores = output_kinds(models["teacher"])[0] != "values"
     results: dict[str, Any] = {
         name: {
             **measure_costs(model.program).to_dict(),
             "size_bytes": size_bytes(model.network),
-            "accuracy": _accuracy(predictions[name]),
+            "accuracy": accuracy(predictions[name]) if has_scores else None,
             "latency_ms": {"torch": speeds[name]},
         }
         for name, model in models.items()
@@ -86,7 +86,7 @@ def measure_results(
     results["teacher"] |= {"weights_from": facts["teacher_weights"], "adapted": facts["adapted"]}
     return {
         **results,
-        **_comparisons(predictions),
+        **(_comparisons(predictions) if has_scores else {"agreement": None, "tests": {}}),
         "stages": [asdict(stage) for stage in stages],
         "data": {
             "description": session.data.description,
@@ -99,14 +99,8 @@ def measure_results(
     }
 
 
-def _accuracy(predictions: Predictions) -> dict[str, float] | None:
-    return accuracy(predictions) if predictions.logits_NK.dim() == 2 else None
-
-
 def _comparisons(predictions: Mapping[str, Predictions]) -> dict[str, Any]:
     teacher, student = predictions["teacher"], predictions["student"]
-    if teacher.logits_NK.dim() != 2:
-        return {"agreement": None, "tests": {}}
     tests = {"teacher_student": mcnemar(teacher, student)}
     if "baseline" in predictions:
         tests["student_baseline"] = mcnemar(predictions["baseline"], student)
@@ -118,7 +112,7 @@ def _latencies(models: Mapping[str, Model], device: str) -> dict[str, dict[str, 
     student's twin.
     """
     runners = {
-        name: torch_runner(model.network, model.interface.input.shape, device)
+        name: torch_runner(model.network, model.interface.images.shape, device)
         for name, model in models.items()
         if name != "baseline"
     }

@@ -1,7 +1,7 @@
 """Files that others can run, each compared with the student before it gets its name.
 
 Layer: torch, `measure`, `onnxfile`. One road for all formats: write into a temporary folder, open
-what was written, run it on real images at two batch sizes, compare with the network, and only then
+what was written, run it on real inputs at two batch sizes, compare with the network, and only then
 move it to its place. A file that does not match never gets a name.
 """
 
@@ -48,12 +48,23 @@ class Source:
     """What is exported."""
 
     network: nn.Module
-    """Normalised float32 images (N, C, H, W) -> outputs. Never changed."""
+    """Normalised float32 images (N, C, H, W), or other inputs, -> outputs. Never changed."""
     interface: Interface
-    samples_NCHW: Tensor
-    """Real images as the network takes them, for the checks; some eight."""
+    samples: Tensor | tuple[Tensor, ...]
+    """Real images as the network takes them, for the checks, some eight; or the tensors of a
+    network that takes others, with as many rows each.
+    """
     folder: Path | None = None
     """Its model folder, which the safetensors format copies."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The samples, one tensor an input."""
+        return (self.samples,) if isinstance(self.samples, Tensor) else self.samples
+
+    def rows(self, count: int) -> tuple[Tensor, ...]:
+        """The inputs of so many samples; repeated where there are fewer."""
+        return tuple(values[torch.arange(count) % len(values)] for values in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,11 @@ class ExportRecord:
     size_bytes: int
     checked_batches: tuple[int, ...]
     max_abs_diff: float
-    """Largest difference to the network's outputs over all checked images."""
+    """Largest difference to the network's outputs over all checked samples."""
     max_rel_diff: float
     """The same as a share of the largest output."""
     top1_agreement: float
-    """Share of checked images with the same largest output."""
+    """Share of checked samples with the same largest output."""
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +94,7 @@ class Format:
 
     suffix: str
     write: Callable[[Source, Path], None]
-    open: Callable[[Path, Interface], Callable[[Tensor], Any]]
+    open: Callable[[Path, Interface], Callable[..., Any]]
 
 
 def export_model(form: str, source: Source, path: Path, *, force: bool = False) -> ExportRecord:
@@ -147,15 +158,14 @@ def _write_and_check(form: str, source: Source, draft: Path) -> tuple[float, flo
     return differences
 
 
-def _compare(source: Source, run: Callable[[Tensor], Any]) -> tuple[float, float, float]:
+def _compare(source: Source, run: Callable[..., Any]) -> tuple[float, float, float]:
     """Largest difference, the same relative to the largest output, share of equal top-1."""
     max_abs = largest = 0.0
     same: list[Tensor] = []
     for batch_size in _CHECKED_BATCHES:
-        rows = torch.arange(batch_size) % len(source.samples_NCHW)
-        images_NCHW = source.samples_NCHW[rows]
+        inputs = source.rows(batch_size)
         with torch.no_grad():
-            expected, got = _outputs(source.network(images_NCHW)), _outputs(run(images_NCHW))
+            expected, got = _outputs(source.network(*inputs)), _outputs(run(*inputs))
         if [part.shape for part in expected] != [part.shape for part in got]:
             raise ExportError(
                 f"checking the file: at batch {batch_size} its outputs have other shapes"
@@ -164,13 +174,22 @@ def _compare(source: Source, run: Callable[[Tensor], Any]) -> tuple[float, float
             # torch's max, not Python's: it keeps a NaN.
             max_abs = float(torch.tensor([max_abs, float((one - other).abs().max())]).max())
             largest = max(largest, float(one.abs().max()))
-        same.append(expected[0].flatten(1).argmax(1) == got[0].flatten(1).argmax(1))
+        first = [side[0].reshape(batch_size, -1).argmax(1) for side in (expected, got)]
+        same.append(first[0] == first[1])
     return max_abs, max_abs / max(largest, 1e-12), float(torch.cat(same).float().mean())
 
 
 def _outputs(value: Any) -> list[Tensor]:
     parts = list(value) if isinstance(value, (tuple, list)) else [value]
     return [part.float() for part in parts]
+
+
+def _batch_sizes(source: Source) -> tuple[dict[int, Any], ...]:
+    return ({0: torch.export.Dim("batch")},) * len(source.rows(2))
+
+
+def _input_names(interface: Interface) -> list[str]:
+    return ["images"] if interface.input else [spec.name for spec in interface.inputs]
 
 
 _OUTPUT_NAMES = {
@@ -181,16 +200,26 @@ _OUTPUT_NAMES = {
 """What an output is called, by the activation that the network ends in."""
 
 
+def _output_names(model: Any, source: Source) -> tuple[str, ...]:
+    """What the source calls them; a single nameless one is called by what it means."""
+    if source.interface.output_names or len(model.graph.outputs) != 1:
+        return source.interface.output_names
+    if name := _OUTPUT_NAMES.get(source.interface.activation):
+        return (name,)
+    kind = source.interface.kind_of(list(model.graph.outputs[0].shape))
+    return ("values" if kind == "values" else "logits",)
+
+
 def _write_onnx(source: Source, path: Path) -> None:
     import onnx
 
     with torch.no_grad():  # with gradients torch 2.15 picks attention kernels that it cannot export
         program = torch.onnx.export(
             source.network,
-            (_example(source),),
+            source.rows(2),  # a batch of one would be taken for a constant
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["images"],
+            dynamic_shapes=_batch_sizes(source),
+            input_names=_input_names(source.interface),
             verbose=False,
         )
     assert program is not None
@@ -201,27 +230,33 @@ def _write_onnx(source: Source, path: Path) -> None:
     model.graph.metadata_props.clear()
     for node in itertools.chain(model.graph, *model.functions.values()):
         node.metadata_props.clear()  # stack traces, with the paths of whoever exported
-    if len(model.graph.outputs) == 1:
-        model.graph.outputs[0].name = _OUTPUT_NAMES.get(source.interface.activation, "logits")
+    for value, name in zip(model.graph.outputs, _output_names(model, source), strict=False):
+        value.name = name
     program.save(str(path), external_data=_state_bytes(source.network) > _PROTOBUF_LIMIT)
     onnx.checker.check_model(str(path), full_check=True)
 
 
 def _write_torchscript(source: Source, path: Path) -> None:
     """Traced where a trace holds at any batch size, else scripted from the graph."""
-    example_NCHW = _example(source)
-    wider_NCHW = torch.cat([example_NCHW, example_NCHW])
     with torch.no_grad():
-        archive: Any = torch.jit.trace(source.network, (example_NCHW,), check_trace=False)
-        if not _runs_as(archive, source.network, wider_NCHW):
+        archive: Any = None
+        if not _reads_sizes(source.network):
+            archive = torch.jit.trace(source.network, source.rows(2), check_trace=False)
+        if archive is None or not _runs_as(archive, source.network, source.rows(4)):
             archive = torch.jit.script(_scriptable(source.network)).eval()
     torch.jit.save(archive, str(path), _extra_files=metadata_of(source.interface))
 
 
-def _runs_as(archive: Callable[[Tensor], Any], network: nn.Module, images_NCHW: Tensor) -> bool:
-    expected = _outputs(network(images_NCHW))
+def _reads_sizes(network: nn.Module) -> bool:
+    """Whether a graph in it asks for a size, which a trace would write down as a number."""
+    graphs = [module.graph for module in network.modules() if isinstance(module, fx.GraphModule)]
+    return any(n.target is torch.ops.aten.sym_size.int for graph in graphs for n in graph.nodes)
+
+
+def _runs_as(archive: Callable[..., Any], network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    expected = _outputs(network(*inputs))
     try:
-        got = _outputs(archive(images_NCHW))
+        got = _outputs(archive(*inputs))
     except RuntimeError:  # a batch size baked into a view
         return False
     return all(
@@ -249,7 +284,7 @@ def _scriptable(network: nn.Module) -> nn.Module:
 
 def _write_pt2(source: Source, path: Path) -> None:
     program = torch.export.export(
-        source.network, (_example(source),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        source.network, source.rows(2), dynamic_shapes=_batch_sizes(source)
     )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of whoever exported
@@ -265,18 +300,18 @@ def _write_safetensors(source: Source, path: Path) -> None:
         shutil.copyfile(source.folder / name, path / name)
 
 
-def _open_torchscript(path: Path, interface: Interface) -> Callable[[Tensor], Any]:
+def _open_torchscript(path: Path, interface: Interface) -> Callable[..., Any]:
     del interface
-    archive: Callable[[Tensor], Any] = torch.jit.load(str(path))
+    archive: Callable[..., Any] = torch.jit.load(str(path))
     return archive
 
 
-def _open_pt2(path: Path, interface: Interface) -> Callable[[Tensor], Any]:
+def _open_pt2(path: Path, interface: Interface) -> Callable[..., Any]:
     del interface
     return torch.export.load(path).module()
 
 
-def _open_safetensors(path: Path, interface: Interface) -> Callable[[Tensor], Any]:
+def _open_safetensors(path: Path, interface: Interface) -> Callable[..., Any]:
     from fitcompress.model import load_model
 
     del interface
@@ -292,17 +327,13 @@ FORMATS: Mapping[str, Format] = {
 """Every format by its name on the command line."""
 
 
-def _example(source: Source) -> Tensor:
-    """Two images: a batch of one would be taken for a constant."""
-    return source.samples_NCHW[torch.arange(2) % len(source.samples_NCHW)]
-
-
 def _on_cpu(source: Source) -> Source:
     """The source on the CPU; a copy when it lies elsewhere."""
     network, tensors = source.network, [*source.network.parameters(), *source.network.buffers()]
     if any(tensor.device.type != "cpu" for tensor in tensors):
         network = copy.deepcopy(network).cpu()
-    return Source(network, source.interface, source.samples_NCHW.detach().cpu(), source.folder)
+    samples = tuple(values.detach().cpu() for values in source.inputs)
+    return Source(network, source.interface, samples, source.folder)
 
 
 def _state_bytes(network: nn.Module) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch.fx import GraphModule
 
 from fitcompress.errors import PlanError
+from fitcompress.graph.axes import Sum
 from fitcompress.graph.costs import node_depths
 from fitcompress.graph.cut import resolve_layer
 from fitcompress.graph.leaves import find_leaves, named_arguments
@@ -78,6 +79,10 @@ class HintPair:
     hint_channel_axis: int | None
     """Counted without the batch; None where the graph does not tell."""
     guided_channel_axis: int | None
+    hint_grid: tuple[int, ...] | None
+    """The places that a sequence of tokens ends in, behind any class tokens, as they lie in the
+    input; None where the graph does not tell."""
+    guided_grid: tuple[int, ...] | None
     is_non_negative: bool
     """Whether the hint has no negative values."""
 
@@ -285,8 +290,23 @@ def _make_pair(hint: Layer, guided: Layer, teacher: LayerMap, student: LayerMap)
         guided,
         _channel_axis(teacher, hint),
         _channel_axis(student, guided),
+        _token_grid(teacher, hint),
+        _token_grid(student, guided),
         _is_non_negative(teacher.program, hint.node),
     )
+
+
+def _token_grid(side: LayerMap, layer: Layer) -> tuple[int, ...] | None:
+    """The grid that the first axis of tokens (L, D) was flattened from: an axis of class and
+    register tokens and places is a sum, whose last term are the places.
+    """
+    algebra = side.trace.algebra
+    places = algebra.normal(side.trace.values[layer.node][1])
+    while len(places) == 1 and isinstance(places[0], Sum):
+        places = places[0].terms[-1]
+    sizes = tuple(algebra.size((factor,)) for factor in places)
+    rank = max(1, len(side.program.inputs[0].shape) - 1)
+    return sizes if len(layer.shape) == 2 and len(sizes) == rank else None
 
 
 def _is_non_negative(program: Program, name: str) -> bool:

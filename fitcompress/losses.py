@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fitcompress.spec import OutputKind
+
 __all__ = [
     "HintReduction",
-    "OutputKind",
     "hint_loss",
     "kd_loss",
     "label_loss",
@@ -31,11 +32,6 @@ __all__ = [
 HintReduction = Literal["mean", "sum"]
 """How one sample's squared differences are reduced: "sum" is FitNets Eq. 3 to the letter, "mean"
 does not grow with the map.
-"""
-
-OutputKind = Literal["classes", "labels", "values"]
-"""What an output means: logits of one class out of K, logits of K independent yes/no labels, or
-plain numbers.
 """
 
 

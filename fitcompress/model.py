@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 from fitcompress.errors import CaptureError, TeacherError
 from fitcompress.graph.lift import Block, build_network
 from fitcompress.graph.program import Program, program_from_json, program_to_json
-from fitcompress.spec import InputSpec, Interface
+from fitcompress.spec import InputSpec, Interface, TensorSpec
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Model", "is_model_folder", "load_model", "save_model"]
 
@@ -143,20 +143,32 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _interface(data: Mapping[str, Any]) -> Interface:
-    spec = data["input"]
-    channels, height, width = map(int, spec["shape"])
+    """Folders of earlier releases hold networks of images, and nothing of inputs or outputs."""
     return Interface(
-        input=InputSpec(
-            shape=(channels, height, width),
-            mean=tuple(map(float, spec["mean"])),
-            std=tuple(map(float, spec["std"])),
-            interpolation=str(spec["interpolation"]),
-            crop_pct=float(spec["crop_pct"]),
-        ),
+        input=None if data["input"] is None else _images(data["input"]),
+        inputs=tuple(_tensor(item) for item in data.get("inputs", ())),
         class_names=tuple(map(str, data["class_names"])),
         activation=str(data["activation"]),
+        output_names=tuple(map(str, data.get("output_names", ()))),
+        output_kind=data.get("output_kind"),
         origin={str(key): str(value) for key, value in data["origin"].items()},
     )
+
+
+def _images(data: Mapping[str, Any]) -> InputSpec:
+    channels, height, width = map(int, data["shape"])
+    return InputSpec(
+        shape=(channels, height, width),
+        mean=tuple(map(float, data["mean"])),
+        std=tuple(map(float, data["std"])),
+        interpolation=str(data["interpolation"]),
+        crop_pct=float(data["crop_pct"]),
+    )
+
+
+def _tensor(data: Mapping[str, Any]) -> TensorSpec:
+    shape = tuple(map(int, data["shape"]))
+    return TensorSpec(shape=shape, dtype=str(data["dtype"]), name=str(data["name"]))
 
 
 def _damaged(path: Path, error: Exception) -> TeacherError:

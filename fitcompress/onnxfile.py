@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from fitcompress.environment import package_version
 from fitcompress.errors import ExportError
-from fitcompress.spec import InputSpec, Interface
+from fitcompress.spec import InputSpec, Interface, OutputKind, TensorSpec
 from fitcompress.speed import Runner
 
 __all__ = ["OnnxNetwork", "metadata_of", "onnx_runner", "open_onnx"]
@@ -26,7 +27,7 @@ __all__ = ["OnnxNetwork", "metadata_of", "onnx_runner", "open_onnx"]
 class OnnxNetwork(nn.Module):
     """An ONNX file behind the call of a network, on the CPU.
 
-    Normalised float32 images (N, C, H, W) in, logits (N, K) out.
+    Takes what the network took: normalised float32 images (N, C, H, W), or tensors as they are.
     """
 
     def __init__(self, session: Any, interface: Interface) -> None:
@@ -34,15 +35,18 @@ class OnnxNetwork(nn.Module):
         self.session = session
         self.interface = interface
 
-    def forward(self, images_NCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The outputs for a batch; a tuple where the file has several."""
-        outputs = tuple(torch.from_numpy(array) for array in self.run(images_NCHW.cpu().numpy()))
+        arrays = self.run(*(value.cpu().numpy() for value in inputs))
+        outputs = tuple(torch.from_numpy(array) for array in arrays)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def run(self, images_NCHW: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    def run(self, *inputs: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """The same on NumPy arrays."""
-        name = self.session.get_inputs()[0].name
-        outputs: list[np.ndarray[Any, Any]] = self.session.run(None, {name: images_NCHW})
+        names = [entry.name for entry in self.session.get_inputs()]
+        outputs: list[np.ndarray[Any, Any]] = self.session.run(
+            None, dict(zip(names, inputs, strict=True))
+        )
         return outputs
 
 
@@ -63,7 +67,7 @@ def open_onnx(path: Path, interface: Interface | None = None) -> OnnxNetwork:
 def onnx_runner(path: Path) -> Runner:
     """A runner that times the file in onnxruntime, without the way through torch tensors."""
     network = open_onnx(path)
-    shape = network.interface.input.shape
+    shape = network.interface.images.shape
 
     def make_input(batch_size: int) -> np.ndarray[Any, Any]:
         return np.random.default_rng(0).standard_normal((batch_size, *shape), dtype=np.float32)
@@ -73,20 +77,30 @@ def onnx_runner(path: Path) -> Runner:
 
 def metadata_of(interface: Interface) -> dict[str, str]:
     """The interface as text entries for a file's metadata; `open_onnx` reads them back."""
-    spec = interface.input
     values: Mapping[str, object] = {
+        **_metadata_of_inputs(interface),
+        "class_names": interface.class_names,
+        "activation": interface.activation,
+        "output_names": interface.output_names,
+        "output_kind": interface.output_kind or "",
+        "origin": interface.origin,
+        "fitcompress_version": package_version("fitcompress") or "unknown",
+    }
+    return {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
+
+
+def _metadata_of_inputs(interface: Interface) -> dict[str, object]:
+    spec = interface.input
+    if spec is None:
+        return {"inputs": [asdict(item) for item in interface.inputs]}
+    return {
         "input_shape": spec.shape,
         "mean": spec.mean,
         "std": spec.std,
         "interpolation": spec.interpolation,
         "crop_pct": spec.crop_pct,
-        "class_names": interface.class_names,
-        "activation": interface.activation,
-        "origin": interface.origin,
         "preprocessing": "float32 NCHW, (pixel / 255 - mean) / std per channel",
-        "fitcompress_version": package_version("fitcompress") or "unknown",
     }
-    return {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
 
 
 def _open_session(path: Path) -> Any:
@@ -119,17 +133,24 @@ def _interface_of(session: Any, name: str) -> Interface:
 
 def _parsed_interface(entries: Mapping[str, str]) -> Interface:
     read: Callable[[str], Any] = lambda key: json.loads(entries[key])  # noqa: E731 - a local word
-    channels, height, width = read("input_shape")
-    spec = InputSpec(
-        shape=(channels, height, width),
-        mean=tuple(read("mean")),
-        std=tuple(read("std")),
-        interpolation=entries["interpolation"],
-        crop_pct=read("crop_pct"),
-    )
+    tensors = read("inputs") if "inputs" in entries else ()
     return Interface(
-        input=spec,
+        input=None if tensors else _parsed_images(entries),
+        inputs=tuple(TensorSpec(**{**item, "shape": tuple(item["shape"])}) for item in tensors),
         class_names=tuple(read("class_names")),
         activation=entries["activation"],
+        output_names=tuple(json.loads(entries.get("output_names", "[]"))),
+        output_kind=cast(OutputKind, entries.get("output_kind")) or None,
         origin=read("origin"),
+    )
+
+
+def _parsed_images(entries: Mapping[str, str]) -> InputSpec:
+    channels, height, width = json.loads(entries["input_shape"])
+    return InputSpec(
+        shape=(channels, height, width),
+        mean=tuple(json.loads(entries["mean"])),
+        std=tuple(json.loads(entries["std"])),
+        interpolation=entries["interpolation"],
+        crop_pct=json.loads(entries["crop_pct"]),
     )

@@ -17,7 +17,7 @@ from torch import nn
 
 from fitcompress.data import DataBundle, Preprocess, load_data, make_dataset, match_classes
 from fitcompress.environment import collect_environment
-from fitcompress.errors import RunError
+from fitcompress.errors import RunError, TeacherError
 from fitcompress.events import Emit, Event, Notice, Progress, StageFinished, StageStarted, ignore
 from fitcompress.evidence import check_teacher, measure_results, predict_split
 from fitcompress.exports import FORMATS, Source, export_model
@@ -98,7 +98,8 @@ def distill(
     planned = plan_run(opened, recipe, emit=emit)
     run.write_json("plan.json", planned.summary)
     before = predict_split(planned.teacher, session.data.evaluation, session.device)
-    check_teacher(before, opened.name, data.evaluation_split)
+    if opened.num_classes:
+        check_teacher(before, opened.name, data.evaluation_split)
     emit(estimate_cost(session, planned))
     if planned.inherits:
         inherit_statistics(session, planned.student)
@@ -107,7 +108,7 @@ def distill(
         stages.append(train_hints(session, planned, opened.fingerprint))
     stages.append(train_student(session, planned, opened.fingerprint))
     _save(run.student_path, planned.student, recipe)
-    if recipe.run.baseline and data.labelled:
+    if recipe.run.baseline and data.labelled and opened.num_classes:
         models["baseline"], result = train_baseline(session, planned, opened.fingerprint)
         stages.append(result)
         _save(run.baseline_path, models["baseline"], recipe)
@@ -147,8 +148,9 @@ def _prepare_teacher(
     """
     recipe, emit = session.recipe, session.emit
     known = teacher or open_teacher(recipe.teacher, image_size=session.data.image_size, meta=True)
+    _require_images(known)
     data = _in_order_of(known, session.data, is_told=recipe.teacher.class_map is not None)
-    fits = not data.labelled or known.num_classes == data.num_classes
+    fits = not data.labelled or known.num_classes in (0, data.num_classes)
     if not fits:
         require_adaptable(known, data, recipe)
     opened = teacher or open_teacher(
@@ -171,6 +173,16 @@ def _prepare_teacher(
     emit(Notice(topic="teacher", message=f"{message}: a copy is adapted first"))
     adapted, result = adapt_teacher(session, opened, session.run.teacher_path)
     return adapted, session, facts, [result]
+
+
+def _require_images(teacher: Teacher) -> None:
+    if teacher.interface.input is None:
+        inputs = " and ".join(map(str, teacher.interface.inputs))
+        raise TeacherError(
+            f"distilling '{teacher.name}': a teacher is trained from on images, and it takes"
+            f" {inputs}",
+            advice="`fitcompress plan` and `fitcompress inspect` work for it.",
+        )
 
 
 def _in_order_of(teacher: Teacher, data: DataBundle, *, is_told: bool) -> DataBundle:
@@ -246,8 +258,9 @@ def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, An
     opened = _open_any(model, recipe, data, emit)
     data = match_classes(data, opened.interface.class_names)
     predictions = predict_split(opened, data.evaluation, resolve_device(recipe.run.device))
+    has_scores = opened.interface.kind_of(predictions.logits_NK.shape) != "values"
     return {
-        "accuracy": accuracy(predictions),
+        "accuracy": accuracy(predictions) if has_scores else None,
         "n": len(predictions.ids_N),
         "model": model,
         "data": data.description,
@@ -315,9 +328,9 @@ def _samples(directory: RunDir, model: Model) -> Any:
     """Some evaluation images of the run's data, as the student takes them."""
     recipe = load_recipe(directory.recipe_path)
     data = load_data(recipe.data, seed=recipe.run.seed, emit=ignore)
-    views = make_dataset(data.evaluation, model.interface.input, augment="none", seed=0)
+    views = make_dataset(data.evaluation, model.interface.images, augment="none", seed=0)
     ids = [len(views) * number // _SAMPLES for number in range(_SAMPLES)]
-    return Preprocess(model.interface.input)(views.batch(ids).images)
+    return Preprocess(model.interface.images)(views.batch(ids).images)
 
 
 def load_report(run: Path | None = None) -> Report:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fitcompress.errors import PlanError
+from fitcompress.errors import CaptureError, PlanError, TeacherError
 from fitcompress.events import Emit, Notice
 from fitcompress.graph.costs import measure_costs
 from fitcompress.graph.initialise import initial_tensors
@@ -122,33 +122,55 @@ def _open_student(teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool) -> M
     """A student of the user's own, with the teacher's number of classes; a timm name starts from
     random weights.
     """
+    name = recipe.student.source or ""
+    try:
+        opened = _opened_where_it_runs(name, teacher, recipe, emit, meta)
+    except (TeacherError, CaptureError) as error:
+        cause = error.message.removeprefix(f"opening teacher '{name}': ")
+        raise type(error)(f"opening student '{name}': {cause}", advice=error.advice) from error
+    interface = replace(opened.interface, class_names=teacher.interface.class_names)
+    outputs = [_output_shapes(program) for program in (teacher.program, opened.program)]
+    if outputs[0] != outputs[1]:
+        raise PlanError(
+            f"student '{name}' has outputs of shape {outputs[1]}, the teacher {outputs[0]}",
+            advice="name a student with the teacher's outputs",
+        )
+    return make_model(opened.program, interface)
+
+
+def _opened_where_it_runs(
+    name: str, teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool
+) -> Teacher:
+    """The student at the input size that was asked for the teacher, else near the teacher's own,
+    else at the student's own: each network has images made ready for it.
+    """
     source = replace(
         recipe.teacher,
-        source=recipe.student.source or "",
+        source=name,
         weights=None,
         pretrained=False,
         num_classes=None,
         mean=None,
         std=None,
     )
-    size = teacher.interface.input.shape[1:]
-    opened = open_teacher(
-        source,
-        image_size=(size[0], size[1]),
-        num_classes=teacher.num_classes,
-        emit=emit,
-        meta=meta,
-        seed=recipe.run.seed,
-    )
-    interface = replace(opened.interface, class_names=teacher.interface.class_names)
-    outputs = [_output_shapes(program) for program in (teacher.program, opened.program)]
-    if outputs[0] != outputs[1]:
-        raise PlanError(
-            f"student '{recipe.student.source}' has outputs of shape {outputs[1]},"
-            f" the teacher {outputs[0]}",
-            advice="name a student with the teacher's outputs",
-        )
-    return make_model(opened.program, interface)
+    images = teacher.interface.input
+    near = None if images is None else images.shape[1:]
+    sizes = [(source.input_size, near), (None, near), (None, None)]
+    first_error: CaptureError | None = None
+    for asked, image_size in dict.fromkeys(sizes):
+        try:
+            return open_teacher(
+                replace(source, input_size=asked),
+                image_size=image_size,
+                num_classes=teacher.num_classes or None,
+                emit=emit,
+                meta=meta,
+                seed=recipe.run.seed,
+            )
+        except CaptureError as error:
+            first_error = first_error or error
+    assert first_error is not None, name
+    raise first_error
 
 
 def _output_shapes(program: Program) -> list[tuple[int, ...]]:
@@ -173,6 +195,8 @@ def make_regressors(pairs: Sequence[HintPair], recipe: HintRecipe) -> list[tuple
             when_equal=recipe.regressor_when_equal,
             hint_channel_axis=pair.hint_channel_axis,
             guided_channel_axis=pair.guided_channel_axis,
+            hint_grid=pair.hint_grid,
+            guided_grid=pair.guided_grid,
         )
         for pair in pairs
     ]

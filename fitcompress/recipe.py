@@ -17,6 +17,7 @@ from typing import Any
 
 from fitcompress.errors import RecipeError, near_misses
 from fitcompress.settings import settings_from_toml, settings_to_toml, with_settings
+from fitcompress.spec import read_tensor_spec
 
 __all__ = [
     "PRESETS",
@@ -50,6 +51,11 @@ class TeacherRecipe:
     num_classes: int | None = None
     input_size: tuple[int, int, int] | None = None
     """Channels, height, width."""
+    inputs: tuple[str, ...] = ()
+    """Of a teacher that takes no images, each input without the batch: "1x16000", "128:int64"."""
+    output_kind: str = "auto"
+    """What its outputs mean: "classes", "labels", "values" (an embedding, say), or "auto": a row of
+    scores is classes, all else values."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     class_map: str | None = None
@@ -66,6 +72,16 @@ class TeacherRecipe:
         _check_positive("teacher.lr", self.lr)
         for size in self.input_size or ():
             _check_at_least(1, "teacher.input_size", size)
+        for text in self.inputs:
+            read_tensor_spec(text)
+        if self.inputs and (self.input_size or self.mean or self.std):
+            raise RecipeError(
+                "teacher.inputs is for a teacher that takes no images, which has no"
+                " teacher.input_size, teacher.mean or teacher.std"
+            )
+        _check_one_of(
+            ("auto", "classes", "labels", "values"), "teacher.output_kind", self.output_kind
+        )
         for deviation in self.std or ():
             _check_positive("teacher.std", deviation)
         if self.mean and self.std and len(self.mean) != len(self.std):

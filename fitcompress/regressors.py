@@ -57,7 +57,8 @@ def make_regressor(
     when_equal: bool,
     hint_channel_axis: int | None = None,
     guided_channel_axis: int | None = None,
-    num_prefix_tokens: int | None = None,
+    hint_grid: tuple[int, ...] | None = None,
+    guided_grid: tuple[int, ...] | None = None,
 ) -> tuple[Regressor, str]:
     """The regressor from the guided to the hint's shape, and its description for a person.
 
@@ -76,8 +77,8 @@ def make_regressor(
             identity.
         hint_channel_axis: the channel axis in `hint_shape` (0 in CHW, -1 in HWC); None infers it,
             as for the guided side.
-        num_prefix_tokens: class and register tokens before the grid, on whichever side is a token
-            sequence; None infers it.
+        hint_grid: the grid that a sequence of tokens ends in; what stands before it are class and
+            register tokens. None infers it, as for the guided side.
 
     Raises:
         PlanError: no regressor leads from one shape to the other.
@@ -88,12 +89,9 @@ def make_regressor(
     >>> make_regressor((64, 7, 7), (20, 8, 8), non_negative_hint=True, when_equal=True)[1]
     '2x2 conv 20 -> 64, ReLU'
     """
-    hint = _read_layout("hint", hint_shape, hint_channel_axis)
-    guided = _read_layout("guided", guided_shape, guided_channel_axis)
-    hint, guided = (
-        _without_prefix(hint, guided, num_prefix_tokens),
-        _without_prefix(guided, hint, num_prefix_tokens),
-    )
+    hint = _read_layout("hint", hint_shape, hint_channel_axis, hint_grid)
+    guided = _read_layout("guided", guided_shape, guided_channel_axis, guided_grid)
+    hint, guided = _without_prefix(hint, guided), _without_prefix(guided, hint)
     is_identity = not when_equal and (hint.shape, hint.channel_axis) == (
         guided.shape,
         guided.channel_axis,
@@ -116,6 +114,8 @@ class _Layout:
     kind: Literal["vector", "tokens", "map"]
     shape: tuple[int, ...]
     channel_axis: int
+    grid: tuple[int, ...] = ()
+    """The places of a map, or of tokens where it is known how they lie; else empty."""
     num_prefix: int = 0
 
     @property
@@ -127,7 +127,9 @@ class _Layout:
         return self.shape[: self.channel_axis] + self.shape[self.channel_axis + 1 :]
 
 
-def _read_layout(side: str, shape: tuple[int, ...], channel_axis: int | None) -> _Layout:
+def _read_layout(
+    side: str, shape: tuple[int, ...], channel_axis: int | None, grid: tuple[int, ...] | None
+) -> _Layout:
     rank = len(shape)
     if not 1 <= rank <= 4 or min(shape) < 1:
         raise PlanError(
@@ -143,9 +145,14 @@ def _read_layout(side: str, shape: tuple[int, ...], channel_axis: int | None) ->
     axis %= rank
     if rank == 1:
         return _Layout(kind="vector", shape=shape, channel_axis=0)
-    return _Layout(
-        kind="tokens" if rank == 2 and axis == 1 else "map", shape=shape, channel_axis=axis
-    )
+    if rank > 2 or axis == 0:
+        positions = shape[:axis] + shape[axis + 1 :]
+        return _Layout(kind="map", shape=shape, channel_axis=axis, grid=positions)
+    if grid and math.prod(grid) > shape[0]:
+        raise PlanError(
+            f"choosing a regressor: the {side} value {shape} has fewer tokens than the grid {grid}"
+        )
+    return _Layout(kind="tokens", shape=shape, channel_axis=axis, grid=grid or ())
 
 
 def _infer_channel_axis(shape: tuple[int, ...]) -> int:
@@ -156,27 +163,39 @@ def _infer_channel_axis(shape: tuple[int, ...]) -> int:
     return len(shape) - 1 if len(shape) == 2 or (len(shape) > 2 and is_channels_last) else 0
 
 
-def _without_prefix(layout: _Layout, other: _Layout, num_prefix_tokens: int | None) -> _Layout:
+def _without_prefix(layout: _Layout, other: _Layout) -> _Layout:
+    """Tokens without those that have no place in the grid; all else as it is."""
     if layout.kind != "tokens":
         return layout
     length, width = layout.shape
-    num_prefix = (
-        _infer_num_prefix(length, other) if num_prefix_tokens is None else num_prefix_tokens
-    )
-    if not 0 <= num_prefix < length:
-        raise PlanError(
-            f"choosing a regressor: {num_prefix} prefix tokens in a sequence of {length}"
-        )
-    return replace(layout, shape=(length - num_prefix, width), num_prefix=num_prefix)
+    is_other_rank = other.kind == "map" and len(layout.grid) != len(other.grid)
+    grid = _infer_grid(length, other) if not layout.grid or is_other_rank else layout.grid
+    num_prefix = length - math.prod(grid) if grid else 0
+    return replace(layout, shape=(length - num_prefix, width), grid=grid, num_prefix=num_prefix)
 
 
-def _infer_num_prefix(length: int, other: _Layout) -> int:
-    """The tokens before the grid: the other side's map tells the grid, else it is taken to be a
-    square.
+def _infer_grid(length: int, other: _Layout) -> tuple[int, ...]:
+    """How the tokens of a sequence lie behind some prefix: as the other side's grid in small or
+    large, else as a square; empty where neither can be.
     """
-    if other.kind == "map" and length - math.prod(other.positions) in _PREFIX_COUNTS:
-        return length - math.prod(other.positions)
-    return next((n for n in _PREFIX_COUNTS if _side(length - n, 2) > 1), 0)
+    for like, num_least in ((other.grid, 1), ((2, 2), 2)):
+        for num_prefix in _PREFIX_COUNTS if like else ():
+            count = length - num_prefix
+            if count >= num_least and (grid := _grid_like(like, count)):
+                return grid
+    return ()
+
+
+def _grid_like(like: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The grid of `count` places with the sides of `like`, times one factor; empty where there is
+    none.
+
+    >>> _grid_like((28, 14), 98), _grid_like((28, 14), 99)
+    ((14, 7), ())
+    """
+    scale = (count / math.prod(like)) ** (1 / len(like))
+    grid = tuple(round(side * scale) for side in like)
+    return grid if math.prod(grid) == count else ()
 
 
 class _Plan:
@@ -212,7 +231,7 @@ def _plan_steps(plan: _Plan, hint: _Layout, guided: _Layout, is_rectified: bool)
             f" the hint {hint.shape} has",
             advice="Name an earlier guided layer with --guided, or a later hint with --hint.",
         )
-    elif hint.kind == guided.kind == "tokens" and hint.shape[0] == guided.shape[0]:
+    elif hint.kind == guided.kind == "tokens" and hint.positions == guided.positions:
         _plan_linear(plan, hint, guided)
     else:
         _plan_map(plan, hint, guided)
@@ -258,44 +277,19 @@ def _plan_map(plan: _Plan, hint: _Layout, guided: _Layout) -> None:
 
 
 def _grids(guided: _Layout, hint: _Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The positions of both sides as grids of the same rank; two token sequences without square
-    grids stay lines.
+    """The positions of both sides as grids of the same rank; two token sequences of which one has
+    no grid, or one of another rank, stay lines.
     """
+    fit = len(guided.grid) == len(hint.grid) > 0
     if guided.kind == hint.kind == "tokens":
-        sides = [_side(layout.positions[0], 2) for layout in (guided, hint)]
-        return (
-            ((sides[0],) * 2, (sides[1],) * 2) if all(sides) else (guided.positions, hint.positions)
-        )
-    grids = _grid_like(guided, hint), _grid_like(hint, guided)
-    if len(grids[0]) != len(grids[1]):
+        return (guided.grid, hint.grid) if fit else (guided.positions, hint.positions)
+    if not fit:
         raise PlanError(
-            f"choosing a regressor: the guided map {guided.shape} and the hint {hint.shape}"
-            " differ in their number of spatial axes",
+            f"choosing a regressor: the positions {guided.positions} of the guided value do not"
+            f" fold to a grid like the {hint.positions} of the hint",
             advice="Name layers of the same kind with --hint and --guided.",
         )
-    return grids
-
-
-def _grid_like(layout: _Layout, other: _Layout) -> tuple[int, ...]:
-    """The layout's own grid; that of tokens is the other side's where the counts agree, else the
-    square (or cube).
-    """
-    if layout.kind == "map" or math.prod(other.positions) == layout.positions[0]:
-        return layout.positions if layout.kind == "map" else other.positions
-    rank = len(other.positions)
-    if side := _side(layout.positions[0], rank):
-        return (side,) * rank
-    raise PlanError(
-        f"choosing a regressor: {layout.positions[0]} tokens do not fold to a grid"
-        f" beside the map {other.shape}",
-        advice="Name another layer with --hint or --guided.",
-    )
-
-
-def _side(count: int, rank: int) -> int:
-    """The side of the square (cube) that holds `count` positions, or 0 where there is none."""
-    side = round(max(count, 0) ** (1 / rank))
-    return side if side**rank == count else 0
+    return guided.grid, hint.grid
 
 
 def _by(sizes: tuple[int, ...]) -> str:

@@ -1,10 +1,25 @@
-"""How a network wants its images. Lowest layer: standard library only."""
+"""What a network takes and what its outputs mean. Lowest layer: standard library only."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-__all__ = ["InputSpec", "Interface"]
+from fitcompress.errors import RecipeError, TeacherError
+
+__all__ = ["InputSpec", "Interface", "OutputKind", "TensorSpec", "read_tensor_spec"]
+
+OutputKind = Literal["classes", "labels", "values"]
+"""What an output means: logits of one class out of K, logits of K independent yes/no labels, or
+plain numbers.
+"""
+
+_DTYPES = (
+    *("float32", "float64", "float16", "bfloat16"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +36,89 @@ class InputSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interface:
-    """What one must know to use a network: its images, its classes, and what its output means."""
+class TensorSpec:
+    """One input that is no image: a tensor that the network takes as it is."""
 
-    input: InputSpec
+    shape: tuple[int, ...]
+    """Without the batch, which comes first."""
+    dtype: str = "float32"
+    name: str = ""
+    """What the network calls it; empty where it does not matter yet."""
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}:{self.dtype}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """What one must know to use a network: what it takes, its classes, and what its outputs mean.
+
+    Either `input` or `inputs` says what it takes.
+    """
+
+    input: InputSpec | None = None
+    """Its images, for a network of images."""
+    inputs: tuple[TensorSpec, ...] = ()
+    """Its tensors, for any other."""
     class_names: tuple[str, ...] = ()
     """In the order of the outputs; empty where unknown."""
     activation: str = ""
     """What the network ends in: "", "softmax", "log_softmax" or "sigmoid"."""
+    output_names: tuple[str, ...] = ()
+    """What its source calls the outputs, in their order; empty where they have no names."""
+    output_kind: OutputKind | None = None
+    """What every output means; None reads it from each one's shape."""
     origin: dict[str, str] = field(default_factory=dict)
     """Where the network comes from: teacher, multipliers, fitcompress version."""
+
+    @property
+    def images(self) -> InputSpec:
+        """The images that the network takes.
+
+        Raises:
+            TeacherError: it takes none.
+        """
+        if self.input is None:
+            raise TeacherError(
+                f"expected a network of images, this one takes {_listed(self.inputs)}",
+                advice="`fitcompress plan` and `inspect` work for it; images cannot train it.",
+            )
+        return self.input
+
+    def kind_of(self, shape: Sequence[int]) -> OutputKind:
+        """What an output of this shape (with the batch) means: one row of scores is classes, or
+        labels behind a sigmoid; all else is values.
+
+        >>> Interface().kind_of((2, 10)), Interface().kind_of((2, 21, 32, 32))
+        ('classes', 'values')
+        """
+        if self.output_kind is not None and len(shape) > 1:
+            return self.output_kind
+        if len(shape) != 2 or (shape[1] == 1 and not self.activation):
+            return "values"
+        return "labels" if self.activation == "sigmoid" else "classes"
+
+
+def read_tensor_spec(text: str) -> TensorSpec:
+    """The input that a text stands for: its sizes without the batch, and a dtype where it is not
+    float32.
+
+    Raises:
+        RecipeError: it cannot be read so.
+
+    >>> read_tensor_spec("128:int64")
+    TensorSpec(shape=(128,), dtype='int64', name='')
+    """
+    sizes, _, dtype = text.strip().partition(":")
+    is_shape = re.fullmatch(r"([1-9]\d*(x[1-9]\d*)*)?", sizes) is not None
+    if not is_shape or (dtype or "float32") not in _DTYPES:
+        raise RecipeError(
+            f"cannot read the input {text!r}: expected sizes without the batch, as 1x16000, and"
+            f" perhaps a dtype, as 128:int64 ({', '.join(_DTYPES)})"
+        )
+    shape = tuple(int(size) for size in sizes.split("x") if size)
+    return TensorSpec(shape=shape, dtype=dtype or "float32")
+
+
+def _listed(inputs: Sequence[TensorSpec]) -> str:
+    return " and ".join(f"'{spec}'" for spec in inputs) or "nothing"

@@ -23,13 +23,12 @@ from fitcompress.events import Emit, Notice
 from fitcompress.graph.cut import cut_program
 from fitcompress.graph.lift import share_leaves
 from fitcompress.graph.program import output_nodes, propagate_shapes
-from fitcompress.losses import OutputKind
 from fitcompress.model import Model, save_model
 from fitcompress.planning import Planned, make_model, make_regressors, untaught, with_state
 from fitcompress.recipe import OptimRecipe, Recipe
 from fitcompress.rundir import RunDir
 from fitcompress.settings import flat_settings
-from fitcompress.spec import InputSpec
+from fitcompress.spec import InputSpec, OutputKind
 from fitcompress.teacher import Teacher
 from fitcompress.training import (
     DistillObjective,
@@ -158,7 +157,7 @@ def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Tea
     """A copy of the teacher fine-tuned on the data, kept as the model folder `folder`."""
     interface = replace(teacher.interface, class_names=session.data.class_names or ())
     model = make_model(teacher.program, interface)
-    spec = interface.input
+    spec = interface.images
     objective = SupervisedObjective(model.network, student_preprocess=Preprocess(spec))
     usual = _FRESH_LR if teacher.weights_from == "random" else _PRETRAINED_LR
     optim = OptimRecipe(lr=session.recipe.teacher.lr or usual)
@@ -184,10 +183,10 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(session.recipe.run.seed)
         regressors = [regressor for regressor, _ in make_regressors(planned.pairs, hints)]
-    preprocess = Preprocess(teacher.interface.input)
+    preprocess = Preprocess(teacher.interface.images)
     statistics = []
     if hints.standardise:
-        batches = [batch.to(device) for batch in _plain_batches(session, teacher.interface.input)]
+        batches = [batch.to(device) for batch in _plain_batches(session, teacher.interface.images)]
         statistics = standardise_hints(
             cuts[0], preprocess.to(device), regressors, batches, num_batches=len(batches)
         )
@@ -195,7 +194,7 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
         *cuts,
         regressors,
         teacher_preprocess=preprocess,
-        student_preprocess=Preprocess(student.interface.input),
+        student_preprocess=Preprocess(student.interface.images),
         statistics=statistics,
         reduction="mean" if hints.standardise else "sum",
     )
@@ -218,8 +217,8 @@ class _AsTuple(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        values = self.network(x_NCHW)
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values = self.network(*inputs)
         return (values,) if isinstance(values, torch.Tensor) else tuple(values)
 
 
@@ -234,7 +233,7 @@ def _plain_batches(session: Session, spec: InputSpec) -> list[Batch]:
 
 def _view_spec(teacher: Model, student: Model) -> InputSpec:
     """Both networks see one view, of the larger of their sizes; each resizes it to its own."""
-    specs = (teacher.interface.input, student.interface.input)
+    specs = (teacher.interface.images, student.interface.images)
     return max(specs, key=lambda spec: spec.shape)
 
 
@@ -246,8 +245,8 @@ def train_student(session: Session, planned: Planned, fingerprint: str) -> Stage
         teacher.network,
         student.network,
         recipe,
-        teacher_preprocess=Preprocess(teacher.interface.input),
-        student_preprocess=Preprocess(student.interface.input),
+        teacher_preprocess=Preprocess(teacher.interface.images),
+        student_preprocess=Preprocess(student.interface.images),
         output_kinds=output_kinds(teacher),
         is_labelled=session.data.labelled,
     )
@@ -258,19 +257,10 @@ def train_student(session: Session, planned: Planned, fingerprint: str) -> Stage
 
 
 def output_kinds(model: Model) -> tuple[OutputKind, ...]:
-    """What each output means, by its shape and the activation it ends in: one row of scores is
-    classes, all else values.
-    """
+    """What each output means."""
     shapes = propagate_shapes(model.program, 2)
-    kinds: list[OutputKind] = []
-    for node in output_nodes(model.program.graph):
-        shape = shapes[node.name]
-        scores = len(shape) == 2 and (shape[1] > 1 or bool(model.interface.activation))
-        if not scores:
-            kinds.append("values")
-        else:
-            kinds.append("labels" if model.interface.activation == "sigmoid" else "classes")
-    return tuple(kinds)
+    outputs = output_nodes(model.program.graph)
+    return tuple(model.interface.kind_of(shapes[node.name]) for node in outputs)
 
 
 def train_baseline(
@@ -283,7 +273,7 @@ def train_baseline(
     if session.recipe.student.init == "inherit" and planned.plan is not None:
         message = "the baseline starts from random weights: inherited ones are the teacher's"
         session.emit(Notice(topic="training", message=message))
-    spec = model.interface.input
+    spec = model.interface.images
     objective = SupervisedObjective(
         model.network,
         session.recipe.stage2.label_smoothing,
@@ -302,8 +292,8 @@ def inherit_statistics(session: Session, model: Model) -> None:
 
     Modifies the network.
     """
-    network = nn.Sequential(Preprocess(model.interface.input), model.network).to(session.device)
-    batches = _plain_batches(session, model.interface.input)
+    network = nn.Sequential(Preprocess(model.interface.images), model.network).to(session.device)
+    batches = _plain_batches(session, model.interface.images)
     reestimate_batch_norms(network, [batch.to(session.device) for batch in batches], len(batches))
 
 
@@ -347,7 +337,7 @@ def _estimate(
 def _step_seconds(session: Session, model: Model, size: int, *, trains: bool) -> float:
     """Seconds of a forward pass and, where it trains, a backward pass, on a copy of the network."""
     network = deepcopy(model.network).to(session.device).train(trains)
-    shape = (size, *model.interface.input.shape)
+    shape = (size, *model.interface.images.shape)
     images = torch.zeros(shape, device=session.device)
     best = float("inf")
     for _ in range(3):

@@ -55,7 +55,7 @@ CASES = {
     "registers told": (
         (20, 8),
         (20, 4),
-        {"num_prefix_tokens": 3},
+        {"hint_grid": (17,), "guided_grid": (17,)},
         "without 3 prefix tokens, linear 4 -> 8",
         (17, 8),
     ),
@@ -82,6 +82,34 @@ CASES = {
         "without 1 prefix tokens, fold to 6x4, 1x1 conv 4 -> 8",
         None,
     ),
+    "oblong tokens to larger map": (
+        (9, 8, 12),
+        (25, 4),
+        {},
+        "without 1 prefix tokens, fold to 4x6, 1x1 conv 4 -> 9, bilinear to 8x12",
+        None,
+    ),
+    "oblong tokens told on one side": (
+        (25, 8),
+        (6, 4),
+        {"hint_grid": (4, 6)},
+        "fold to 2x3, 1x1 conv 4 -> 8, bilinear to 4x6, flatten",
+        (24, 8),
+    ),
+    "registers before oblong tokens": (
+        (29, 8),
+        (6, 4),
+        {"hint_grid": (4, 6), "guided_grid": (2, 3)},
+        "fold to 2x3, 1x1 conv 4 -> 8, bilinear to 4x6, flatten",
+        (24, 8),
+    ),
+    "a grid of another rank than the map": (
+        (8, 4, 4),
+        (17, 4),
+        {"guided_grid": (16,)},
+        "without 1 prefix tokens, fold to 4x4, 1x1 conv 4 -> 8",
+        None,
+    ),
     "tokens to smaller map": (
         (8, 7, 7),
         (196, 4),
@@ -104,7 +132,7 @@ CASES = {
     "tokens to vector": (
         (64,),
         (33, 20),
-        {"num_prefix_tokens": 1},
+        {"guided_grid": (4, 8)},
         "without 1 prefix tokens, mean over positions, linear 20 -> 64",
         None,
     ),
@@ -155,7 +183,7 @@ WRONG = {
     "spatial axes differ": ((8, 3, 4, 5), (4, 7, 7), {}),
     "tokens without a grid": ((8, 7, 7), (31, 4), {}),
     "no such axis": ((8, 7, 7), (4, 7, 7), {"hint_channel_axis": 3}),
-    "too many prefix tokens": ((5, 8), (5, 4), {"num_prefix_tokens": 5}),
+    "a grid of more than all tokens": ((5, 8), (5, 4), {"guided_grid": (2, 3)}),
 }
 
 

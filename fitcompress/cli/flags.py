@@ -90,6 +90,11 @@ TEACHER = Group(
             "Images the teacher takes: 224, or 64,48 (height,width), or 1,28,28.",
             parse=_input_size,
         ),
+        Flag(
+            "--input",
+            "teacher.inputs",
+            "What it takes where that is no image: 1x16000, or 128:int64; once for each input.",
+        ),
         Flag("--mean", "teacher.mean", "Mean per channel of its normalisation: 0.485,0.456,0.406."),
         Flag("--std", "teacher.std", "Standard deviation per channel: 0.229,0.224,0.225."),
         Flag(

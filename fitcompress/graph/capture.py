@@ -6,11 +6,13 @@ functional form here. It knows nothing of files, timm or TorchScript.
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,12 +22,14 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.batch import make_batch_dynamic
 from fitcompress.graph.normalise import MutatedViewError, normalise
+from fitcompress.graph.obstacles import foreign_call, reads_values, value_read
 from fitcompress.graph.program import InputInfo, Program, run_program
 
 __all__ = ["capture_exported", "capture_module", "evaluating", "export_module", "tidied"]
@@ -56,16 +60,37 @@ def export_module(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Expo
     shapes = ShapesCollection()
     for value in example_inputs:
         shapes[value] = {0: Dim.AUTO}
-    with evaluating(module), warnings.catch_warnings(), torch.no_grad():
+    with evaluating(module), warnings.catch_warnings(), torch.no_grad(), _quiet():
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(module, example_inputs, dynamic_shapes=shapes, strict=False)
+        except GuardOnDataDependentSymNode as error:
+            raise value_read(type(module).__name__, "a branch", _source_line(error)) from error
         except Exception as error:
             cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CaptureError(
                 f"capturing {type(module).__name__}: torch.export could not follow it: {cause}",
                 advice="A traced TorchScript file of the same model may work instead.",
             ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs at length, and prints graphs, where its errors say the same in a line."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _source_line(error: Exception) -> str:
+    """The line of the module's code that torch.export names in an error."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    places = [i for i, line in enumerate(lines) if line.startswith('File "')]
+    return lines[places[-1] + 1] if places and places[-1] + 1 < len(lines) else ""
 
 
 def capture_exported(exported: ExportedProgram) -> Program:
@@ -315,7 +340,6 @@ def tidied(program: Program) -> Program:
 def _refuse_foreign_calls(graph: Graph) -> None:
     for node in graph.nodes:
         if isinstance(node.target, OpOverload) and node.target.namespace != "aten":
-            raise CaptureError(
-                f"capturing the network: it calls '{node.target}', which is not ATen",
-                advice="Custom operators are not supported; use a plain PyTorch form of the layer.",
-            )
+            raise foreign_call("the network", node.target)
+        if isinstance(node.target, OpOverload) and reads_values(node.target):
+            raise value_read("the network", node.target)

@@ -16,6 +16,7 @@ from torch.fx import Graph, Node
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.program import Program, prune
+from fitcompress.graph.scalars import inline_numbers
 
 __all__ = ["MutatedViewError", "fold_constants", "functionalise", "normalise"]
 
@@ -55,7 +56,7 @@ def normalise(program: Program) -> Program:
     program = prune(program)
     _refuse_state(program.graph)
     _simplify(program.graph)
-    program = fold_constants(program)
+    program = inline_numbers(fold_constants(program))
     _forget_devices(program.graph)
     return prune(program)
 
@@ -215,6 +216,10 @@ def _use_usual_form(node: Node) -> None:
         node.target = aten.reshape.default
     elif node.target in _TENSOR_FORMS:
         node.target = _TENSOR_FORMS[node.target]
+    elif node.target in (aten.chunk.default, aten.split.Tensor):
+        _use_written_sizes(node)
+    elif node.target in _RECURRENT:
+        _use_training_form(node)
     elif node.target in (aten._convolution.default, aten.convolution.default):
         weight = node.args[1]
         assert isinstance(weight, Node)
@@ -227,6 +232,33 @@ _TENSOR_FORMS = {
     aten.mul.Scalar: aten.mul.Tensor,
     aten.div.Scalar: aten.div.Tensor,
 }
+
+
+def _use_written_sizes(node: Node) -> None:
+    """Pieces by their sizes instead of their number or their common size: they may come to differ.
+    Along the batch, whose size is not known, nothing changes."""
+    pieces, (source, _, *rest) = node.meta["val"], node.args
+    dim: Any = rest[0] if rest else node.kwargs.get("dim", 0)
+    if dim % pieces[0].ndim > 0:
+        node.target = aten.split_with_sizes.default
+        node.args, node.kwargs = (source, [int(piece.shape[dim]) for piece in pieces], dim), {}
+
+
+_RECURRENT = (
+    *(aten.lstm.input, aten.gru.input),
+    *(aten.rnn_tanh.input, aten.rnn_relu.input),
+)
+
+
+def _use_training_form(node: Node) -> None:
+    """cuDNN gives no gradients through a recurrent call that was made for inference. Without its
+    dropout, which inference leaves out, the call for training computes the same.
+    """
+    assert isinstance(node.target, OpOverload)
+    names = [argument.name for argument in node.target._schema.arguments]
+    args = list(node.args)
+    args[names.index("dropout")], args[names.index("train")] = 0.0, True
+    node.args = tuple(args)
 
 
 def _use_plain_convolution(node: Node, rank: int) -> None:
@@ -295,12 +327,23 @@ def _is_constant_call(node: Node, values: dict[Node, Any]) -> bool:
 
 def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
     args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-    if isinstance(node.target, OpOverload) and any(
-        a.name == "device" for a in node.target._schema.arguments
-    ):
-        kwargs = {**kwargs, "device": torch.device("cpu")}
+    if isinstance(node.target, OpOverload):
+        args, kwargs = _on_the_cpu(node.target, args, kwargs)
     with torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _on_the_cpu(
+    target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with the CPU as its device, if it takes one."""
+    cpu, names = torch.device("cpu"), [argument.name for argument in target._schema.arguments]
+    if "device" not in names:
+        return args, kwargs
+    place = names.index("device")
+    if place < len(args):
+        return (*args[:place], cpu, *args[place + 1 :]), kwargs
+    return args, {**kwargs, "device": cpu}
 
 
 def _fresh_name(owner: str, taken: dict[str, Tensor]) -> str:

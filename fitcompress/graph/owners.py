@@ -8,13 +8,21 @@ joins, the rest to the place where it stands.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from fitcompress.graph.program import Program, clone, propagate_shapes
+from fitcompress.graph.program import (
+    Program,
+    clone,
+    copy_graph,
+    output_nodes,
+    propagate_shapes,
+)
+from fitcompress.graph.spine import find_blocks
 
 __all__ = ["infer_owners", "name_by_use"]
 
@@ -27,12 +35,14 @@ the input channels.
 
 def name_by_use(program: Program) -> Program:
     """Names the tensors that the source had no names for (frozen archives) after the calls that use
-    them.
+    them, and where it had no names at all, after the block that these stand in too. Nothing is
+    modified.
 
     Those used as weights are trainable, and so are float tables, but for masks (two values) and
     tiny ones.
     """
-    named = clone(program)
+    has_no_names = all(map(_is_unnamed, program.tensors))
+    named = _unpooled(program)
     renamed: dict[str, str] = {}
     trainable = set(program.trainable)
     for node in named.graph.nodes:
@@ -44,12 +54,66 @@ def name_by_use(program: Program) -> Program:
             is_weight = role in _WEIGHT_ARGUMENTS and value.is_floating_point()
             renamed[old] = f"{node.name}.{role}" if is_weight else old
             if (is_weight and not role.startswith("running")) or _is_table(value):
-                trainable.add(renamed[old])
-    for node in named.graph.nodes:
+                trainable.add(old)
+    named = _renamed(replace(named, trainable=frozenset(trainable)), renamed)
+    return _renamed(named, _names_by_block(named)) if has_no_names else named
+
+
+def _unpooled(program: Program) -> Program:
+    """A copy in which each call has the constant vectors that it takes as weights to itself:
+    freezing merges equal constants, so that all fresh norms and all zero biases look tied.
+    """
+    parted = clone(program)
+    taken: set[Node] = set()
+    for node in list(parted.graph.nodes):
+        for index, source in _unnamed_weights(node):
+            value = parted.tensors[str(source.target)]
+            if source in taken and value.ndim == 1 and bool((value == value[:1]).all()):
+                own = f"{source.target}_of_{node.name}_{index}"
+                parted.tensors[own] = value.clone()
+                with parted.graph.inserting_before(node):
+                    new = parted.graph.create_node("get_attr", own)
+                new.meta.update(source.meta)
+                node.update_arg(index, new)
+            taken.add(source)
+    return parted
+
+
+def _unnamed_weights(node: Node) -> Iterable[tuple[int, Node]]:
+    """(place, source) for each tensor without a name of its own that a call takes as a weight."""
+    if not isinstance(node.target, OpOverload):
+        return
+    roles = [argument.name for argument in node.target._schema.arguments]
+    for index, (role, source) in enumerate(zip(roles, node.args, strict=False)):
+        if role not in _WEIGHT_ARGUMENTS or not isinstance(source, Node):
+            continue
+        if source.op == "get_attr" and _is_unnamed(str(source.target)):
+            yield index, source
+
+
+def _names_by_block(program: Program) -> dict[str, str]:
+    """`blocks.<number>.` in front of the name of each tensor in a block on the spine; what comes
+    before the first block and what makes the output stand outside of all, as in most networks.
+    """
+    ends = output_nodes(program.graph)
+    inner = [block for block in find_blocks(program)[1:] if block.tail not in ends]
+    names: dict[str, str] = {}
+    for number, block in enumerate(inner):
+        for node in block.nodes:
+            if node.op == "get_attr":
+                names.setdefault(str(node.target), f"blocks.{number}.{node.target}")
+    return names
+
+
+def _renamed(program: Program, names: Mapping[str, str]) -> Program:
+    """The program with other names for some of its tensors."""
+    graph, _ = copy_graph(program.graph)
+    for node in graph.nodes:
         if node.op == "get_attr":
-            node.target = renamed.get(str(node.target), node.target)
-    tensors = {renamed.get(name, name): value for name, value in named.tensors.items()}
-    return Program(named.graph, tensors, frozenset(trainable), program.inputs)
+            node.target = names.get(str(node.target), node.target)
+    tensors = {names.get(name, name): value for name, value in program.tensors.items()}
+    trainable = frozenset(names.get(name, name) for name in program.trainable)
+    return Program(graph, tensors, trainable, program.inputs)
 
 
 def _unnamed_tensors(node: Node) -> Iterable[tuple[str, Node]]:

@@ -9,10 +9,13 @@ follow the batch.
 
 from __future__ import annotations
 
+import copy
 import operator
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +27,27 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
 from torch.jit._fuser import optimized_execution
 
-from fitcompress.errors import CaptureError, TeacherError
-from fitcompress.graph.batch import make_batch_dynamic, merge_recordings
+from fitcompress.errors import CaptureError, ObstacleError, TeacherError
+from fitcompress.graph.batch import agree, make_batch_dynamic, merge_recordings
 from fitcompress.graph.capture import capture_module, evaluating, tidied
+from fitcompress.graph.devices import without_devices
+from fitcompress.graph.examples import random_input
+from fitcompress.graph.fused import DECOMPOSED
 from fitcompress.graph.lift import place
+from fitcompress.graph.nests import mapped, tensors_in
 from fitcompress.graph.normalise import MutatedViewError, normalise
+from fitcompress.graph.obstacles import foreign_call, quantized_call, reads_values, value_read
+from fitcompress.graph.outputs import output_names
 from fitcompress.graph.owners import infer_owners, name_by_use
-from fitcompress.graph.program import InputInfo, Program, copy_graph, prune
+from fitcompress.graph.program import InputInfo, Program, copy_graph, prune, run_program
 
-__all__ = ["capture_torchscript", "load_torchscript"]
+__all__ = ["capture_named_torchscript", "capture_torchscript", "load_torchscript"]
 
 aten = torch.ops.aten
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
-    """The archive on the CPU.
+    """The archive on the CPU, wherever it was saved.
 
     Raises:
         TeacherError: torch cannot read it.
@@ -46,7 +55,7 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
+            return torch.jit.load(without_devices(path), map_location="cpu")  # type: ignore[no-any-return]
     except Exception as error:
         raise TeacherError(
             f"opening '{path}': torch {torch.__version__} cannot read this TorchScript archive:"
@@ -55,36 +64,57 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
         ) from error
 
 
-def capture_torchscript(archive: nn.Module, input_shape: tuple[int, ...]) -> Program:
-    """The flat program of an archive for inputs of one shape (without the batch), its batch size
-    dynamic.
+def capture_torchscript(archive: nn.Module, *inputs: tuple[int, ...] | InputInfo) -> Program:
+    """The flat program of an archive, its batch size dynamic.
+
+    inputs: what it takes, without the batch; a bare shape is one of float32.
 
     Raises:
         CaptureError: it does not run on such inputs, keeps state, or its batch size cannot be
             freed.
     """
+    return capture_named_torchscript(archive, *inputs)[0]
+
+
+def capture_named_torchscript(
+    archive: nn.Module, *inputs: tuple[int, ...] | InputInfo
+) -> tuple[Program, tuple[str, ...]]:
+    """The same as `capture_torchscript`, and the names of the outputs."""
+    infos = [InputInfo("", item) if isinstance(item, tuple) else item for item in inputs]
     with evaluating(archive):
         try:
-            recordings = [_record(archive, input_shape, size) for size in (2, 3)]
+            two, three = (_record(archive, infos, size) for size in (2, 3))
         except _BatchRefusedError as error:
-            return _capture_fixed_batch(archive, input_shape, error)
-        return infer_owners(_finished(merge_recordings(*recordings)))
+            return _capture_fixed_batch(archive, infos, error)
+        program = _finished(merge_recordings(two.program, three.program))
+        return _checked(_named(program), three), two.names
 
 
 def _capture_fixed_batch(
-    archive: nn.Module, input_shape: tuple[int, ...], cause: Exception
-) -> Program:
+    archive: nn.Module, infos: Sequence[InputInfo], cause: Exception
+) -> tuple[Program, tuple[str, ...]]:
     """An archive whose views hold the batch size it was traced with."""
-    for batch_size in (1, 4, 8, 16, 32, 64):
+    for batch_size in (1, 2, 4, 8, 16, 32, 64):
         try:
-            recording = _record(archive, input_shape, batch_size)
+            recording = _record(archive, infos, batch_size)
         except _BatchRefusedError:
             continue
-        return infer_owners(make_batch_dynamic(_finished(recording), batch_size))
-    raise CaptureError(
-        f"running the archive on images of {input_shape}: {cause}",
-        advice="Pass --input-size C H W as the archive expects it.",
-    ) from cause
+        program = make_batch_dynamic(_finished(recording.program), batch_size)
+        return _checked(_named(program), recording), recording.names
+    said = " and ".join(f"{info.shape} {str(info.dtype).split('.')[-1]}" for info in infos)
+    raise CaptureError(f"running the archive on inputs of {said}: {cause}") from cause
+
+
+def _checked(program: Program, recording: _Recording) -> Program:
+    """The program, which must give what the archive gave when it was recorded."""
+    with _same_draws():
+        found = run_program(program, *recording.examples)
+    if not all(map(agree, found, recording.outputs)):
+        raise CaptureError(
+            "capturing the archive: the graph of its calls does not give its outputs",
+            advice="Export the model that it was made from as a .pt2 instead.",
+        )
+    return program
 
 
 def _finished(recording: Program) -> Program:
@@ -92,7 +122,11 @@ def _finished(recording: Program) -> Program:
         program = normalise(replace(recording, graph=copy_graph(recording.graph)[0]))
     except MutatedViewError:
         program = _functional_by_export(recording)
-    return name_by_use(tidied(program))
+    return tidied(program)
+
+
+def _named(program: Program) -> Program:
+    return infer_owners(name_by_use(program))
 
 
 def _functional_by_export(recording: Program) -> Program:
@@ -100,13 +134,13 @@ def _functional_by_export(recording: Program) -> Program:
     root, graph = nn.Module(), copy_graph(recording.graph)[0]
     for name, value in recording.tensors.items():
         place(root, name, value.detach())
-    inputs = [torch.zeros(_example_shape(node)) for node in graph.nodes if node.op == "placeholder"]
+    inputs = [
+        torch.zeros_like(node.meta["val"], device="cpu")
+        for node in graph.nodes
+        if node.op == "placeholder"
+    ]
     program = capture_module(GraphModule(root, graph), inputs)
     return replace(program, trainable=recording.trainable.intersection(program.tensors))
-
-
-def _example_shape(node: Node) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
 
 
 # --- recording ------------------------------------------------------------------------------
@@ -116,26 +150,62 @@ class _BatchRefusedError(Exception):
     """The archive does not run at this batch size."""
 
 
-def _record(archive: nn.Module, input_shape: tuple[int, ...], batch_size: int) -> Program:
-    """The calls of one run on random images, sizes as numbers."""
+@dataclass(frozen=True)
+class _Recording:
+    """One run of an archive."""
+
+    program: Program
+    """Its calls, sizes as numbers."""
+    names: tuple[str, ...]
+    """Of the outputs."""
+    examples: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _record(archive: nn.Module, infos: Sequence[InputInfo], batch_size: int) -> _Recording:
+    """A run on random inputs."""
     generator = torch.Generator().manual_seed(0)
-    example = torch.randn((batch_size, *input_shape), generator=generator)
-    recorder = _Recorder(example, _named_tensors(archive))
+    examples = [random_input(info, batch_size, generator) for info in infos]
+    given = tuple(example.clone() for example in examples)  # the run may write to its inputs
+    names = [info.name for info in infos if info.name] or _argument_names(archive)
+    if _writes_to_itself(archive):  # what it keeps of a run must not show in the next one
+        archive = copy.deepcopy(archive)
+    recorder = _Recorder(dict(zip(names, examples, strict=False)), _named_tensors(archive))
     try:
         with torch.no_grad(), warnings.catch_warnings(), optimized_execution(False):
             warnings.simplefilter("ignore")
-            with enable_python_dispatcher(), recorder:
-                result = archive(example)
-    except CaptureError:
-        raise
+            with _same_draws(), enable_python_dispatcher(), recorder:
+                result = archive(*examples)
     except Exception as error:
-        raise _BatchRefusedError(_last_line(error)) from error
-    outputs = [value for value in _tensors_in(result) if isinstance(value, Tensor)]
+        if recorder.obstacle:
+            explain, call = recorder.obstacle
+            raise explain("the archive", call, _source_line(error)) from error
+        raise _BatchRefusedError(recorder.failure or _last_line(error)) from error
+    outputs = [value for value in tensors_in(result) if isinstance(value, Tensor)]
     if any(value.ndim == 0 or value.shape[0] != batch_size for value in outputs):
         raise _BatchRefusedError(
-            f"its output does not have one row an image for {batch_size} images"
+            f"its output does not have one row a sample for {batch_size} samples"
         )
-    return recorder.finish(outputs, {name for name, _ in archive.named_parameters()})
+    program = recorder.finish(outputs, {name for name, _ in archive.named_parameters()})
+    return _Recording(program, output_names(result), given, tuple(outputs))
+
+
+def _writes_to_itself(archive: nn.Module) -> bool:
+    graph = archive.inlined_graph
+    return any(graph.findAllNodes(kind) for kind in ("prim::SetAttr", "aten::_set_item"))  # type: ignore[operator, union-attr]
+
+
+def _argument_names(archive: nn.Module) -> list[str]:
+    """What the archive calls its inputs."""
+    arguments = archive.forward.schema.arguments[1:]  # type: ignore[attr-defined]
+    return [re.sub(r"\W", "_", argument.name) for argument in arguments]
 
 
 class _Recorder(ProxyTorchDispatchMode):
@@ -145,7 +215,7 @@ class _Recorder(ProxyTorchDispatchMode):
     none of its tracing is used.
     """
 
-    def __init__(self, example: Tensor, names: Mapping[Any, str]) -> None:
+    def __init__(self, examples: Mapping[str, Tensor], names: Mapping[Any, str]) -> None:
         super().__init__(PythonKeyTracer(), "real", pre_dispatch=True)
         self.graph = Graph()
         self.tensors: dict[str, Tensor] = {}
@@ -153,25 +223,53 @@ class _Recorder(ProxyTorchDispatchMode):
         self._nodes: dict[int, Node] = {}
         self._constants: dict[str, Node] = {}
         self._alive: list[Any] = []
-        node = self.graph.placeholder("x")
-        node.meta.update(val=_example(example), owner="")
-        self.inputs = (InputInfo("x", tuple(example.shape[1:]), example.dtype),)
-        self._remember(example, node)
+        self._from_inputs: set[int] = set()
+        self._blank: set[int] = set()
+        """Memory that no recorded call has written yet."""
+        self.inputs: tuple[InputInfo, ...] = ()
+        self.obstacle: tuple[Callable[..., ObstacleError], OpOverload] | None = None
+        """The error to raise and its call. It cannot be raised where it is found: the interpreter
+        makes a RuntimeError without words of all that passes it."""
+        self.failure = ""
+        """What the last call said that failed."""
+        for name, example in examples.items():
+            node = self.graph.placeholder(name)
+            node.meta.update(val=_example(example), owner="")
+            self.inputs += (InputInfo(node.name, tuple(example.shape[1:]), example.dtype),)
+            self._remember(example, node)
+            self._from_inputs.add(_storage(example))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _DECOMPOSED:
+        if func in DECOMPOSED:
             with self:
-                return _DECOMPOSED[func](*args, **kwargs)
-        result = func(*args, **kwargs)
+                return DECOMPOSED[func](*args, **kwargs)
+        self._refuse(func, (args, kwargs))
+        try:
+            _refuse_other_states(func, args)
+            result = func(*args, **kwargs)
+        except Exception as error:
+            self.failure = _first_line(error)
+            raise
         if not func._schema.is_mutable:
-            given = {id(value) for value in _tensors_in((args, kwargs))}
-            result = _mapped(result, lambda v: aten.alias(v) if id(v) in given else v)
+            given = {id(value) for value in tensors_in((args, kwargs))}
+            result = mapped(result, lambda v: aten.alias(v) if id(v) in given else v)
         if func.namespace == "aten":
             self._write(func, args, kwargs, result)
-        elif any(isinstance(value, Tensor) for value in _tensors_in(result)):
-            raise CaptureError(f"capturing the archive: it calls '{func}', which is not ATen")
         return result
+
+    def _refuse(self, func: OpOverload, arguments: Any) -> None:
+        """Stops at a call that no graph can hold."""
+        given = list(tensors_in(arguments))
+        follows = any(_storage(value) in self._from_inputs for value in given)
+        if func.namespace == "quantized" or func._schema.name.startswith(_QUANTIZING):
+            self.obstacle = quantized_call, func
+        elif func.namespace != "aten" and given:
+            self.obstacle = foreign_call, func
+        elif follows and reads_values(func, given):
+            self.obstacle = value_read, func
+        if self.obstacle:
+            raise AssertionError("never seen: the interpreter makes its own error of it")
 
     def finish(self, outputs: list[Tensor], parameters: set[str]) -> Program:
         self.graph.output(tuple(self._node_of(value) for value in outputs))
@@ -179,16 +277,36 @@ class _Recorder(ProxyTorchDispatchMode):
         return prune(Program(self.graph, self.tensors, trainable, self.inputs))
 
     def _write(self, func: OpOverload, args: Any, kwargs: Any, result: Any) -> None:
-        args, kwargs = _mapped((list(args), kwargs), self._node_of)
+        given = list(tensors_in((args, kwargs)))
+        if any(_storage(value) in self._from_inputs for value in given):
+            self._from_inputs.update(map(_storage, tensors_in(result)))
+        self._keep_written_by_others(func, given, result)
+        args, kwargs = mapped((list(args), kwargs), self._node_of)
         node = self.graph.create_node("call_function", func, tuple(args), kwargs)
-        node.meta.update(val=_mapped(result, _example), owner="")
+        node.meta.update(val=mapped(result, _example), owner="")
         if isinstance(result, (list, tuple)):
             for index, item in enumerate(result):
                 part = self.graph.call_function(operator.getitem, (node, index))
-                part.meta.update(val=_mapped(item, _example), owner="")
+                part.meta.update(val=mapped(item, _example), owner="")
                 self._remember(item, part)
         else:
             self._remember(result, node)
+
+    def _keep_written_by_others(self, func: OpOverload, given: list[Tensor], result: Any) -> None:
+        """Makes a literal of what is read from memory that no call has written: the interpreter
+        fills tensors that it makes of lists by itself.
+        """
+        if func is aten.empty.memory_format:
+            self._blank.add(_storage(result))
+        elif func._schema.is_mutable:
+            self._blank.difference_update(map(_storage, given))
+        elif not self._blank.issuperset(map(_storage, tensors_in(result))):
+            for value in given:  # it is read: the result is no mere view of it
+                if _storage(value) in self._blank and not self._is_constant(value):
+                    self._nodes.pop(id(value), None)
+
+    def _is_constant(self, value: Tensor) -> bool:
+        return id(value) in self._nodes and self._nodes[id(value)].op == "get_attr"
 
     def _remember(self, value: Any, node: Node) -> None:
         self._alive.append(value)
@@ -217,6 +335,24 @@ class _Recorder(ProxyTorchDispatchMode):
 _LITERAL = "literal_"
 
 
+_QUANTIZING = ("aten::quantize_", "aten::dequantize")
+
+
+def _refuse_other_states(func: OpOverload, args: Sequence[Any]) -> None:
+    """torch's LSTM on the CPU (2.11 to 2.15) does not hold the batch of its states against that of
+    its input, and writes past their end.
+    """
+    if func is aten.lstm.input:
+        states, expected = args[1], args[0].shape[0 if args[8] else 1]
+        if any(state.shape[1] != expected for state in states):
+            raise ValueError(f"an LSTM has states for a batch of {states[0].shape[1]}")
+
+
+def _storage(value: Tensor) -> int:
+    """Which memory a tensor is seen through: views of one share it."""
+    return int(value.untyped_storage()._cdata)
+
+
 def _named_tensors(archive: nn.Module) -> dict[Any, str]:
     """The author's names of an archive's parameters, buffers and other tensors, by where they lie
     in memory.
@@ -234,93 +370,18 @@ def _example(value: Any) -> Any:
     return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors_in(item)
-
-
-def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`value` with `function` applied to everything in its lists, tuples and dictionaries."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(item, function) for item in value)
-    if isinstance(value, dict):
-        return {key: _mapped(item, function) for key, item in value.items()}
-    return function(value) if not isinstance(value, bool) else value
-
-
 def _last_line(error: Exception) -> str:
     """The cause in an error of the TorchScript interpreter, which puts its own traceback first."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
 
 
+def _source_line(error: Exception) -> str:
+    """Where in the code of the archive's author an error of the interpreter arose."""
+    lines = str(error).splitlines()
+    marked = [i for i, line in enumerate(lines) if line.rstrip().endswith("<--- HERE")]
+    return lines[marked[-1] - 1].strip() if marked and marked[-1] else ""
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
-# --- fused calls ----------------------------------------------------------------------------
-
-
-def _encoder_layer(
-    src: Tensor,
-    embed_dim: int,
-    num_heads: int,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    proj_weight: Tensor,
-    proj_bias: Tensor,
-    use_gelu: bool,
-    norm_first: bool,
-    eps: float,
-    norm_weight_1: Tensor,
-    norm_bias_1: Tensor,
-    norm_weight_2: Tensor,
-    norm_bias_2: Tensor,
-    ffn_weight_1: Tensor,
-    ffn_bias_1: Tensor,
-    ffn_weight_2: Tensor,
-    ffn_bias_2: Tensor,
-    mask: Tensor | None = None,
-    mask_type: int | None = None,  # noqa: ARG001 (the schema's)
-) -> Tensor:
-    """What `aten::_transformer_encoder_layer_fwd` computes, in plain calls
-    (nn.TransformerEncoderLayer under no-grad).
-    """
-    if mask is not None:
-        raise CaptureError(
-            "capturing the archive: a fused encoder layer with a mask is not supported"
-        )
-
-    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return nn.functional.layer_norm(x, [embed_dim], weight, bias, eps)
-
-    def attend(x: Tensor) -> Tensor:
-        batch, tokens = x.shape[0], x.shape[1]
-        packed = nn.functional.linear(x, qkv_weight, qkv_bias)
-        parts = packed.reshape(batch, tokens, 3, num_heads, embed_dim // num_heads)
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        joined = mixed.reshape(batch, tokens, embed_dim)
-        return nn.functional.linear(joined, proj_weight, proj_bias)
-
-    def feed(x: Tensor) -> Tensor:
-        inner = nn.functional.linear(x, ffn_weight_1, ffn_bias_1)
-        inner = nn.functional.gelu(inner) if use_gelu else nn.functional.relu(inner)
-        return nn.functional.linear(inner, ffn_weight_2, ffn_bias_2)
-
-    if norm_first:
-        src = src + attend(norm(src, norm_weight_1, norm_bias_1))
-        return src + feed(norm(src, norm_weight_2, norm_bias_2))
-    src = norm(src + attend(src), norm_weight_1, norm_bias_1)
-    return norm(src + feed(src), norm_weight_2, norm_bias_2)
-
-
-_DECOMPOSED: dict[Any, Callable[..., Any]] = {
-    aten._transformer_encoder_layer_fwd.default: _encoder_layer,
-}

@@ -11,16 +11,15 @@ from pathlib import Path
 
 from torch import nn
 
-from fitcompress.errors import TeacherError
+from fitcompress.errors import RecipeError, TeacherError
 from fitcompress.events import Emit, ignore
 from fitcompress.model import is_model_folder
 from fitcompress.recipe import TeacherRecipe
-from fitcompress.spec import InputSpec, Interface
+from fitcompress.spec import InputSpec, Interface, OutputKind, TensorSpec
 from fitcompress.teacher.archives import open_folder, open_pt2, open_torchscript
 from fitcompress.teacher.checkpoints import file_kind
 from fitcompress.teacher.factories import open_factory
-from fitcompress.teacher.opened import Request, Teacher, captured, made_teacher
-from fitcompress.teacher.timm_models import open_timm
+from fitcompress.teacher.opened import Request, Teacher, captured, made_teacher, tensor_specs
 
 __all__ = ["Teacher", "open_teacher", "source_kind", "teacher_from_module"]
 
@@ -51,8 +50,13 @@ def open_teacher(
     """
     request = Request(recipe, image_size, num_classes, emit, meta, allow_random, seed)
     kind = source_kind(recipe.source)
+    if recipe.inputs and kind in ("timm", "folder"):
+        raise RecipeError(
+            f"opening teacher '{recipe.source}': it says itself what it takes",
+            advice="Drop --input; images of another size are --input-size.",
+        )
     teacher = _OPENERS[kind](request)
-    if num_classes is not None and teacher.num_classes != num_classes:
+    if num_classes is not None and teacher.num_classes not in (0, num_classes):
         raise TeacherError(
             f"opening teacher '{recipe.source}': it has {teacher.num_classes} classes, the data has"
             f" {num_classes}, and a teacher of kind '{kind}' cannot be given another head",
@@ -63,18 +67,32 @@ def open_teacher(
 
 def teacher_from_module(
     module: nn.Module,
-    spec: InputSpec,
+    spec: InputSpec | Sequence[TensorSpec],
     *,
     class_names: Sequence[str] = (),
+    output_kind: OutputKind | None = None,
     name: str = "",
 ) -> Teacher:
-    """A teacher from a module in memory, which is left as it is. Raises CaptureError where it
-    cannot be traced.
+    """A teacher from a module in memory, which is left as it is.
+
+    spec: the images that it takes, or one entry for each of its inputs.
+    output_kind: what its outputs mean; None reads it from their shapes.
+
+    Raises:
+        CaptureError: it cannot be traced.
     """
-    program = captured(module, spec.shape)
+    images = spec if isinstance(spec, InputSpec) else None
+    tensors = [TensorSpec(shape=spec.shape)] if isinstance(spec, InputSpec) else spec
+    program, output_names = captured(module, *tensors)
     return made_teacher(
         program,
-        Interface(input=spec, class_names=tuple(class_names)),
+        Interface(
+            input=images,
+            inputs=() if images else tensor_specs(program),
+            class_names=tuple(class_names),
+            output_names=output_names,
+            output_kind=output_kind,
+        ),
         name=name or type(module).__name__,
         kind="module",
         weights_from="archive",
@@ -129,8 +147,14 @@ def _kind_of_file(path: Path) -> str:
     )
 
 
+def _open_timm(request: Request) -> Teacher:
+    from fitcompress.teacher.timm_models import open_timm  # takes seconds, and may not be there
+
+    return open_timm(request)
+
+
 _OPENERS: dict[str, Callable[[Request], Teacher]] = {
-    "timm": open_timm,
+    "timm": _open_timm,
     "factory": open_factory,
     "torchscript": open_torchscript,
     "pt2": open_pt2,

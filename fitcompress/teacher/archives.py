@@ -10,21 +10,25 @@ from torch import nn
 
 from fitcompress.errors import RecipeError, TeacherError
 from fitcompress.graph.capture import capture_exported
-from fitcompress.graph.program import Program
-from fitcompress.graph.torchscript import capture_torchscript, load_torchscript
+from fitcompress.graph.outputs import exported_output_names
+from fitcompress.graph.program import InputInfo, Program
+from fitcompress.graph.torchscript import capture_named_torchscript, load_torchscript
 from fitcompress.model import load_model
-from fitcompress.spec import Interface
 from fitcompress.teacher.checkpoints import refuse_unsafe_export
 from fitcompress.teacher.opened import (
     Request,
     Size,
     Teacher,
+    asking_what_it_takes,
     assumed_spec,
-    at_first_size,
-    class_names,
+    described,
+    dtype_of,
     first_channels,
     first_line,
     made_teacher,
+    on_images,
+    tensor_specs,
+    with_kind,
 )
 
 __all__ = ["open_folder", "open_pt2", "open_torchscript"]
@@ -36,14 +40,22 @@ _COMMON_SIDES = (224, 32, 28, 64, 96, 128, 160, 192, 240, 256, 288, 299, 320, 38
 def open_torchscript(request: Request) -> Teacher:
     _refuse_weights(request)
     archive = load_torchscript(Path(request.recipe.source))
-    sizes = _archive_sizes(request, archive)
-    program, size = at_first_size(sizes, lambda size: capture_torchscript(archive, size))
+    if request.inputs:
+        infos = [InputInfo("", spec.shape, dtype_of(spec)) for spec in request.inputs]
+        with asking_what_it_takes():
+            program, names = capture_named_torchscript(archive, *infos)
+        return _archive_teacher(request, program, None, names, "torchscript")
+    (program, names), size = on_images(
+        request,
+        _archive_sizes(request, archive),
+        lambda size: capture_named_torchscript(archive, size),
+    )
     if request.recipe.input_size is None and size[1:] != request.image_size:
         request.notice(
             f"'{request.recipe.source}' does not say what size its images have; it runs on {size},"
             " which is used (--input-size)"
         )
-    return _archive_teacher(request, program, size, "torchscript")
+    return _archive_teacher(request, program, size, names, "torchscript")
 
 
 def open_pt2(request: Request) -> Teacher:
@@ -60,13 +72,23 @@ def open_pt2(request: Request) -> Teacher:
             f" {first_line(error)}",
             advice="Export it again with this version of torch.",
         ) from error
-    program = capture_exported(exported)
+    program, names = capture_exported(exported), exported_output_names(exported)
+    _refuse_other_inputs(request, program)
     size = program.inputs[0].shape
-    if len(size) != 3:
-        raise TeacherError(
-            f"opening teacher '{path}': expected an input of shape (N, C, H, W), got (N, {size})"
+    is_image = len(program.inputs) == 1 and program.inputs[0].dtype.is_floating_point
+    if request.inputs or not is_image or len(size) != 3:
+        return _archive_teacher(request, program, None, names, "pt2")
+    return _archive_teacher(request, program, (size[0], size[1], size[2]), names, "pt2")
+
+
+def _refuse_other_inputs(request: Request, program: Program) -> None:
+    own, said = (" and ".join(map(str, i)) for i in (tensor_specs(program), request.inputs))
+    if said and said != own:
+        raise RecipeError(
+            f"opening teacher '{request.recipe.source}': it says itself that it takes {own},"
+            f" not {said}",
+            advice="Drop --input.",
         )
-    return _archive_teacher(request, program, (size[0], size[1], size[2]), "pt2")
 
 
 def open_folder(request: Request) -> Teacher:
@@ -74,17 +96,20 @@ def open_folder(request: Request) -> Teacher:
     model = load_model(Path(request.recipe.source))
     return made_teacher(
         model.program,
-        model.interface,
+        with_kind(request, model.interface),
         name=request.recipe.source,
         kind="folder",
         weights_from="archive",
     )
 
 
-def _archive_teacher(request: Request, program: Program, size: Size, kind: str) -> Teacher:
+def _archive_teacher(
+    request: Request, program: Program, size: Size | None, output_names: tuple[str, ...], kind: str
+) -> Teacher:
+    images = None if size is None else assumed_spec(request, size)
     return made_teacher(
         program,
-        Interface(input=assumed_spec(request, size), class_names=class_names(request.recipe)),
+        described(request, program, images, output_names),
         name=request.recipe.source,
         kind=kind,
         weights_from="archive",

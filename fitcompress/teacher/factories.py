@@ -13,19 +13,21 @@ from typing import Any
 from torch import nn
 
 from fitcompress.errors import TeacherError, near_misses
-from fitcompress.spec import Interface
+from fitcompress.spec import InputSpec, TensorSpec
 from fitcompress.teacher.opened import (
+    Named,
     Request,
     Teacher,
+    asking_what_it_takes,
     assumed_spec,
-    at_first_size,
     captured,
-    class_names,
     count_classes,
+    described,
     first_channels,
     first_line,
     load_file,
     made_teacher,
+    on_images,
     seeded,
 )
 
@@ -41,21 +43,34 @@ def open_factory(request: Request) -> Teacher:
     if recipe.weights is not None:
         load_file(request, module, recipe.weights)
         weights_from = "file"
-    own = (first_channels(module), *(request.image_size or (224, 224)))
-    program, size = at_first_size(request.sizes(own), lambda size: captured(module, size))
-    found = count_classes(program)
-    if request.num_classes not in (None, found) and takes_classes:
+    (program, names), inputs, images = _captured(request, module)
+    interface = described(request, program, images, names)
+    if request.num_classes not in (None, count_classes(program, interface)) and takes_classes:
         resized = _made(request, factory, request.num_classes)
         _copy_fitting(module, resized)
-        program = captured(resized, size)
+        program, _ = captured(resized, *inputs)
     return made_teacher(
         program,
-        Interface(input=assumed_spec(request, size), class_names=class_names(recipe)),
+        interface,
         name=recipe.source,
         kind="factory",
         weights_from=weights_from,
         can_resize_classes=takes_classes,
     )
+
+
+def _captured(
+    request: Request, module: nn.Module
+) -> tuple[Named, tuple[TensorSpec, ...], InputSpec | None]:
+    """The module's program, what it takes, and how its images look where it takes images."""
+    if request.inputs:
+        with asking_what_it_takes():
+            return captured(module, *request.inputs), request.inputs, None
+    own = (first_channels(module), *(request.image_size or (224, 224)))
+    found, size = on_images(
+        request, request.sizes(own), lambda size: captured(module, TensorSpec(shape=size))
+    )
+    return found, (TensorSpec(shape=size),), assumed_spec(request, size)
 
 
 def _imported(source: str) -> Callable[..., Any]:

@@ -8,37 +8,48 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from fitcompress.errors import CaptureError, RecipeError
+from fitcompress.errors import CaptureError, ObstacleError, RecipeError
 from fitcompress.events import Emit, Notice
-from fitcompress.graph.capture import capture_module
+from fitcompress.graph.capture import capture_exported, export_module
 from fitcompress.graph.cut import split_activation
+from fitcompress.graph.outputs import exported_output_names
 from fitcompress.graph.program import Program, output_nodes, program_to_json, propagate_shapes
 from fitcompress.recipe import TeacherRecipe
-from fitcompress.spec import InputSpec, Interface
+from fitcompress.spec import InputSpec, Interface, OutputKind, TensorSpec, read_tensor_spec
 from fitcompress.teacher.checkpoints import load_weights, read_weights
 
 __all__ = [
+    "Named",
     "Request",
     "Size",
     "Teacher",
+    "asking_what_it_takes",
     "assumed_spec",
     "at_first_size",
     "captured",
     "checked",
     "class_names",
     "count_classes",
+    "described",
+    "dtype_of",
     "first_channels",
     "first_line",
     "load_file",
     "made_teacher",
+    "on_images",
     "seeded",
+    "tensor_specs",
+    "with_kind",
 ]
 
+T = TypeVar("T")
+Named = tuple[Program, tuple[str, ...]]
+"""A program and the names of its outputs."""
 Size = tuple[int, int, int]
 """Channels, height, width."""
 
@@ -61,7 +72,7 @@ class Teacher:
     "factory".
     """
     num_classes: int
-    """Size of the last dimension of the first output."""
+    """Scores in a row of the first output; 0 where that is no row of scores."""
     fingerprint: str
     """Hash of the graph and all weights: two teachers with the same one say the same."""
     can_resize_classes: bool = False
@@ -85,6 +96,11 @@ class Request:
     def notice(self, message: str) -> None:
         self.emit(Notice(topic="teacher", message=message))
 
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the user says that it takes instead of images."""
+        return tuple(map(read_tensor_spec, self.recipe.inputs))
+
     def sizes(self, own: Size, multiple_of: tuple[int, int] = (1, 1)) -> list[Size]:
         """The input sizes to try, the best first; the data's is rounded up to whole patches."""
         if self.recipe.input_size is not None:
@@ -99,20 +115,20 @@ class Request:
 
 
 def made_teacher(program: Program, interface: Interface, **facts: Any) -> Teacher:
+    _check_batches(program, f"opening teacher '{facts['name']}'")
     program, activation = split_activation(program)
+    interface = replace(interface, activation=activation or interface.activation)
     return Teacher(
         program=program,
-        interface=replace(interface, activation=activation or interface.activation),
-        num_classes=count_classes(program),
+        interface=interface,
+        num_classes=count_classes(program, interface),
         fingerprint=_fingerprint(program),
         **facts,
     )
 
 
-def at_first_size(
-    sizes: Sequence[Size], capture: Callable[[Size], Program]
-) -> tuple[Program, Size]:
-    """The program at the first size that it can be captured at and runs at.
+def at_first_size(sizes: Sequence[Size], capture: Callable[[Size], T]) -> tuple[T, Size]:
+    """What `capture` gives at the first size that the network runs at.
 
     Raises:
         CaptureError: there is none; it is the error at the first size.
@@ -121,29 +137,138 @@ def at_first_size(
     for size in sizes:
         try:
             return capture(size), size
+        except ObstacleError:
+            raise
         except CaptureError as error:
             first_error = first_error or error
     assert first_error is not None, sizes
     raise first_error
 
 
-def captured(module: nn.Module, size: Size, *, meta: bool = False) -> Program:
-    """The program of a module at an input size, checked on shapes at two batch sizes."""
-    example = torch.zeros((2, *size), device="meta" if meta else "cpu")
-    program = capture_module(module, (example,))
+def on_images(
+    request: Request, sizes: Sequence[Size], capture: Callable[[Size], Named]
+) -> tuple[Named, Size]:
+    """What `capture` gives at the first size of images that the network runs at. Where nobody said
+    that it takes images, that is a guess.
+
+    Raises:
+        CaptureError: there is none, or the guess is wrong: without a weight of four dimensions and
+            with an output that has all dimensions of the image but the last, it is for rows.
+    """
+    with asking_what_it_takes():
+        found, size = at_first_size(sizes, capture)
+    if request.recipe.input_size is None and _is_for_rows(found[0]):
+        raise CaptureError(
+            f"running '{request.recipe.source}' on images of {size}: it only changes their last"
+            " dimension, so it is none of images",
+            advice=_SAY_WHAT_IT_TAKES,
+        )
+    return found, size
+
+
+@contextlib.contextmanager
+def asking_what_it_takes() -> Iterator[None]:
+    """Says of a capture that failed, where that may be for want of the right inputs, how to give
+    them.
+    """
+    try:
+        yield
+    except ObstacleError:
+        raise
+    except CaptureError as error:
+        advice = f"{error.advice} {_SAY_WHAT_IT_TAKES}".strip()
+        raise CaptureError(error.message, advice=advice) from error
+
+
+_SAY_WHAT_IT_TAKES = (
+    "Say what it takes: images with --input-size 64, anything else with --input 1x16000 or"
+    " --input 128:int64, once for each input."
+)
+
+
+def _is_for_rows(program: Program) -> bool:
+    if any(value.ndim >= 4 for value in program.tensors.values()):
+        return False
+    shapes = propagate_shapes(program)
+    leading = shapes[program.inputs[0].name][:-1]
+    return all(shapes[node.name][:-1] == leading for node in output_nodes(program.graph))
+
+
+def captured(module: nn.Module, *inputs: TensorSpec, meta: bool = False) -> Named:
+    """The program of a module for some inputs, checked on shapes at two batch sizes, and the names
+    of its outputs.
+    """
+    device = "meta" if meta else "cpu"
+    examples = [torch.zeros((2, *s.shape), dtype=dtype_of(s), device=device) for s in inputs]
+    exported = export_module(module, tuple(examples))
+    program = capture_exported(exported)
+    if meta:  # constants that the module computed have values; now all or nothing has
+        tensors = {name: value.to("meta") for name, value in program.tensors.items()}
+        program = replace(program, tensors=tensors)
+    _check_batches(program, f"capturing {type(module).__name__}")
+    return program, exported_output_names(exported)
+
+
+def _check_batches(program: Program, doing: str) -> None:
+    """Runs the program on shapes at two batch sizes: each output has one row a sample."""
     for batch_size in (1, 3):
         try:
-            propagate_shapes(program, batch_size)
+            shapes = propagate_shapes(program, batch_size)
         except RuntimeError as error:
             raise CaptureError(
-                f"capturing {type(module).__name__}: it does not run on a batch of {batch_size}:"
-                f" {first_line(error)}"
+                f"{doing}: it does not run on a batch of {batch_size}: {first_line(error)}"
             ) from error
-    return program
+        for node in output_nodes(program.graph):
+            if tuple(shapes[node.name][:1]) != (batch_size,):
+                raise CaptureError(
+                    f"{doing}: expected one row a sample in each output, '{node.name}' has the"
+                    f" shape {shapes[node.name]} for a batch of {batch_size}",
+                    advice="Let it take and return tensors whose first dimension is the batch.",
+                )
 
 
-def count_classes(program: Program) -> int:
-    return int(propagate_shapes(program)[output_nodes(program.graph)[0].name][-1])
+def dtype_of(spec: TensorSpec) -> torch.dtype:
+    dtype = getattr(torch, spec.dtype)
+    assert isinstance(dtype, torch.dtype), spec
+    return dtype
+
+
+def count_classes(program: Program, interface: Interface) -> int:
+    """The scores in a row of the first output; 0 where that is no row of scores."""
+    shape = propagate_shapes(program)[output_nodes(program.graph)[0].name]
+    return 0 if interface.kind_of(shape) == "values" else int(shape[1])
+
+
+def described(
+    request: Request,
+    program: Program,
+    images: InputSpec | None,
+    output_names: tuple[str, ...] = (),
+) -> Interface:
+    """The interface of a network of images, or without them of one that takes what its program
+    takes.
+    """
+    interface = Interface(
+        input=images,
+        inputs=tensor_specs(program) if images is None else (),
+        class_names=class_names(request.recipe),
+        output_names=output_names,
+    )
+    return with_kind(request, interface)
+
+
+def with_kind(request: Request, interface: Interface) -> Interface:
+    """The interface with what the user says that the outputs mean."""
+    kind = request.recipe.output_kind
+    return interface if kind == "auto" else replace(interface, output_kind=cast(OutputKind, kind))
+
+
+def tensor_specs(program: Program) -> tuple[TensorSpec, ...]:
+    """The inputs of a program by name."""
+    return tuple(
+        TensorSpec(shape=info.shape, dtype=str(info.dtype).removeprefix("torch."), name=info.name)
+        for info in program.inputs
+    )
 
 
 def assumed_spec(request: Request, size: Size) -> InputSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -12,7 +13,7 @@ from torch import nn
 
 from fitcompress.errors import CaptureError, TeacherError, near_misses
 from fitcompress.graph.program import Program
-from fitcompress.spec import InputSpec, Interface
+from fitcompress.spec import InputSpec, TensorSpec
 from fitcompress.teacher.hub import quiet_hub
 from fitcompress.teacher.opened import (
     Request,
@@ -21,7 +22,7 @@ from fitcompress.teacher.opened import (
     at_first_size,
     captured,
     checked,
-    class_names,
+    described,
     first_line,
     load_file,
     made_teacher,
@@ -41,19 +42,26 @@ def open_timm(request: Request) -> Teacher:
     program, size = at_first_size(sizes, lambda size: _timm_at(request, module, own, size))
     spec = InputSpec(
         shape=size,
-        mean=recipe.mean or tuple(config["mean"]),
-        std=recipe.std or tuple(config["std"]),
+        mean=recipe.mean or _per_channel(config["mean"], size[0]),
+        std=recipe.std or _per_channel(config["std"], size[0]),
         interpolation=str(config["interpolation"]),
         crop_pct=float(config["crop_pct"]) if size == own else 1.0,
     )
     return made_teacher(
         program,
-        Interface(input=checked(spec), class_names=class_names(recipe)),
+        described(request, program, checked(spec)),
         name=recipe.source,
         kind="timm",
         weights_from=weights_from,
         can_resize_classes=True,
     )
+
+
+def _per_channel(values: Sequence[float], num_channels: int) -> tuple[float, ...]:
+    """The values of the channels; for other channels than these, their mean for each."""
+    if len(values) == num_channels:
+        return tuple(values)
+    return (sum(values) / len(values),) * num_channels
 
 
 def _timm_module(request: Request) -> tuple[nn.Module, str]:
@@ -90,9 +98,12 @@ def _timm_at(request: Request, module: nn.Module, own: Size, size: Size) -> Prog
         if request.recipe.weights is not None and not request.meta:
             raise CaptureError(f"the weights of '{request.recipe.source}' are for inputs of {own}")
         pretrained = request.recipe.pretrained and not request.meta
-        module = _create_timm(request, pretrained=pretrained, img_size=size[1:])
+        try:
+            module = _create_timm(request, pretrained=pretrained, img_size=size[1:])
+        except TeacherError as error:  # nothing was wrong at its own size
+            raise CaptureError(error.message) from error
     _resize_head(request, module)
-    return captured(module, size, meta=request.meta)
+    return captured(module, TensorSpec(shape=size), meta=request.meta)[0]
 
 
 def _patch_size(module: nn.Module) -> tuple[int, int]:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fitcompress.data import Batch
 from fitcompress.losses import (
     HintReduction,
-    OutputKind,
     hint_loss,
     kd_loss,
     label_loss,
@@ -28,6 +27,7 @@ from fitcompress.losses import (
 )
 from fitcompress.recipe import Stage2Recipe
 from fitcompress.regressors import Regressor
+from fitcompress.spec import OutputKind
 from fitcompress.training.statistics import HintStatistics
 
 __all__ = ["DistillObjective", "HintObjective", "Objective", "Scores", "SupervisedObjective"]
@@ -67,8 +67,8 @@ class HintObjective(nn.Module):
         student_cut: the student up to its guided layers, in the same order; its modules are the
             student's own.
         regressors: one per pair.
-        teacher_preprocess: uint8 images to the teacher's input.
-        student_preprocess: uint8 images to the student's input.
+        teacher_preprocess: uint8 images to the teacher's input; a tuple where it has several.
+        student_preprocess: uint8 images to the student's input or inputs.
         statistics: one per pair standardises the hints; empty takes them raw.
         reduction: "sum" is FitNets Eq. 3 to the letter, "mean" goes with standardised hints.
 
@@ -89,7 +89,7 @@ class HintObjective(nn.Module):
     ) -> None:
         super().__init__()
         assert len(statistics) in (0, len(regressors)), (len(statistics), len(regressors))
-        self.teacher = nn.Sequential(teacher_preprocess, teacher_cut)
+        self.teacher = _Chain(teacher_preprocess, teacher_cut)
         self.student_preprocess = student_preprocess
         # The statistics are saved with the rest, so that a resumed run goes on with the very same
         # targets.
@@ -119,7 +119,8 @@ class HintObjective(nn.Module):
     def _pair_losses(self, batch: Batch) -> list[Tensor]:
         with torch.no_grad():
             hints = _as_tuple(self.teacher(batch.images))
-        guided = _as_tuple(self.trained["student"](self.student_preprocess(batch.images)))
+        inputs = _as_tuple(self.student_preprocess(batch.images))
+        guided = _as_tuple(self.trained["student"](*inputs))
         regressors = self._regressors
         targets = [part.target(hint) for part, hint in zip(regressors, hints, strict=True)]
         if self._statistics:
@@ -140,10 +141,10 @@ class DistillObjective(nn.Module):
         teacher: returns a tensor or a tuple of them, before any final softmax or sigmoid.
         student: returns the same shapes.
         recipe: temperatures and weights.
-        teacher_preprocess: uint8 images to the teacher's input.
-        student_preprocess: uint8 images to the student's input.
-        output_kinds: what each output means; the labels belong to the first that is not "values".
-            The losses are added.
+        teacher_preprocess: uint8 images to the teacher's input; a tuple where it has several.
+        student_preprocess: uint8 images to the student's input or inputs.
+        output_kinds: what each output means; the labels belong to the first that is not "values",
+            where that is one row of scores. The losses are added.
         is_labelled: whether the data has labels.
 
     Source: FitNets Eq. 2; Hinton et al. (arXiv 1503.02531) section 2.
@@ -161,7 +162,7 @@ class DistillObjective(nn.Module):
         is_labelled: bool = True,
     ) -> None:
         super().__init__()
-        self.teacher = nn.Sequential(teacher_preprocess, teacher)
+        self.teacher = _Chain(teacher_preprocess, teacher)
         self.student_preprocess = student_preprocess
         self.trained: nn.Module = student
         self.recipe = recipe
@@ -203,7 +204,8 @@ class DistillObjective(nn.Module):
         """The student's and the teacher's."""
         with torch.no_grad():
             teacher = _as_tuple(self.teacher(batch.images))
-        return _as_tuple(self.trained(self.student_preprocess(batch.images))), teacher
+        inputs = _as_tuple(self.student_preprocess(batch.images))
+        return _as_tuple(self.trained(*inputs)), teacher
 
     def _losses(
         self,
@@ -214,11 +216,8 @@ class DistillObjective(nn.Module):
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for index, kind in enumerate(self.output_kinds):
-            labels = (
-                _label_targets(batch, student[index])
-                if self.is_labelled and index == self._main
-                else None
-            )
+            has_labels = self.is_labelled and index == self._main and student[index].dim() == 2
+            labels = _label_targets(batch, student[index]) if has_labels else None
             parts = self._output_losses(kind, student[index], teacher[index], labels, lambda_kd)
             suffix = f"_{index + 1}" if len(self.output_kinds) > 1 else ""
             total = parts.pop("loss")
@@ -292,8 +291,16 @@ class SupervisedObjective(nn.Module):
         return label_loss(logits, targets, kind=self.output_kind, smoothing=self.label_smoothing)
 
 
-def _as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+class _Chain(nn.Sequential):
+    """A preprocessing and the network that takes what it gives, one tensor or several."""
+
+    def forward(self, images: Tensor) -> Any:
+        preprocess, network = self
+        return network(*_as_tuple(preprocess(images)))
+
+
+def _as_tuple(values: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (values,) if isinstance(values, Tensor) else tuple(values)
 
 
 def _main_output(kinds: tuple[OutputKind, ...]) -> int | None:

@@ -86,7 +86,7 @@ def standardise_hints(
 
     Args:
         teacher_cut: returns a tuple with one hint per pair.
-        teacher_preprocess: uint8 images to its input, on the same device.
+        teacher_preprocess: uint8 images to its input or inputs, on the same device.
         regressors: one per pair; they know what of the hint is the target.
         batches: training batches, of which the first `num_batches` are used.
 
@@ -96,7 +96,8 @@ def standardise_hints(
 
     def targets() -> Iterator[list[Tensor]]:
         for batch in islice(batches, num_batches):
-            hints = teacher_cut(teacher_preprocess(batch.images.to(_device_of(teacher_cut))))
+            inputs = teacher_preprocess(batch.images.to(_device_of(teacher_cut)))
+            hints = teacher_cut(*((inputs,) if isinstance(inputs, Tensor) else inputs))
             yield [part.target(hint) for part, hint in zip(regressors, hints, strict=True)]
 
     axes = [regressor.channel_axis for regressor in regressors]

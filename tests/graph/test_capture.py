@@ -74,7 +74,8 @@ class Constants(nn.Module):
         rows = torch.arange(4, device=x.device, dtype=x.dtype)
         table = torch.stack(torch.meshgrid(rows, rows, indexing="ij")).sum(0)
         rest = torch.zeros(x.shape[0], 4, 4, device=x.device)
-        return x + table + rest + torch.tensor([1.0, 2.0, 3.0, 4.0])
+        moved = torch.arange(4).to(x.device, x.dtype)
+        return x + table + rest + torch.tensor([1.0, 2.0, 3.0, 4.0]) * moved
 
 
 class NoGradRegion(nn.Module):

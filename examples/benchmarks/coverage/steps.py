@@ -1,0 +1,195 @@
+"""Trains a student of timm models for one step in each stage, with real weights, exports it, and
+loads it in another process: one CSV row for each model.
+
+    python steps.py --out steps.csv --models $(cat models.txt) --processes 2
+
+Rows are written when their model is done, so a run that was stopped goes on where it was. Weights
+are random, and no tensor is left constant. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from archives import model_and_shape
+from reopen import relative_difference
+from rows import add_rows, models_like, one_line, read_rows
+from timm.models import _registry as registry
+from torch import Tensor, nn
+
+from fitcompress.data import Batch, Preprocess
+from fitcompress.events import ignore
+from fitcompress.exports import Source, export_model
+from fitcompress.model import save_model
+from fitcompress.planning import Planned, make_regressors, plan_run
+from fitcompress.recipe import Recipe, resolve_recipe
+from fitcompress.spec import InputSpec
+from fitcompress.stages import cut_at
+from fitcompress.teacher import teacher_from_module
+from fitcompress.training import DistillObjective, HintObjective, standardise_hints
+
+DEPTH_MULT, WIDTH_MULT = 2.0, 0.3
+BATCH_SIZE = 2
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What one model gave; empty where it did not come so far."""
+
+    model: str
+    family: str
+    params: int = 0
+    difference: float | str = ""
+    """The largest at batches of 2 and 3 between the lifted network's outputs and the model's own,
+    as a share of the largest output."""
+    hint_loss: float | str = ""
+    """Stage 1's first; its gradients are finite in every parameter of the stage."""
+    distill_loss: float | str = ""
+    """Stage 2's first, likewise."""
+    onnx_difference: float | str = ""
+    """The largest at batches of 1 and 8 between onnxruntime's outputs and the student's own."""
+    loaded: bool = False
+    """Another process loads the student and gets the same outputs to the last bit."""
+    seconds: float = 0.0
+    notice: str = ""
+
+
+def measure(name: str, side: int | None) -> list[Row]:
+    """The row of one model; what fails is its notice."""
+    row = Row(model=name, family=registry._model_to_module[name])
+    start = time.perf_counter()
+    try:
+        _fill(row, side)
+    except Exception as error:
+        row.notice = one_line(error)
+    row.seconds = round(time.perf_counter() - start, 1)
+    return [row]
+
+
+def _fill(row: Row, side: int | None) -> None:
+    settings = {"student.depth_mult": DEPTH_MULT, "student.width_mult": WIDTH_MULT}
+    recipe = resolve_recipe(settings=settings)
+    with torch.no_grad():
+        module, shape = model_and_shape(row.model, side)
+        row.params = sum(value.numel() for value in module.parameters())
+        even = InputSpec(shape=shape, mean=(0.5,) * shape[0], std=(0.5,) * shape[0])
+        planned = plan_run(teacher_from_module(module, even), recipe, emit=ignore)
+        row.difference = _difference(planned.teacher.network, module, shape)
+    batch = _batch(shape)
+    row.hint_loss = one_step(hint_objective(planned, recipe, batch), batch)
+    row.distill_loss = one_step(distill_objective(planned, recipe), batch)
+
+    student = planned.student.network.eval()
+    samples = Preprocess(planned.student.interface.input)(batch.images)
+    with TemporaryDirectory() as temporary, torch.no_grad():
+        source = Source(student, planned.student.interface, samples)
+        record = export_model("onnx", source, Path(temporary) / "student.onnx")
+        row.onnx_difference = record.max_rel_diff
+        row.loaded = _is_same_elsewhere(planned, samples, Path(temporary))
+
+
+def _difference(network: nn.Module, module: nn.Module, shape: tuple[int, ...]) -> float:
+    """The network of modules, lifted, against the model itself."""
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randn((size, *shape), generator=generator) for size in (2, 3)]
+    return max(relative_difference(network.eval()(x), module(x)) for x in batches)
+
+
+def _batch(shape: tuple[int, ...]) -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (BATCH_SIZE, *shape), generator=generator).to(torch.uint8)
+    return Batch(images, torch.arange(BATCH_SIZE), torch.arange(BATCH_SIZE))
+
+
+def hint_objective(planned: Planned, recipe: Recipe, batch: Batch) -> HintObjective:
+    """Stage 1, as a run makes it."""
+    cuts = (
+        cut_at(planned.teacher, [pair.hint.node for pair in planned.pairs]),
+        cut_at(planned.student, [pair.guided.node for pair in planned.pairs]),
+    )
+    regressors = [regressor for regressor, _ in make_regressors(planned.pairs, recipe.hints)]
+    preprocess = Preprocess(planned.teacher.interface.input)
+    statistics = standardise_hints(cuts[0], preprocess, regressors, [batch], num_batches=1)
+    return HintObjective(
+        *cuts,
+        regressors,
+        teacher_preprocess=preprocess,
+        student_preprocess=Preprocess(planned.student.interface.input),
+        statistics=statistics,
+    )
+
+
+def distill_objective(planned: Planned, recipe: Recipe) -> DistillObjective:
+    """Stage 2, as a run makes it."""
+    return DistillObjective(
+        planned.teacher.network,
+        planned.student.network,
+        recipe.stage2,
+        teacher_preprocess=Preprocess(planned.teacher.interface.input),
+        student_preprocess=Preprocess(planned.student.interface.input),
+    )
+
+
+def one_step(objective: HintObjective | DistillObjective, batch: Batch) -> float:
+    """The first loss, and a step of gradient descent; all must be finite."""
+    objective.train()
+    loss = objective.losses(batch, 0.0)["loss"]
+    loss.backward()
+    parameters = dict(objective.trained.named_parameters())
+    assert parameters, "nothing is trained"
+    assert loss.isfinite(), f"the loss is {loss.item()}"
+    bad = [name for name, p in parameters.items() if p.grad is None or not p.grad.isfinite().all()]
+    assert not bad, f"no finite gradient in {len(bad)} parameters, such as {bad[0]}"
+    torch.optim.SGD(parameters.values(), lr=1e-3).step()
+    objective.trained.zero_grad()
+    return round(loss.item(), 4)
+
+
+def _is_same_elsewhere(planned: Planned, samples: Tensor, folder: Path) -> bool:
+    model = planned.student
+    save_model(folder / "student", model.program, model.network, model.interface, model.blocks)
+    torch.save({"inputs": samples, "outputs": _outputs(model.network(samples))}, folder / "io.pt")
+    ended = subprocess.run([sys.executable, "-c", _LOAD, str(folder)], capture_output=True)
+    return ended.returncode == 0
+
+
+_LOAD = """
+import sys, torch, fitcompress
+torch.set_num_threads(1)
+seen = torch.load(sys.argv[1] + "/io.pt")
+with torch.no_grad():
+    found = fitcompress.load(sys.argv[1] + "/student")(seen["inputs"])
+found = found if isinstance(found, tuple) else (found,)
+assert "timm" not in sys.modules
+assert all(torch.equal(a, b) for a, b in zip(found, seen["outputs"], strict=True))
+"""
+
+
+def _outputs(result: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=["*"], help="name patterns")
+    parser.add_argument("--side", type=int, help="of the images, where a model takes any")
+    parser.add_argument("--processes", type=int, default=1)
+    given = parser.parse_args()
+    done = {row["model"] for row in read_rows(given.out)}
+    names = [name for name in models_like(given.models) if name not in done]
+    tasks = [partial(measure, name, given.side) for name in names]
+    add_rows(given.out, Row, tasks, processes=given.processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Opens torchvision's models as TorchScript archives, plans a student for each, and writes one CSV
+row for each model and kind of archive.
+
+    python torchvision_models.py --out torchvision.csv
+    python torchvision_models.py --out all.csv --all --models 'regnet*' 'mvit*'
+
+Without `--all` it takes the smallest of each family: classification, segmentation, video, and the
+backbones of the detectors. The weights are random. A row is written when its model is done, so a
+sweep that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatch
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torchvision import models
+from torchvision.models.detection import backbone_utils
+
+from fitcompress.events import ignore
+from fitcompress.graph.program import Program, output_nodes, propagate_shapes, run_program
+from fitcompress.planning import plan_run
+from fitcompress.recipe import resolve_recipe
+from fitcompress.teacher import open_teacher
+
+WAYS = ("traced", "scripted")
+SIZES = {"classification": "3x224x224", "segmentation": "3x128x128", "detection": "3x128x128"}
+CLIPS = {"s3d": "3x16x224x224", "mvit": "3x16x224x224", "": "3x8x112x112"}
+"""Of video models by the beginning of their names: frames, height, width."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to try."""
+
+    name: str
+    task: str
+    family: str
+    make: Callable[[], nn.Module]
+    num_params: int = 0
+    """As torchvision says; 0 where it does not."""
+
+    @property
+    def size(self) -> str:
+        """Its input without the batch, as `--input` takes it."""
+        if self.task == "video":
+            return next(size for start, size in CLIPS.items() if self.name.startswith(start))
+        return SIZES[self.task]
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What one archive gave; empty where it did not come so far."""
+
+    model: str
+    task: str
+    family: str
+    way: str
+    size: str
+    opened: bool = False
+    difference: float = 0.0
+    """Largest one between the program's outputs and the module's, over the largest output."""
+    outputs: str = ""
+    verified: bool = False
+    """The student runs at two batch sizes and keeps the outputs' shapes."""
+    params: int = 0
+    params_ratio: float = 0.0
+    depth: int = 0
+    depth_ratio: float = 0.0
+    hint: str = ""
+    guided: str = ""
+    seconds: float = 0.0
+    """Opening and planning."""
+    notice: str = ""
+
+
+def found_models() -> Iterator[Model]:
+    """All that have one tensor as their input, and the backbones of the detectors."""
+    tasks = {
+        "classification": (models, {}),
+        "segmentation": (models.segmentation, {"weights_backbone": None}),
+        "video": (models.video, {}),
+    }
+    for task, (module, options) in tasks.items():
+        for name in models.list_models(module=module):
+            builder = models.get_model_builder(name)
+            more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+            family = builder.__module__.rpartition(".")[2]
+            make = _maker(builder, {"weights": None, **options, **more})
+            num_params = models.get_model_weights(name).DEFAULT.meta["num_params"]
+            yield Model(name, task, family, make, num_params)
+    for name in ("resnet18", "resnet50"):
+        make = _maker(backbone_utils.resnet_fpn_backbone, {"backbone_name": name, "weights": None})
+        yield Model(f"{name}_fpn", "detection", "resnet_fpn", make)
+    options = {"backbone_name": "mobilenet_v3_large", "fpn": True, "weights": None}
+    make = _maker(backbone_utils.mobilenet_backbone, options)
+    yield Model("mobilenet_v3_large_fpn", "detection", "mobilenet_fpn", make)
+
+
+def _maker(builder: Callable[..., nn.Module], options: dict) -> Callable[[], nn.Module]:
+    return lambda: builder(**options)
+
+
+def smallest(found: list[Model]) -> list[Model]:
+    """The one with the fewest parameters of each family."""
+    ordered = sorted(found, key=lambda model: (model.task, model.family))
+    families = groupby(ordered, key=lambda model: (model.task, model.family))
+    return [min(members, key=lambda model: model.num_params) for _, members in families]
+
+
+def measure(model: Model, way: str) -> Row:
+    """The row of one archive; what fails is its notice."""
+    row = Row(model=model.name, task=model.task, family=model.family, way=way, size=model.size)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _fill(row, model, Path(folder) / "teacher.pt")
+    except Exception as error:
+        row.notice = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+    return row
+
+
+def _fill(row: Row, model: Model, path: Path) -> None:
+    torch.manual_seed(0)
+    module = model.make().eval()
+    example = torch.randn(2, *map(int, row.size.split("x")))
+    _store(module, example, row.way, path)
+    settings = {"teacher.source": str(path), "teacher.inputs": (row.size,)}
+    recipe = resolve_recipe(settings=settings)
+
+    start = time.perf_counter()
+    teacher = open_teacher(recipe.teacher)
+    row.opened = True
+    planned = plan_run(teacher, recipe, emit=ignore, meta=True)
+    row.seconds = round(time.perf_counter() - start, 1)
+
+    with torch.no_grad():
+        row.difference = _difference(run_program(teacher.program, example), module(example))
+    row.outputs = " ".join(teacher.interface.output_names)
+    for batch_size in (1, 3):
+        assert _shapes(teacher.program, batch_size) == _shapes(planned.student.program, batch_size)
+    row.verified = True
+    assert planned.plan is not None
+    teacher_costs, costs = planned.plan.teacher_costs, planned.plan.costs
+    row.params, row.depth = teacher_costs.params, teacher_costs.depth
+    row.params_ratio = round(costs.params / teacher_costs.params, 4)
+    row.depth_ratio = round(costs.depth / teacher_costs.depth, 4)
+    row.hint, row.guided = planned.pairs[0].hint.name, planned.pairs[0].guided.name
+    row.notice = "; ".join(planned.summary["notices"])
+
+
+def _store(module: nn.Module, example: Tensor, way: str, path: Path) -> None:
+    with torch.no_grad():
+        if way == "traced":
+            archive = torch.jit.trace(module, (example,), strict=False, check_trace=False)
+        else:
+            archive = torch.jit.script(module)
+    torch.jit.save(archive, str(path))
+
+
+def _difference(found: tuple[Tensor, ...], result: object) -> float:
+    expected = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+    assert len(found) == len(expected)
+    pairs = zip(found, expected, strict=True)
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs)
+
+
+def _shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]:
+    shapes = propagate_shapes(program, batch_size)
+    return [shapes[node.name] for node in output_nodes(program.graph)]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file, none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sweep(chosen: list[Model], out: Path) -> None:
+    """Writes the rows that `out` does not have yet."""
+    done = {(row["model"], row["way"]) for row in read_rows(out)}
+    todo = [(m, way) for m in chosen for way in WAYS if (m.name, way) not in done]
+    with out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        if not done:
+            writer.writeheader()
+        for model, way in track(todo):
+            writer.writerow(asdict(measure(model, way)))
+            file.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=["*"], help="name patterns")
+    parser.add_argument("--all", action="store_true", help="not only the smallest of each family")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    found = [m for m in found_models() if any(fnmatch(m.name, p) for p in given.models)]
+    sweep(found if given.all else smallest(found), given.out)
+
+
+if __name__ == "__main__":
+    main()

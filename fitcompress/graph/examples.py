@@ -1,0 +1,20 @@
+"""Inputs for trying a program out. Layer: graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from fitcompress.graph.program import InputInfo
+
+__all__ = ["random_input"]
+
+
+def random_input(info: InputInfo, batch_size: int, generator: Generator) -> Tensor:
+    """Values that every network of such an input can take: normal numbers, or 0 and 1, which are
+    indices of any table.
+    """
+    shape = (batch_size, *info.shape)
+    if info.dtype.is_floating_point or info.dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(info.dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(info.dtype)
