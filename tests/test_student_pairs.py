@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from small_nets import traced
-from test_zoo_steps import distill_objective, hint_objective
+from steps import distill_objective, hint_objective
 
 from fitcompress.data import Batch
 from fitcompress.errors import PlanError, TeacherError

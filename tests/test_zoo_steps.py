@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from steps import distill_objective, hint_objective
 from test_zoo import MODELS, OWN_SIZE, SIDE
 
 from fitcompress.data import Batch, Preprocess
 from fitcompress.events import ignore
 from fitcompress.exports import Source, export_model
-from fitcompress.planning import Planned, make_regressors, plan_run
+from fitcompress.planning import Planned, plan_run
 from fitcompress.recipe import Recipe, resolve_recipe
-from fitcompress.stages import cut_at
 from fitcompress.teacher import open_teacher
-from fitcompress.training import DistillObjective, HintObjective, standardise_hints
 
 NUM_CLASSES = 10
 TOLERANCES = {"test_nfnet": 5e-4}
@@ -40,33 +39,6 @@ def some_batch(plan: Planned) -> Batch:
     shape = plan.teacher.interface.input.shape
     images = torch.randint(0, 256, (4, *shape), dtype=torch.uint8)
     return Batch(images, torch.arange(4) % NUM_CLASSES, torch.arange(4))
-
-
-def hint_objective(plan: Planned, recipe: Recipe, batch: Batch) -> HintObjective:
-    cuts = (
-        cut_at(plan.teacher, [pair.hint.node for pair in plan.pairs]),
-        cut_at(plan.student, [pair.guided.node for pair in plan.pairs]),
-    )
-    regressors = [regressor for regressor, _ in make_regressors(plan.pairs, recipe.hints)]
-    preprocess = Preprocess(plan.teacher.interface.input)
-    statistics = standardise_hints(cuts[0], preprocess, regressors, [batch], num_batches=1)
-    return HintObjective(
-        *cuts,
-        regressors,
-        teacher_preprocess=preprocess,
-        student_preprocess=Preprocess(plan.student.interface.input),
-        statistics=statistics,
-    )
-
-
-def distill_objective(plan: Planned, recipe: Recipe) -> DistillObjective:
-    return DistillObjective(
-        plan.teacher.network,
-        plan.student.network,
-        recipe.stage2,
-        teacher_preprocess=Preprocess(plan.teacher.interface.input),
-        student_preprocess=Preprocess(plan.student.interface.input),
-    )
 
 
 def take_steps(objective, batch: Batch) -> tuple[dict, dict]:

@@ -10,7 +10,14 @@ from typing import Any
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from fitcompress.graph.program import Program, Shape, operation, output_nodes, propagate_shapes
+from fitcompress.graph.program import (
+    Program,
+    Shape,
+    data_sources,
+    operation,
+    output_nodes,
+    propagate_shapes,
+)
 from fitcompress.graph.rules.contractions import CONTRACTIONS, RECURRENT
 
 __all__ = [
@@ -85,7 +92,7 @@ def is_data(node: Node) -> bool:
         current = pending.pop()
         if current.op == "placeholder":
             return True
-        fresh = set(current.all_input_nodes) - seen
+        fresh = set(data_sources(current)) - seen
         seen |= fresh
         pending.extend(fresh)
     return False
@@ -140,7 +147,7 @@ def node_depths(program: Program) -> dict[Node, int]:
     from_input: dict[Node, bool] = {}
     depths: dict[Node, int] = {}
     for node in program.graph.nodes:
-        sources = node.all_input_nodes
+        sources = data_sources(node)
         from_input[node] = node.op == "placeholder" or any(from_input[s] for s in sources)
         weighted = _may_be_weighted(node) and any(not from_input[s] for s in sources)
         depths[node] = max((depths[s] for s in sources), default=0) + (

@@ -17,6 +17,56 @@ __all__ = ["DECOMPOSED"]
 aten = torch.ops.aten
 
 
+def _attend(
+    x: Tensor,
+    num_heads: int,
+    qkv: tuple[Tensor, Tensor],
+    projection: tuple[Tensor, Tensor],
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Multi-head attention within x (N, L, D); its weights (N, H, L, L) too, if they are wanted."""
+    packed = nn.functional.linear(x, *qkv).unflatten(-1, (3, num_heads, -1))
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    if need_weights:
+        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        mixed = weights @ v
+    else:
+        weights = q.new_empty(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+    return nn.functional.linear(mixed.transpose(1, 2).flatten(2), *projection), weights
+
+
+def _multi_head_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim: int,  # noqa: ARG001 (the schema's)
+    num_heads: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    mask: Tensor | None = None,
+    need_weights: bool = True,
+    average_attn_weights: bool = True,
+    mask_type: int | None = None,  # noqa: ARG001 (the schema's)
+) -> tuple[Tensor, Tensor]:
+    """What `aten::_native_multi_head_attention` computes, in plain calls (nn.MultiheadAttention
+    under no-grad).
+    """
+    _refuse_mask(mask)
+    if not query.data_ptr() == key.data_ptr() == value.data_ptr():
+        raise CaptureError("capturing the archive: fused attention between sequences")
+    maps = ((qkv_weight, qkv_bias), (proj_weight, proj_bias))
+    mixed, weights = _attend(query, num_heads, *maps, need_weights)
+    return mixed, weights.mean(1) if need_weights and average_attn_weights else weights
+
+
+def _refuse_mask(mask: Tensor | None) -> None:
+    if mask is not None:
+        raise CaptureError("capturing the archive: a fused attention with a mask is not supported")
+
+
 def _encoder_layer(
     src: Tensor,
     embed_dim: int,
@@ -42,22 +92,14 @@ def _encoder_layer(
     """What `aten::_transformer_encoder_layer_fwd` computes, in plain calls
     (nn.TransformerEncoderLayer under no-grad).
     """
-    if mask is not None:
-        raise CaptureError(
-            "capturing the archive: a fused encoder layer with a mask is not supported"
-        )
+    _refuse_mask(mask)
+    maps = ((qkv_weight, qkv_bias), (proj_weight, proj_bias))
 
     def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return nn.functional.layer_norm(x, [embed_dim], weight, bias, eps)
 
     def attend(x: Tensor) -> Tensor:
-        batch, tokens = x.shape[0], x.shape[1]
-        packed = nn.functional.linear(x, qkv_weight, qkv_bias)
-        parts = packed.reshape(batch, tokens, 3, num_heads, embed_dim // num_heads)
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        joined = mixed.reshape(batch, tokens, embed_dim)
-        return nn.functional.linear(joined, proj_weight, proj_bias)
+        return _attend(x, num_heads, *maps)[0]
 
     def feed(x: Tensor) -> Tensor:
         inner = nn.functional.linear(x, ffn_weight_1, ffn_bias_1)
@@ -72,6 +114,7 @@ def _encoder_layer(
 
 
 DECOMPOSED: dict[Any, Callable[..., Any]] = {
+    aten._native_multi_head_attention.default: _multi_head_attention,
     aten._transformer_encoder_layer_fwd.default: _encoder_layer,
 }
 """The plain form of each fused call."""

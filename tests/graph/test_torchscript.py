@@ -21,7 +21,9 @@ from torch import nn
 
 from fitcompress.errors import CaptureError, TeacherError
 from fitcompress.graph.capture import capture_module
+from fitcompress.graph.fused import DECOMPOSED
 from fitcompress.graph.lift import build_network
+from fitcompress.graph.plan import plan_student
 from fitcompress.graph.program import Program, run_program
 from fitcompress.graph.torchscript import capture_torchscript, load_torchscript
 
@@ -242,6 +244,50 @@ def test_writes_through_views_are_undone():
     program = capture_torchscript(traced(module, torch.randn(2, 4)), (4,))
     x = torch.randn(3, 4)
     assert torch.equal(run_program(program, x)[0], module(x))
+
+
+class Attention(nn.Module):
+    """nn.MultiheadAttention; what it says of its weights is in the output."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+        self.options = options
+
+    def forward(self, x):
+        mixed, weights = self.attention(x, x, x, **self.options)
+        return mixed if weights is None else mixed + weights.flatten(1).mean(1)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"need_weights": False}, {"need_weights": True}, {"average_attn_weights": False}],
+    ids=str,
+)
+def test_fused_attention_is_taken_apart_and_gets_thinner(options):
+    torch.manual_seed(0)
+    module = Attention(**options).eval()
+    archive = traced(module, torch.randn(2, 7, 24))
+    assert "_native_multi_head_attention" in str(archive.inlined_graph)
+    program = capture_torchscript(archive, (7, 24))
+
+    assert not any("native_multi_head" in str(node.target) for node in program.graph.nodes)
+    for x in (torch.randn(3, 7, 24), torch.randn(1, 7, 24)):
+        with torch.no_grad():
+            expected = module(x)
+        torch.testing.assert_close(run_program(program, x)[0], expected)
+    thin = plan_student(program, depth_mult=1, width_mult=0.5).program
+    assert thin.tensors["attention.in_proj_weight"].shape == (36, 24)
+
+
+def test_fused_attention_between_two_sequences_or_with_a_mask_is_refused():
+    attend = DECOMPOSED[torch.ops.aten._native_multi_head_attention.default]
+    x, weight, bias = torch.randn(2, 5, 8), torch.randn(24, 8), torch.randn(24)
+    rest = (8, 2, weight, bias, torch.randn(8, 8), torch.randn(8))
+    with pytest.raises(CaptureError, match="between sequences"):
+        attend(x, x.clone(), x, *rest)
+    with pytest.raises(CaptureError, match="a mask is not supported"):
+        attend(x, x, x, *rest, torch.zeros(5, 5))
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

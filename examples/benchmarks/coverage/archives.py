@@ -11,24 +11,18 @@ in the outputs. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
-from fnmatch import fnmatch
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import timm
 import torch
-from rich.progress import MofNCompleteColumn, Progress
-from sweep import read_rows
+from rows import add_rows, models_like, one_line, read_rows
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -64,6 +58,7 @@ class Row:
     notice: str = ""
 
 
+@torch.no_grad()
 def measure(name: str, kinds: Iterable[str], side: int | None, seconds: float) -> list[Row]:
     """The rows of one model."""
     rows = {kind: Row(model=name, kind=kind) for kind in kinds}
@@ -73,7 +68,7 @@ def measure(name: str, kinds: Iterable[str], side: int | None, seconds: float) -
             _save_all(folder, rows, side)
         except Exception as error:
             for row in rows.values():
-                row.notice = _one_line(error)
+                row.notice = one_line(error)
             return list(rows.values())
         cause = _reopen(folder, seconds * len(rows))
         lines = folder / "rows.jsonl"
@@ -117,7 +112,7 @@ def _save_all(folder: Path, rows: dict[str, Row], side: int | None) -> None:
                 save(module, shape, kind, folder)
             row.saved = True
         except Exception as error:
-            row.notice = _one_line(error)
+            row.notice = one_line(error)
 
 
 def model_and_shape(
@@ -175,51 +170,6 @@ def _traced(module: nn.Module, shape: tuple[int, ...]) -> torch.jit.ScriptModule
     return torch.jit.trace(module, torch.randn(1, *shape), check_trace=False)
 
 
-# --- all models -----------------------------------------------------------------------------
-
-
-def run(
-    names: list[str],
-    kinds: list[str],
-    out: Path,
-    *,
-    side: int | None,
-    processes: int,
-    seconds: float,
-) -> None:
-    """Writes the rows that `out` does not have yet."""
-    rows = read_rows(out)
-    done = {(row["model"], row["kind"]) for row in rows}
-    todo = {name: [kind for kind in kinds if (name, kind) not in done] for name in names}
-    todo = {name: kinds for name, kinds in todo.items() if kinds}
-    with (
-        out.open("a", newline="") as file,
-        ProcessPoolExecutor(processes, get_context("spawn"), _prepare) as pool,
-        Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress,
-    ):
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        if not rows:
-            writer.writeheader()
-        futures = [
-            pool.submit(partial(measure, side=side, seconds=seconds), *item)
-            for item in todo.items()
-        ]
-        for future in progress.track(as_completed(futures), total=len(futures)):
-            writer.writerows(asdict(row) for row in future.result())
-            file.flush()
-
-
-def _prepare() -> None:
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    warnings.simplefilter("ignore")
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)}"[:300]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -229,9 +179,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=180, help="at most, for each archive")
     given = parser.parse_args()
-    names = [n for n in timm.list_models() if any(fnmatch(n, p) for p in given.models)]
-    limits = {"side": given.side, "processes": given.processes, "seconds": given.seconds}
-    run(names, given.kinds, given.out, **limits)
+    done = {(row["model"], row["kind"]) for row in read_rows(given.out)}
+    tasks = []
+    for name in models_like(given.models):
+        kinds = [kind for kind in given.kinds if (name, kind) not in done]
+        if kinds:
+            tasks.append(partial(measure, name, kinds, given.side, given.seconds))
+    add_rows(given.out, Row, tasks, processes=given.processes)
 
 
 if __name__ == "__main__":

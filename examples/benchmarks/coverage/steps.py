@@ -65,7 +65,7 @@ class Row:
 
 def measure(name: str, side: int | None) -> list[Row]:
     """The row of one model; what fails is its notice."""
-    row = Row(model=name, family=registry._model_to_module[name])
+    row = Row(model=name, family=registry._model_to_module.get(name, ""))
     start = time.perf_counter()
     try:
         _fill(row, side)

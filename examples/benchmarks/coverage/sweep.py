@@ -64,7 +64,7 @@ class Row:
 
 def measure(name: str) -> list[Row]:
     """The row of one model; what fails is its notice."""
-    row = Row(model=name, family=registry._model_to_module[name])
+    row = Row(model=name, family=registry._model_to_module.get(name, ""))
     try:
         _fill(row)
     except Exception as error:

@@ -37,6 +37,7 @@ import timm
 import torch
 import torch_pruning
 from rich.progress import MofNCompleteColumn, Progress
+from rows import one_line, read_rows
 from timm.models import _registry as registry
 from torch import nn
 
@@ -95,7 +96,7 @@ def _report(name: str, sender: Connection) -> None:
     try:
         _fill(row, sender)
     except Exception as error:
-        row.notice = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+        row.notice = one_line(error)
     sender.send(row)
 
 
@@ -196,14 +197,6 @@ def sweep(names: list[str], out: Path, *, processes: int) -> None:
         ):
             writer.writerow(asdict(future.result()))
             file.flush()
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a file, none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def main() -> None:

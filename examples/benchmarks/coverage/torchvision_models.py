@@ -12,18 +12,17 @@ sweep that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from rich.progress import track
+from rows import add_rows, one_line, read_rows
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torchvision import models
@@ -98,19 +97,15 @@ def found_models() -> Iterator[Model]:
             builder = models.get_model_builder(name)
             more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
             family = builder.__module__.rpartition(".")[2]
-            make = _maker(builder, {"weights": None, **options, **more})
+            make = partial(builder, **{"weights": None, **options, **more})
             num_params = models.get_model_weights(name).DEFAULT.meta["num_params"]
             yield Model(name, task, family, make, num_params)
     for name in ("resnet18", "resnet50"):
-        make = _maker(backbone_utils.resnet_fpn_backbone, {"backbone_name": name, "weights": None})
+        make = partial(backbone_utils.resnet_fpn_backbone, backbone_name=name, weights=None)
         yield Model(f"{name}_fpn", "detection", "resnet_fpn", make)
     options = {"backbone_name": "mobilenet_v3_large", "fpn": True, "weights": None}
-    make = _maker(backbone_utils.mobilenet_backbone, options)
+    make = partial(backbone_utils.mobilenet_backbone, **options)
     yield Model("mobilenet_v3_large_fpn", "detection", "mobilenet_fpn", make)
-
-
-def _maker(builder: Callable[..., nn.Module], options: dict) -> Callable[[], nn.Module]:
-    return lambda: builder(**options)
 
 
 def smallest(found: list[Model]) -> list[Model]:
@@ -120,15 +115,15 @@ def smallest(found: list[Model]) -> list[Model]:
     return [min(members, key=lambda model: model.num_params) for _, members in families]
 
 
-def measure(model: Model, way: str) -> Row:
+def measure(model: Model, way: str) -> list[Row]:
     """The row of one archive; what fails is its notice."""
     row = Row(model=model.name, task=model.task, family=model.family, way=way, size=model.size)
     try:
         with tempfile.TemporaryDirectory() as folder:
             _fill(row, model, Path(folder) / "teacher.pt")
     except Exception as error:
-        row.notice = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
-    return row
+        row.notice = one_line(error)
+    return [row]
 
 
 def _fill(row: Row, model: Model, path: Path) -> None:
@@ -181,36 +176,19 @@ def _shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]:
     return [shapes[node.name] for node in output_nodes(program.graph)]
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a file, none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def sweep(chosen: list[Model], out: Path) -> None:
-    """Writes the rows that `out` does not have yet."""
-    done = {(row["model"], row["way"]) for row in read_rows(out)}
-    todo = [(m, way) for m in chosen for way in WAYS if (m.name, way) not in done]
-    with out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        if not done:
-            writer.writeheader()
-        for model, way in track(todo):
-            writer.writerow(asdict(measure(model, way)))
-            file.flush()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["*"], help="name patterns")
     parser.add_argument("--all", action="store_true", help="not only the smallest of each family")
+    parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
-    warnings.simplefilter("ignore")
     found = [m for m in found_models() if any(fnmatch(m.name, p) for p in given.models)]
-    sweep(found if given.all else smallest(found), given.out)
+    done = {(row["model"], row["way"]) for row in read_rows(given.out)}
+    chosen = found if given.all else smallest(found)
+    todo = [(model, way) for model in chosen for way in WAYS if (model.name, way) not in done]
+    tasks = [partial(measure, model, way) for model, way in todo]
+    add_rows(given.out, Row, tasks, processes=given.processes)
 
 
 if __name__ == "__main__":
