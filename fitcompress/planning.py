@@ -211,6 +211,11 @@ def _notices(plan: StudentPlan | None) -> list[str]:
             "the teacher has no normalisation (folded away, or never there): the student gets a"
             " batch norm behind each convolution, so that it can be trained"
         )
+    if plan.has_projected_outputs:
+        notices.append(
+            "the teacher's output is as wide as its inside: the student gets a linear map to that"
+            " width at its end, so that everything before it can be thinner"
+        )
     unknown = [place.reason for place in plan.frozen if place.reason.startswith("no rule")]
     notices.extend(f"{reason}: what it touches keeps the teacher's width" for reason in unknown)
     return notices

@@ -87,6 +87,24 @@ def test_a_network_without_norms_gets_them_with_a_notice():
     assert any(isinstance(module, nn.BatchNorm2d) for module in plan.student.network.modules())
 
 
+def test_an_output_as_wide_as_the_inside_gets_a_map_with_a_notice():
+    class Embedder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+            self.body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+
+        def forward(self, x):
+            x = self.norm(self.stem(x)).relu()
+            return (x + self.body(x)).relu().mean((2, 3))
+
+    plan = planned(Embedder())
+
+    (notice,) = plan.summary["notices"]
+    assert "as wide as its inside" in notice
+    assert plan.student.network.state_dict()["output_projection.weight"].shape == (16, 8)
+
+
 # --- first weights -----------------------------------------------------------------------------
 
 
