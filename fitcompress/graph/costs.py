@@ -10,14 +10,7 @@ from typing import Any
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from fitcompress.graph.program import (
-    Program,
-    Shape,
-    data_sources,
-    operation,
-    output_nodes,
-    propagate_shapes,
-)
+from fitcompress.graph.program import Program, Shape, operation, output_nodes, propagate_shapes
 from fitcompress.graph.rules.contractions import CONTRACTIONS, RECURRENT
 
 __all__ = [
@@ -92,7 +85,7 @@ def is_data(node: Node) -> bool:
         current = pending.pop()
         if current.op == "placeholder":
             return True
-        fresh = set(data_sources(current)) - seen
+        fresh = set(current.all_input_nodes) - seen
         seen |= fresh
         pending.extend(fresh)
     return False
@@ -147,7 +140,7 @@ def node_depths(program: Program) -> dict[Node, int]:
     from_input: dict[Node, bool] = {}
     depths: dict[Node, int] = {}
     for node in program.graph.nodes:
-        sources = data_sources(node)
+        sources = node.all_input_nodes
         from_input[node] = node.op == "placeholder" or any(from_input[s] for s in sources)
         weighted = _may_be_weighted(node) and any(not from_input[s] for s in sources)
         depths[node] = max((depths[s] for s in sources), default=0) + (

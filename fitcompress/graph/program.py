@@ -32,7 +32,6 @@ __all__ = [
     "Shape",
     "clone",
     "copy_graph",
-    "data_sources",
     "operation",
     "output_nodes",
     "program_from_json",
@@ -77,14 +76,6 @@ def operation(node: Node) -> str:
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return ""
     return str(node.target._schema.name).split("::")[1]
-
-
-def data_sources(node: Node) -> list[Node]:
-    """The nodes whose values the node's value is made of: `new_zeros(x)` takes no more of x than
-    its device."""
-    name = operation(node)
-    is_factory = name.startswith("new_") or name.endswith("_like")
-    return [] if is_factory else node.all_input_nodes
 
 
 def output_nodes(graph: Graph) -> tuple[Node, ...]:

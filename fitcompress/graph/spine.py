@@ -20,13 +20,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.costs import is_weighted, node_depths
-from fitcompress.graph.program import (
-    Program,
-    Shape,
-    data_sources,
-    output_nodes,
-    propagate_shapes,
-)
+from fitcompress.graph.program import Program, Shape, output_nodes, propagate_shapes
 
 __all__ = ["Block", "find_blocks", "spine_nodes"]
 
@@ -105,7 +99,7 @@ def _data_nodes(program: Program, shapes: dict[str, Shape]) -> dict[Node, None]:
     from_input: set[Node] = set()
     for node in program.graph.nodes:
         is_data = node.op == "placeholder" or any(
-            source in from_input for source in data_sources(node)
+            source in from_input for source in node.all_input_nodes
         )
         if is_data and node.op != "output" and isinstance(shapes[node.name], tuple):
             from_input.add(node)

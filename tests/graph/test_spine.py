@@ -49,24 +49,6 @@ def test_sizes_and_weights_are_no_short_cuts():
     assert spine_operations(captured(Reshaped(), (6,)))[:4] == ["", "linear", "reshape", "linear"]
 
 
-def test_a_factory_that_asks_a_tensor_for_its_device_is_no_short_cut():
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.lstm = nn.Linear(6, 6), nn.LSTM(6, 5, batch_first=True)
-            self.two = nn.Linear(5, 4)
-
-        def forward(self, x):
-            zeros = x.new_zeros(1, x.shape[0], 5)
-            y, _ = self.lstm(self.one(x), (zeros, zeros))
-            return self.two(y)
-
-    program = captured(Recurrent(), (3, 6))
-    assert any(operation(node) == "new_zeros" for node in program.graph.nodes)
-    assert spine_operations(program) == ["", "linear", "", "linear"]
-    assert measure_costs(program).depth == 3
-
-
 def test_several_inputs_start_the_spine_where_they_meet():
     class Two(nn.Module):
         def __init__(self):

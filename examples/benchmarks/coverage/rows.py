@@ -4,6 +4,7 @@ was."""
 from __future__ import annotations
 
 import csv
+import gc
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -51,6 +52,7 @@ def add_rows(
 
 
 def _one_core() -> None:
+    gc.set_threshold(100_000)  # as the command does
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
 
