@@ -15,8 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fitcompress.errors import RecipeError, near_misses
-from fitcompress.settings import settings_from_toml, settings_to_toml, with_settings
+from fitcompress.errors import RecipeError
+from fitcompress.settings import (
+    check,
+    check_at_least,
+    check_one_of,
+    check_positive,
+    settings_from_toml,
+    settings_to_toml,
+    with_settings,
+)
 from fitcompress.spec import read_tensor_spec
 
 __all__ = [
@@ -67,11 +75,11 @@ class TeacherRecipe:
     lr: float | None = None
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "teacher.num_classes", self.num_classes)
-        _check_at_least(0, "teacher.epochs", self.epochs)
-        _check_positive("teacher.lr", self.lr)
+        check_at_least(1, "teacher.num_classes", self.num_classes)
+        check_at_least(0, "teacher.epochs", self.epochs)
+        check_positive("teacher.lr", self.lr)
         for size in self.input_size or ():
-            _check_at_least(1, "teacher.input_size", size)
+            check_at_least(1, "teacher.input_size", size)
         for text in self.inputs:
             read_tensor_spec(text)
         if self.inputs and (self.input_size or self.mean or self.std):
@@ -79,11 +87,11 @@ class TeacherRecipe:
                 "teacher.inputs is for a teacher that takes no images, which has no"
                 " teacher.input_size, teacher.mean or teacher.std"
             )
-        _check_one_of(
+        check_one_of(
             ("auto", "classes", "labels", "values"), "teacher.output_kind", self.output_kind
         )
         for deviation in self.std or ():
-            _check_positive("teacher.std", deviation)
+            check_positive("teacher.std", deviation)
         if self.mean and self.std and len(self.mean) != len(self.std):
             raise RecipeError(
                 "teacher.mean and teacher.std must have a value per channel each, "
@@ -104,11 +112,11 @@ class StudentRecipe:
     """A student of the user's own: timm name or file; then the multipliers are not used."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.depth_mult < math.inf, "student.depth_mult", "at least 1", self.depth_mult)
-        _check(
+        check(1 <= self.depth_mult < math.inf, "student.depth_mult", "at least 1", self.depth_mult)
+        check(
             0 < self.width_mult <= 1, "student.width_mult", "above 0 and at most 1", self.width_mult
         )
-        _check_one_of(("random", "inherit"), "student.init", self.init)
+        check_one_of(("random", "inherit"), "student.init", self.init)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,12 +136,12 @@ class DataRecipe:
     max_unreadable: int = 10
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "data.batch_size", self.batch_size)
-        _check_at_least(0, "data.num_workers", self.num_workers)
-        _check_one_of(("none", "flip", "crop", "strong", "auto"), "data.augment", self.augment)
-        _check_at_least(0, "data.mixup", self.mixup)
-        _check_at_least(1, "data.limit", self.limit)
-        _check_at_least(0, "data.max_unreadable", self.max_unreadable)
+        check_at_least(1, "data.batch_size", self.batch_size)
+        check_at_least(0, "data.num_workers", self.num_workers)
+        check_one_of(("none", "flip", "crop", "strong", "auto"), "data.augment", self.augment)
+        check_at_least(0, "data.mixup", self.mixup)
+        check_at_least(1, "data.limit", self.limit)
+        check_at_least(0, "data.max_unreadable", self.max_unreadable)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +157,7 @@ class HintRecipe:
     """A 1x1 regressor even where the guided map already has the hint's shape."""
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "hints.num_pairs", self.num_pairs)
+        check_at_least(1, "hints.num_pairs", self.num_pairs)
         if self.hint and self.guided and len(self.hint) != len(self.guided):
             raise RecipeError(
                 "hints.hint and hints.guided are pairs and must be as many, "
@@ -171,11 +179,11 @@ class OptimRecipe:
     grad_clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("optim.lr", self.lr)
-        _check_at_least(0, "optim.weight_decay", self.weight_decay)
-        _check_one_of(("cosine", "constant"), "optim.schedule", self.schedule)
-        _check_at_least(0, "optim.warmup_epochs", self.warmup_epochs)
-        _check_positive("optim.grad_clip", self.grad_clip)
+        check_positive("optim.lr", self.lr)
+        check_at_least(0, "optim.weight_decay", self.weight_decay)
+        check_one_of(("cosine", "constant"), "optim.schedule", self.schedule)
+        check_at_least(0, "optim.warmup_epochs", self.warmup_epochs)
+        check_positive("optim.grad_clip", self.grad_clip)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +196,7 @@ class Stage1Recipe:
     lower half no longer fits the upper."""
 
     def __post_init__(self) -> None:
-        _check_at_least(0, "stage1.epochs", self.epochs)
+        check_at_least(0, "stage1.epochs", self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,13 +222,13 @@ class Stage2Recipe:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_at_least(0, "stage2.epochs", self.epochs)
-        _check_positive("stage2.tau", self.tau)
-        _check_positive("stage2.student_tau", self.student_tau)
-        _check_at_least(0, "stage2.label_weight", self.label_weight)
-        _check_at_least(0, "stage2.lambda_kd", self.lambda_kd)
-        _check_at_least(0, "stage2.lambda_kd_end", self.lambda_kd_end)
-        _check(
+        check_at_least(0, "stage2.epochs", self.epochs)
+        check_positive("stage2.tau", self.tau)
+        check_positive("stage2.student_tau", self.student_tau)
+        check_at_least(0, "stage2.label_weight", self.label_weight)
+        check_at_least(0, "stage2.lambda_kd", self.lambda_kd)
+        check_at_least(0, "stage2.lambda_kd_end", self.lambda_kd_end)
+        check(
             0 <= self.label_smoothing < 1,
             "stage2.label_smoothing",
             "at least 0 and below 1",
@@ -241,9 +249,9 @@ class RunRecipe:
     """Also train the same student without a teacher for the same budget."""
 
     def __post_init__(self) -> None:
-        _check_at_least(0, "run.seed", self.seed)
-        _check_one_of(("auto", "fp32", "bf16", "fp16"), "run.precision", self.precision)
-        _check(
+        check_at_least(0, "run.seed", self.seed)
+        check_one_of(("auto", "fp32", "bf16", "fp16"), "run.precision", self.precision)
+        check(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None,
             "run.device",
             "auto, cpu, cuda, cuda:N or mps",
@@ -265,28 +273,7 @@ class Recipe:
     run: RunRecipe = field(default_factory=RunRecipe)
 
     def __post_init__(self) -> None:
-        _check_one_of(tuple(PRESETS), "preset", self.preset)
-
-
-def _check(holds: bool, name: str, bound: str, value: object) -> None:
-    if not holds:
-        raise RecipeError(f"{name} must be {bound}, got {value!r}")
-
-
-def _check_at_least(least: float, name: str, value: float | None) -> None:
-    _check(value is None or least <= value < math.inf, name, f"at least {least}", value)
-
-
-def _check_positive(name: str, value: float | None) -> None:
-    _check(value is None or 0 < value < math.inf, name, "above 0", value)
-
-
-def _check_one_of(choices: tuple[str, ...], name: str, value: str) -> None:
-    if value not in choices:
-        raise RecipeError(
-            f"{name} must be one of {', '.join(choices)}, got {value!r}",
-            advice=near_misses(str(value), choices),
-        )
+        check_one_of(tuple(PRESETS), "preset", self.preset)
 
 
 _PAPER_OPTIM = {

@@ -7,6 +7,7 @@ Types come from the annotations: `str`, `int`, `float`, `bool`, tuples of those,
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 import types
 import typing
@@ -17,6 +18,10 @@ from typing import Any, TypeVar
 from fitcompress.errors import RecipeError, near_misses
 
 __all__ = [
+    "check",
+    "check_at_least",
+    "check_one_of",
+    "check_positive",
     "differing_settings",
     "flat_settings",
     "setting_type",
@@ -192,3 +197,24 @@ def _flattened(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield from _flattened(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def check(holds: bool, name: str, bound: str, value: object) -> None:
+    if not holds:
+        raise RecipeError(f"{name} must be {bound}, got {value!r}")
+
+
+def check_at_least(least: float, name: str, value: float | None) -> None:
+    check(value is None or least <= value < math.inf, name, f"at least {least}", value)
+
+
+def check_positive(name: str, value: float | None) -> None:
+    check(value is None or 0 < value < math.inf, name, "above 0", value)
+
+
+def check_one_of(choices: tuple[str, ...], name: str, value: str) -> None:
+    if value not in choices:
+        raise RecipeError(
+            f"{name} must be one of {', '.join(choices)}, got {value!r}",
+            advice=near_misses(str(value), choices),
+        )

@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 from fitcompress.errors import CaptureError
 from fitcompress.graph.examples import random_input
 from fitcompress.graph.program import (
+    RECURRENT_CALLS,
     Program,
     Shape,
     clone,
@@ -190,7 +191,7 @@ class _Walk:
             self._mend_reshape(node)
         elif node.target in (aten.expand.default, aten.repeat.default):
             self._mend_expansion(node)
-        elif node.target in _RECURRENT_CALLS:
+        elif node.target in RECURRENT_CALLS:
             self._mend_states(node)
         elif node.target in _FACTORY_CALLS and node.args[1][0] == self.batch_size:  # type: ignore[index]
             node.args = (node.args[0], self._with_batch(node), *node.args[2:])
@@ -241,13 +242,6 @@ class _Walk:
             call.meta["owner"] = str(user.meta.get("owner", ""))
         return repeated
 
-
-_RECURRENT_CALLS = (
-    aten.lstm.input,
-    aten.gru.input,
-    aten.rnn_tanh.input,
-    aten.rnn_relu.input,
-)
 
 _FACTORY_CALLS = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)
 

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from fitcompress.errors import CaptureError
-from fitcompress.graph.program import Program, prune
+from fitcompress.graph.program import RECURRENT_CALLS, Program, prune
 from fitcompress.graph.scalars import inline_numbers
 
 __all__ = ["MutatedViewError", "fold_constants", "functionalise", "normalise"]
@@ -218,7 +218,7 @@ def _use_usual_form(node: Node) -> None:
         node.target = _TENSOR_FORMS[node.target]
     elif node.target in (aten.chunk.default, aten.split.Tensor):
         _use_written_sizes(node)
-    elif node.target in _RECURRENT:
+    elif node.target in RECURRENT_CALLS:
         _use_training_form(node)
     elif node.target in (aten._convolution.default, aten.convolution.default):
         weight = node.args[1]
@@ -242,12 +242,6 @@ def _use_written_sizes(node: Node) -> None:
     if dim % pieces[0].ndim > 0:
         node.target = aten.split_with_sizes.default
         node.args, node.kwargs = (source, [int(piece.shape[dim]) for piece in pieces], dim), {}
-
-
-_RECURRENT = (
-    *(aten.lstm.input, aten.gru.input),
-    *(aten.rnn_tanh.input, aten.rnn_relu.input),
-)
 
 
 def _use_training_form(node: Node) -> None:

@@ -27,6 +27,7 @@ from torch.fx.node import Target
 from fitcompress.errors import CaptureError
 
 __all__ = [
+    "RECURRENT_CALLS",
     "InputInfo",
     "Program",
     "Shape",
@@ -40,6 +41,12 @@ __all__ = [
     "prune",
     "run_program",
 ]
+
+RECURRENT_CALLS = (
+    *(torch.ops.aten.lstm.input, torch.ops.aten.gru.input),
+    *(torch.ops.aten.rnn_tanh.input, torch.ops.aten.rnn_relu.input),
+)
+"""Whole recurrent networks, on padded sequences."""
 
 Shape = Any
 """`tuple[int, ...]` of a tensor, a number for arithmetic on sizes, a tuple of these for a call with
