@@ -11,7 +11,7 @@ import logging
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.batch import make_batch_dynamic
+from fitcompress.graph.nests import mapped
 from fitcompress.graph.normalise import MutatedViewError, normalise
 from fitcompress.graph.obstacles import foreign_call, reads_values, value_read
 from fitcompress.graph.program import InputInfo, Program, run_program
@@ -271,7 +272,7 @@ class _Builder:
             return self._inline_region(node, args)
         if isinstance(node.target, OpOverload) and not node.target._schema.returns:
             return None
-        args, kwargs = _resolved((args, kwargs), self.resolve)
+        args, kwargs = mapped((args, kwargs), self.resolve)
         call = self.graph.create_node("call_function", node.target, args, kwargs, _plain_name(node))
         call.meta.update(val=node.meta.get("val"), owner=_owner(node))
         return call
@@ -296,16 +297,7 @@ _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 
 
 def _mapped(value: Any, values: Mapping[Node, Any]) -> Any:
-    return _resolved(value, lambda item: values[item] if isinstance(item, Node) else item)
-
-
-def _resolved(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`value` with `function` applied to everything in its lists, tuples and dictionaries."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(_resolved(item, function) for item in value)
-    if isinstance(value, dict):
-        return {key: _resolved(item, function) for key, item in value.items()}
-    return function(value)
+    return mapped(value, lambda item: values[item] if isinstance(item, Node) else item)
 
 
 def _owner(node: Node) -> str:
