@@ -48,10 +48,10 @@ ONLY_IN = {
     "register_forward_hook": "taps",
     "register_forward_pre_hook": "taps",
     "create_model": "teacher.timm_models",
-    "torch.fx.experimental.proxy_tensor": "graph.torchscript",
+    "torch.fx.experimental.proxy_tensor": "graph.recording",
 }
 """Names that one module alone may use: `taps` restores what it hooks, `teacher` opens every kind of
-model, `graph.torchscript` holds what is private to torch."""
+model, `graph.recording` holds what is private to torch."""
 
 
 # --- reading the source ------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import torch
 from small_nets import export_to, frozen, quietly, reloaded, scripted, traced, trained_a_little
 from torch import nn
 
-from fitcompress.graph.capture import capture_exported, capture_module
+from fitcompress.graph.capture import capture_module
+from fitcompress.graph.exported import capture_exported
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program, propagate_shapes, run_program
 from fitcompress.graph.torchscript import capture_torchscript

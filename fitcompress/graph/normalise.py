@@ -18,7 +18,7 @@ from fitcompress.errors import CaptureError
 from fitcompress.graph.program import RECURRENT_CALLS, Program, prune
 from fitcompress.graph.scalars import inline_numbers
 
-__all__ = ["MutatedViewError", "fold_constants", "functionalise", "normalise"]
+__all__ = ["MutatedViewError", "fold_constants", "functionalise", "normalise", "placed_on"]
 
 aten = torch.ops.aten
 
@@ -322,22 +322,22 @@ def _is_constant_call(node: Node, values: dict[Node, Any]) -> bool:
 def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
     args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
     if isinstance(node.target, OpOverload):
-        args, kwargs = _on_the_cpu(node.target, args, kwargs)
+        args, kwargs = placed_on(torch.device("cpu"), node.target, tuple(args), kwargs)
     with torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _on_the_cpu(
-    target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+def placed_on(
+    device: torch.device, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with the CPU as its device, if it takes one."""
-    cpu, names = torch.device("cpu"), [argument.name for argument in target._schema.arguments]
+    """The arguments of a call with this device, if it takes one."""
+    names = [argument.name for argument in target._schema.arguments]
     if "device" not in names:
         return args, kwargs
     place = names.index("device")
     if place < len(args):
-        return (*args[:place], cpu, *args[place + 1 :]), kwargs
-    return args, {**kwargs, "device": cpu}
+        return (*args[:place], device, *args[place + 1 :]), kwargs
+    return args, {**kwargs, "device": device}
 
 
 def _fresh_name(owner: str, taken: dict[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fitcompress.errors import RecipeError, TeacherError
-from fitcompress.graph.capture import capture_exported
+from fitcompress.graph.exported import capture_exported
 from fitcompress.graph.outputs import exported_output_names
 from fitcompress.graph.program import InputInfo, Program
 from fitcompress.graph.torchscript import capture_named_torchscript, load_torchscript

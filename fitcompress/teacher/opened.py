@@ -15,9 +15,8 @@ from torch import nn
 
 from fitcompress.errors import CaptureError, ObstacleError, RecipeError
 from fitcompress.events import Emit, Notice
-from fitcompress.graph.capture import capture_exported, export_module
+from fitcompress.graph.capture import capture_named_module
 from fitcompress.graph.cut import split_activation
-from fitcompress.graph.outputs import exported_output_names
 from fitcompress.graph.program import Program, output_nodes, program_to_json, propagate_shapes
 from fitcompress.recipe import TeacherRecipe
 from fitcompress.spec import InputSpec, Interface, OutputKind, TensorSpec, read_tensor_spec
@@ -198,15 +197,13 @@ def captured(module: nn.Module, *inputs: TensorSpec, meta: bool = False) -> Name
     """The program of a module for some inputs, checked on shapes at two batch sizes, and the names
     of its outputs.
     """
-    device = "meta" if meta else "cpu"
-    examples = [torch.zeros((2, *s.shape), dtype=dtype_of(s), device=device) for s in inputs]
-    exported = export_module(module, tuple(examples))
-    program = capture_exported(exported)
+    examples = [torch.empty((2, *s.shape), dtype=dtype_of(s), device="meta") for s in inputs]
+    program, output_names = capture_named_module(module, examples)
     if meta:  # constants that the module computed have values; now all or nothing has
         tensors = {name: value.to("meta") for name, value in program.tensors.items()}
         program = replace(program, tensors=tensors)
     _check_batches(program, f"capturing {type(module).__name__}")
-    return program, exported_output_names(exported)
+    return program, output_names
 
 
 def _check_batches(program: Program, doing: str) -> None:
