@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -42,6 +42,7 @@ def merge_recordings(two: Program, three: Program) -> Program:
     nodes = list(two.graph.nodes)
     others = list(three.graph.nodes)
     _refuse_other_calls(nodes, others)
+    _refuse_other_constants(two.tensors, three.tensors)
     match = dict(zip(others, nodes, strict=True))
     for node, other in zip(nodes, others, strict=True):
         args = _merged((node.args, dict(node.kwargs)), (other.args, dict(other.kwargs)), match)
@@ -58,6 +59,17 @@ def _refuse_other_calls(nodes: Sequence[Node], others: Sequence[Node]) -> None:
                 "capturing the network: what it computes depends on the batch size: it calls"
                 f" '{node and node.target}' at batch 2 where it calls '{other and other.target}' at"
                 " batch 3"
+            )
+
+
+def _refuse_other_constants(two: Mapping[str, Tensor], three: Mapping[str, Tensor]) -> None:
+    """The author's own tensors are the same ones; a constant that the run made may not be."""
+    for name, value in two.items():
+        other = three[name]
+        if value.shape != other.shape or not (value.is_meta or torch.equal(value, other)):
+            raise CaptureError(
+                "capturing the network: it makes a constant that depends on the batch size:"
+                f" {value.tolist()} at batch 2 is {other.tolist()} at batch 3"
             )
 
 

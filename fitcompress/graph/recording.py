@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
+from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
@@ -306,7 +306,9 @@ class _Shapes:
             is_bare, (args, kwargs) = True, mapped((list(args), kwargs), self._twin)
         device = _META if is_bare else _CPU
         args, kwargs = placed_on(device, func, tuple(args), kwargs)
-        return mapped(func(*args, **kwargs), lambda value: self._originals.get(id(value), value))
+        with no_python_dispatcher():  # torch's kernels in C++ are many times faster
+            result = func(*args, **kwargs)
+        return mapped(result, lambda value: self._originals.get(id(value), value))
 
     def _twin(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.is_meta:
@@ -343,7 +345,9 @@ def _identity(value: Tensor) -> Any:
 
 def _example(value: Any) -> Any:
     """Shape and dtype of a tensor without its memory."""
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    return torch.empty_like(value, device="meta")
 
 
 def _last_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from small_nets import FixedBatch, Residual, Tokens, quietly, trained_a_little
 from torch import nn
 from torch._ops import OpOverload
 
-from fitcompress.errors import CaptureError
+from fitcompress.errors import CaptureError, ObstacleError
 from fitcompress.graph.capture import capture_module, evaluating
 from fitcompress.graph.exported import capture_exported
 from fitcompress.graph.program import propagate_shapes, run_program
@@ -122,6 +122,71 @@ def test_the_program_is_functional_and_bound_to_no_device(make):
         if isinstance(node.target, OpOverload):
             assert not node.target._schema.is_mutable, node.target
             assert "device" not in node.kwargs
+
+
+class Caches(nn.Module):
+    """Keeps tables of an earlier run, as an attribute and in a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.tables = None, {}
+
+    def forward(self, x):
+        if self.last is None or self.last.shape[0] != x.shape[0]:
+            self.last = torch.full((x.shape[0], 4), 2.0, device=x.device)
+        if "ones" not in self.tables:
+            self.tables["ones"] = x.new_ones(4) + x.mean() * 0
+        return x * self.last + self.tables["ones"]
+
+
+def test_what_a_run_keeps_does_not_show_in_the_next_one_nor_in_the_module():
+    module = Caches().eval()
+    program = capture_module(module, (torch.randn(2, 4),))
+    assert module.last is None and not module.tables
+    x = torch.randn(5, 4)
+    assert torch.equal(run_program(program, x)[0], module(x))
+
+
+def test_a_tensor_that_was_kept_without_values_is_refused():
+    module = Caches().eval()
+    module.tables["ones"] = torch.ones(4, device="meta")
+    with pytest.raises(CaptureError, match="comes from an earlier run"):
+        capture_module(module, (torch.randn(2, 4),))
+
+
+def test_a_branch_on_values_is_refused_with_its_line():
+    class Branches(nn.Module):
+        def forward(self, x):
+            if x.sum() > 0:
+                return x
+            return -x
+
+    with pytest.raises(ObstacleError, match=r"is_nonzero.*in `if x.sum\(\) > 0:`"):
+        capture_module(Branches(), (torch.randn(2, 4),))
+
+
+def test_numbers_that_do_not_come_from_the_input_are_constants():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.tensor([2.0, 3.0]))
+
+        def forward(self, x):
+            rates = torch.linspace(0, 1, 3, device=x.device).tolist()
+            return x * float(self.scale.max()) + rates[1]
+
+    module, x = Reads().eval(), torch.randn(3, 4)
+    program = capture_module(module, (torch.randn(2, 4),))
+    assert torch.equal(run_program(program, x)[0], module(x))
+
+
+def test_a_constant_that_counts_the_batch_is_refused():
+    class Counts(nn.Module):
+        def forward(self, x):
+            return x * torch.tensor([float(len(x))])
+
+    with pytest.raises(CaptureError, match="a constant that depends on the batch size"):
+        capture_module(Counts(), (torch.randn(2, 4),))
 
 
 def test_a_change_through_a_dropout_is_kept_or_refused_never_lost():

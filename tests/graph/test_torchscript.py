@@ -186,14 +186,23 @@ def test_what_the_interpreter_fills_without_a_call_is_a_literal():
     assert {(3, 1, 0, 2), (1.0, 3.0, 2.0, 4.0)} <= values
 
 
-def test_a_graph_that_does_not_give_the_outputs_of_its_archive_is_refused():
+def test_a_graph_that_does_not_give_the_outputs_of_its_archive_is_refused(monkeypatch):
+    def wrong(program, *inputs):
+        return tuple(value + 1 for value in run_program(program, *inputs))
+
+    monkeypatch.setattr("fitcompress.graph.torchscript.run_program", wrong)
+    with pytest.raises(CaptureError, match="does not give its outputs") as caught:
+        capture_torchscript(traced(Residual().eval(), torch.randn(2, *SHAPE)), SHAPE)
+    assert ".pt2" in caught.value.advice
+
+
+def test_a_constant_that_counts_the_batch_is_refused():
     class CountsImages(nn.Module):
         def forward(self, x):
             return x * torch.tensor([float(x.shape[0])])
 
-    with pytest.raises(CaptureError, match="does not give its outputs") as caught:
+    with pytest.raises(CaptureError, match=r"\[2.0\] at batch 2 is \[3.0\] at batch 3"):
         capture_torchscript(scripted(CountsImages().eval()), (4,))
-    assert ".pt2" in caught.value.advice
 
 
 def test_an_archive_that_draws_numbers_is_held_against_the_same_draws():
