@@ -7,7 +7,9 @@ In eval mode its outputs equal the program's bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,9 +42,7 @@ def build_network(program: Program, blocks: Iterable[Block] = ()) -> GraphModule
             place(root, leaf.path, make_leaf(leaf, program))
     graph = _with_leaves(program.graph, leaves)
     _place_loose_tensors(root, graph, program)
-    for block in _nestable(blocks, graph):
-        graph = _nest(root, graph, block)
-    return _finished(root, graph)
+    return _finished(root, _with_blocks(root, graph, _nestable(blocks, graph)))
 
 
 def share_leaves(network: GraphModule, program: Program) -> GraphModule:
@@ -164,87 +164,99 @@ def _attribute(root: nn.Module, path: str) -> Any:
 # --- nested blocks --------------------------------------------------------------------------------
 
 
-def _nestable(blocks: Iterable[Block], graph: Graph) -> list[Block]:
+@dataclass(frozen=True)
+class _Nest:
+    """The nodes of a block that can be a module of its own."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    """Its calls and its own tensors, in order."""
+    result: Node
+    """The one whose value is used outside."""
+
+    @property
+    def sources(self) -> tuple[Node, ...]:
+        """The nodes outside that feed it."""
+        inside = set(self.nodes)
+        used = (source for node in self.nodes for source in node.all_input_nodes)
+        return tuple(dict.fromkeys(source for source in used if source not in inside))
+
+
+def _nestable(blocks: Iterable[Block], graph: Graph) -> list[_Nest]:
     """The blocks that hold exactly the modules and tensors under their own name."""
     by_name = {node.name: node for node in graph.nodes}
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    below = _below(graph)
     found = []
     for name, members in blocks:
-        inside = {by_name[member] for member in members if member in by_name}
-        if inside and _is_self_contained(name, inside, graph):
-            found.append((name, tuple(members)))
+        given = (by_name[member] for member in members if member in by_name)
+        calls = {node for node in given if node.op != "get_attr"}
+        results = _results(calls)
+        if len(results) == 1 and _is_self_contained(name, calls, below):
+            tensors = {node for node in below.get(name, ()) if node.op == "get_attr"}
+            nodes = sorted(calls | tensors, key=order.__getitem__)
+            found.append(_Nest(name, tuple(nodes), results[0]))
     return found
 
 
-def _is_self_contained(name: str, inside: set[Node], graph: Graph) -> bool:
-    prefix = f"{name}."
+def _below(graph: Graph) -> dict[str, list[Node]]:
+    """By dotted name: the module calls and tensors with this name or one below it."""
+    below: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        if node.op == "get_attr" and str(node.target).startswith(prefix):
-            is_kept = all(user in inside for user in node.users)
-        elif node.op == "call_module":
-            is_kept = str(node.target).startswith(prefix) == (node in inside)
-            is_kept = is_kept and node.target != name
-        else:
-            is_kept = True
-        if not is_kept:
-            return False
-    return len(_results(inside)) == 1
+        if node.op in ("call_module", "get_attr"):
+            for name in accumulate(str(node.target).split("."), "{}.{}".format):
+                below.setdefault(name, []).append(node)
+    return below
 
 
-def _results(inside: set[Node]) -> list[Node]:
-    """The nodes of a block whose values are used outside."""
-    return [node for node in inside if node.op != "get_attr" and not inside.issuperset(node.users)]
-
-
-def _nest(root: nn.Module, graph: Graph, block: Block) -> Graph:
-    """A copy of the graph in which the block is one call of a nested module, placed in `root` under
-    the block's name.
-    """
-    name, members = block
-    prefix = f"{name}."
-    inside = {node for node in graph.nodes if node.name in set(members) and node.op != "get_attr"}
-    inside |= {
-        node
-        for node in graph.nodes
-        if node.op == "get_attr" and str(node.target).startswith(prefix)
-    }
-    (result,) = _results(inside)
-    inner, sources = _inner_graph(graph, inside, result, prefix)
-    holder = root.get_submodule(name) if _has(root, name) else nn.Module()
-    place(root, name, GraphModule(holder, inner, "Block"))
-    return _outer_graph(graph, inside, result, name, sources)
-
-
-def _inner_graph(
-    graph: Graph, inside: set[Node], result: Node, prefix: str
-) -> tuple[Graph, list[Node]]:
-    """The block as a graph of its own with relative names, and the outer nodes that feed it."""
-    inner, new = Graph(), dict[Node, Node]()
-    ordered = [node for node in graph.nodes if node in inside]
-    sources = list(
-        dict.fromkeys(s for node in ordered for s in node.all_input_nodes if s not in inside)
+def _is_self_contained(name: str, calls: set[Node], below: dict[str, list[Node]]) -> bool:
+    """Whether a block's calls are all that use what is below its name, and call no other module."""
+    own = below.get(name, ())
+    modules = {node for node in own if node.op == "call_module"}
+    tensors = (node for node in own if node.op == "get_attr")
+    return (
+        modules == {node for node in calls if node.op == "call_module"}
+        and all(node.target != name for node in modules)
+        and all(calls.issuperset(tensor.users) for tensor in tensors)
     )
-    for source in sources:
-        new[source] = inner.placeholder(source.name)
-    for node in ordered:
-        new[node] = inner.node_copy(node, new.__getitem__)
-        if node.op in ("get_attr", "call_module"):
-            new[node].target = str(node.target).removeprefix(prefix)
-    inner.output(new[result])
-    return inner, sources
 
 
-def _outer_graph(
-    graph: Graph, inside: set[Node], result: Node, name: str, sources: list[Node]
-) -> Graph:
-    """The graph with the block's nodes replaced by one call, placed where the block's result was
-    computed.
+def _results(calls: set[Node]) -> list[Node]:
+    """The nodes of a block whose values are used outside."""
+    return [node for node in calls if not calls.issuperset(node.users)]
+
+
+def _with_blocks(root: nn.Module, graph: Graph, nests: Sequence[_Nest]) -> Graph:
+    """A copy of the graph in which each block is one call of a nested module, placed in `root`
+    under the block's name; the call stands where the block's result was computed.
     """
+    by_result = {nest.result: nest for nest in nests}
+    inside = {node for nest in nests for node in nest.nodes}
     outer, new = Graph(), dict[Node, Node]()
     for node in graph.nodes:
-        if node is result:
-            args = tuple(new[source] for source in sources)
-            new[node] = outer.create_node("call_module", name, args, {}, name.replace(".", "_"))
-            new[node].meta.update(owner=name)
+        if node in by_result:
+            nest = by_result[node]
+            args = tuple(new[source] for source in nest.sources)
+            _place_block(root, nest, args)
+            label = nest.name.replace(".", "_")
+            new[node] = outer.create_node("call_module", nest.name, args, {}, label)
+            new[node].meta.update(owner=nest.name)
         elif node not in inside:
             new[node] = outer.node_copy(node, new.__getitem__)
     return outer
+
+
+def _place_block(root: nn.Module, nest: _Nest, args: Sequence[Node]) -> None:
+    """Makes the block a module with relative names; it takes the values of `args`, under their
+    names, for its sources."""
+    inner, prefix = Graph(), f"{nest.name}."
+    new = {
+        source: inner.placeholder(arg.name) for source, arg in zip(nest.sources, args, strict=True)
+    }
+    for node in nest.nodes:
+        new[node] = inner.node_copy(node, new.__getitem__)
+        if node.op in ("get_attr", "call_module"):
+            new[node].target = str(node.target).removeprefix(prefix)
+    inner.output(new[nest.result])
+    holder = root.get_submodule(nest.name) if _has(root, nest.name) else nn.Module()
+    place(root, nest.name, GraphModule(holder, inner, "Block"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_nets import Residual, Tokens, quietly, trained_a_little
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from fitcompress.graph.capture import capture_module
 from fitcompress.graph.lift import build_network
@@ -37,6 +37,23 @@ def test_the_network_computes_the_program_s_bits_under_the_source_s_names(make):
     with torch.no_grad():
         assert torch.equal(network(X), run_program(program, X)[0])
         assert torch.equal(network(X), module(X))
+
+
+@pytest.mark.parametrize("depth", [8, 32])
+def test_each_node_is_copied_a_few_times_however_many_blocks_there_are(depth, monkeypatch):
+    layers = [nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(depth)]
+    program = capture_module(nn.Sequential(*layers), (torch.randn(2, 4),))
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    pairs = zip(calls[::2], calls[1::2], strict=True)
+    blocks = [(str(at), (one.name, other.name)) for at, (one, other) in enumerate(pairs)]
+    made = []
+    create = Graph.create_node
+    monkeypatch.setattr(
+        Graph, "create_node", lambda *args, **options: made.append(1) or create(*args, **options)
+    )
+    network = build_network(program, blocks)
+    assert all(isinstance(network.get_submodule(name), GraphModule) for name, _ in blocks)
+    assert len(made) <= 3 * len(program.graph.nodes)
 
 
 LAYERS = [
