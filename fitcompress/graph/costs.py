@@ -3,6 +3,7 @@ touched. Layer: graph."""
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -16,8 +17,8 @@ from fitcompress.graph.rules.contractions import CONTRACTIONS, RECURRENT
 __all__ = [
     "Costs",
     "count_macs",
+    "data_nodes",
     "is_contraction",
-    "is_data",
     "is_weighted",
     "measure_costs",
     "node_depths",
@@ -67,9 +68,12 @@ def is_contraction(node: Node) -> bool:
     return operation(node) in CONTRACTIONS and operation(node) != "embedding"
 
 
-def is_weighted(node: Node) -> bool:
-    """Whether the call is a contraction with a tensor of the network."""
-    return _may_be_weighted(node) and not all(map(is_data, node.all_input_nodes))
+def is_weighted(node: Node, data: AbstractSet[Node]) -> bool:
+    """Whether the call is a contraction with a tensor of the network.
+
+    data: the `data_nodes` of its program.
+    """
+    return _may_be_weighted(node) and any(source not in data for source in node.all_input_nodes)
 
 
 def _may_be_weighted(node: Node) -> bool:
@@ -77,18 +81,14 @@ def _may_be_weighted(node: Node) -> bool:
     return is_contraction(node) and operation(node) != "scaled_dot_product_attention"
 
 
-def is_data(node: Node) -> bool:
-    """Whether the value depends on an input of the network; a standardised weight, say, does
+def data_nodes(program: Program) -> set[Node]:
+    """The nodes whose values depend on an input of the network; a standardised weight, say, does
     not."""
-    pending, seen = [node], {node}
-    while pending:
-        current = pending.pop()
-        if current.op == "placeholder":
-            return True
-        fresh = set(current.all_input_nodes) - seen
-        seen |= fresh
-        pending.extend(fresh)
-    return False
+    data: set[Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" or not data.isdisjoint(node.all_input_nodes):
+            data.add(node)
+    return data
 
 
 def _node_macs(node: Node, shapes: dict[str, Shape]) -> int:
@@ -137,13 +137,9 @@ def _einsum_summed(node: Node, inputs: list[Any]) -> int:
 def node_depths(program: Program) -> dict[Node, int]:
     """For each node the largest number of weighted contractions on a path from an input to it,
     itself included."""
-    from_input: dict[Node, bool] = {}
+    data = data_nodes(program)
     depths: dict[Node, int] = {}
     for node in program.graph.nodes:
-        sources = node.all_input_nodes
-        from_input[node] = node.op == "placeholder" or any(from_input[s] for s in sources)
-        weighted = _may_be_weighted(node) and any(not from_input[s] for s in sources)
-        depths[node] = max((depths[s] for s in sources), default=0) + (
-            weighted and from_input[node]
-        )
+        before = max((depths[source] for source in node.all_input_nodes), default=0)
+        depths[node] = before + (node in data and is_weighted(node, data))
     return depths

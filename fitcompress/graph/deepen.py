@@ -9,7 +9,7 @@ network computes at first what it computed before.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import ceil
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from fitcompress.graph.costs import is_data, node_depths
+from fitcompress.graph.costs import data_nodes, node_depths
 from fitcompress.graph.inserts import Insert, insert_norm, insert_residual, takes_residual
 from fitcompress.graph.program import (
     Program,
@@ -29,6 +29,7 @@ from fitcompress.graph.program import (
 )
 from fitcompress.graph.rules.layout import LAYOUT
 from fitcompress.graph.spine import Block, find_blocks
+from fitcompress.graph.taken import TakenNames
 
 __all__ = ["Deepened", "deepen_program", "restore_norms"]
 
@@ -68,6 +69,7 @@ def deepen_program(program: Program, depth_mult: float) -> Deepened:
     deep = clone(program)
     blocks = find_blocks(deep)
     outputs = set(output_nodes(deep.graph))
+    names = TakenNames(deep.tensors)
     inserts: list[Insert] = []
     missing = 0.0
     for _, stage in groupby(blocks, key=lambda block: block.shape):
@@ -77,7 +79,7 @@ def deepen_program(program: Program, depth_mult: float) -> Deepened:
         copies = _choose_copies(units, missing, depth_mult)
         missing -= sum(unit.depth for unit in copies)
         if copies:
-            inserts.extend(_append_copies(deep, units[-1].tail, copies))
+            inserts.extend(_append_copies(deep, units[-1].tail, copies, names))
     wanted = _depth(program) * depth_mult
     missing = wanted - _depth(deep)
     if missing > _DEPTH_TOLERANCE * wanted:
@@ -108,14 +110,17 @@ def _choose_copies(units: Sequence[Block], missing: float, depth_mult: float) ->
     return copies
 
 
-def _append_copies(program: Program, tail: Node, copies: Sequence[Block]) -> list[Insert]:
+def _append_copies(
+    program: Program, tail: Node, copies: Sequence[Block], names: TakenNames
+) -> list[Insert]:
     """Put copies behind `tail` one after the other and let its users read the last."""
     users = list(tail.users)
     inserts = []
     point = tail
     for block in copies:
-        insert = _copy_block(program, block, point)
+        insert = _copy_block(program, block, point, names)
         program.tensors.update(insert.tensors)
+        names.take(insert.tensors)
         inserts.append(insert)
         point = insert.output
     for user in users:
@@ -123,10 +128,10 @@ def _append_copies(program: Program, tail: Node, copies: Sequence[Block]) -> lis
     return inserts
 
 
-def _copy_block(program: Program, block: Block, point: Node) -> Insert:
+def _copy_block(program: Program, block: Block, point: Node, names: TakenNames) -> Insert:
     """A copy of the block that reads `point` and stands behind it."""
-    graph, names = point.graph, set(program.tensors)
-    renamed = _next_keys(_module_keys(program, block), names)
+    graph = point.graph
+    renamed = names.next_keys(_module_keys(program, block))
     new: dict[Node, Node] = {block.head: point}
     tensors: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
@@ -166,36 +171,11 @@ def _module_keys(program: Program, block: Block) -> list[str]:
     return keys
 
 
-def _next_keys(keys: Iterable[str], names: Iterable[str]) -> dict[str, str]:
-    """For each dotted prefix the next free one in its sequence: `layer1.2` -> `layer1.3`, `b2` ->
-    `b3`."""
-    taken = set(names)
-    renamed: dict[str, str] = {}
-    for key in keys:
-        stem = key.rstrip("0123456789")
-        if stem == key:
-            renamed[key] = _free_name(key, {name.rsplit(".", 1)[0] for name in taken})
-            continue
-        pattern = re.compile(re.escape(stem) + r"(\d+)(?:\.|$)")
-        matches = (pattern.match(name) for name in (*taken, *renamed.values()))
-        renamed[key] = f"{stem}{max(int(match[1]) for match in matches if match) + 1}"
-    return renamed
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    number = 2
-    while any(
-        other == f"{name}_{number}" or other.startswith(f"{name}_{number}.") for other in taken
-    ):
-        number += 1
-    return f"{name}_{number}"
-
-
-def _rename(name: str, renamed: dict[str, str], taken: set[str]) -> str:
+def _rename(name: str, renamed: dict[str, str], taken: TakenNames) -> str:
     for key, new in sorted(renamed.items(), key=lambda item: -len(item[0])):
         if name.startswith(f"{key}."):
             return new + name[len(key) :]
-    return _free_name(name, taken)
+    return taken.free_name(name)
 
 
 def _branch_ends(nodes: Sequence[Node], head: Node) -> frozenset[str]:
@@ -240,7 +220,7 @@ def _spread_residuals(program: Program, count: int) -> list[Insert]:
 
 def _longest_path(program: Program) -> list[Node]:
     """The weighted contractions on one longest path, from the input to the output."""
-    depths = node_depths(program)
+    depths, data = node_depths(program), data_nodes(program)
     node = max(output_nodes(program.graph), key=depths.__getitem__)
     path = []
     while node.op != "placeholder":
@@ -249,7 +229,7 @@ def _longest_path(program: Program) -> list[Node]:
             break
         if depths[node] > depths[source]:
             path.append(node)
-        node = next(s for s in node.all_input_nodes if depths[s] == depths[source] and is_data(s))
+        node = next(s for s in node.all_input_nodes if depths[s] == depths[source] and s in data)
     return path[::-1]
 
 
@@ -260,9 +240,9 @@ def restore_norms(program: Program) -> Deepened:
     Archives that were frozen have their norms folded into the convolutions; a thin, deep student of
     theirs would not train.
     """
+    if any(operation(node) in _NORMS for node in program.graph.nodes):
+        return Deepened(program)
     plain = clone(program)
-    if any(operation(node) in _NORMS for node in plain.graph.nodes):
-        return Deepened(plain)
     outputs = set(output_nodes(plain.graph))
     convolutions = [
         node

@@ -10,7 +10,7 @@ the shape of its input can be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from fitcompress.graph.costs import is_weighted, node_depths
+from fitcompress.graph.costs import data_nodes, is_weighted, node_depths
 from fitcompress.graph.program import Program, Shape, output_nodes, propagate_shapes
 
 __all__ = ["Block", "find_blocks", "spine_nodes"]
@@ -136,9 +136,10 @@ def _find_segments(program: Program, shapes: dict[str, Shape]) -> list[_Segment]
     spine = spine_nodes(program, shapes)
     order = list(program.graph.nodes)
     place = {node: index for index, node in enumerate(order)}
+    data = data_nodes(program)
     segments = []
     for head, tail in pairwise(spine):
-        nodes = _with_weights(order[place[head] + 1 : place[tail] + 1], head)
+        nodes = _with_weights(order[place[head] + 1 : place[tail] + 1], head, place)
         tensors = [str(node.target) for node in nodes if node.op == "get_attr"]
         names = [name for name in tensors if name in program.trainable]
         segments.append(
@@ -147,7 +148,7 @@ def _find_segments(program: Program, shapes: dict[str, Shape]) -> list[_Segment]
                 nodes,
                 tuple(shapes[tail.name][1:]),
                 tuple(shapes[head.name][1:]),
-                any(is_weighted(node) for node in nodes),
+                any(is_weighted(node, data) for node in nodes),
                 _common_key(names),
                 _signature(head, nodes, shapes),
             )
@@ -155,8 +156,8 @@ def _find_segments(program: Program, shapes: dict[str, Shape]) -> list[_Segment]
     return segments
 
 
-def _with_weights(calls: Sequence[Node], head: Node) -> tuple[Node, ...]:
-    """The calls with the weights and sizes that only they use, in front of them."""
+def _with_weights(calls: Sequence[Node], head: Node, place: Mapping[Node, int]) -> tuple[Node, ...]:
+    """The calls with the weights and sizes that only they use, in front of them in their order."""
     inside = dict.fromkeys(node for node in calls if node.op == "call_function")
     own: dict[Node, None] = {}
     pending = list(inside)
@@ -170,8 +171,7 @@ def _with_weights(calls: Sequence[Node], head: Node) -> tuple[Node, ...]:
             ):
                 own[source] = None
                 pending.append(source)
-    ordered = [node for node in (calls[0].graph.nodes if calls else ()) if node in own]
-    return (*ordered, *inside)
+    return (*sorted(own, key=place.__getitem__), *inside)
 
 
 def _is_own(node: Node) -> bool:

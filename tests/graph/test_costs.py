@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fitcompress.graph.costs import (
     Costs,
     count_macs,
+    data_nodes,
     is_contraction,
-    is_data,
     is_weighted,
     measure_costs,
     node_depths,
@@ -150,21 +150,21 @@ def test_attention_is_no_layer_even_with_a_trained_mask():
     )
     program = captured(module, (2, 3, 8))
     assert measure_costs(program).depth == 0
-    assert not any(is_weighted(node) for node in program.graph.nodes)
+    assert not any(is_weighted(node, data_nodes(program)) for node in program.graph.nodes)
 
 
 def test_products_of_data_with_data_are_contractions_but_no_layers():
     program = captured(Function(lambda x: x @ x.transpose(1, 2)), (3, 7))
     (product,) = [node for node in program.graph.nodes if is_contraction(node)]
-    assert not is_weighted(product)
+    assert not is_weighted(product, data_nodes(program))
 
 
 def test_the_depth_of_each_node_never_falls_along_an_edge():
     program = timm_program("resnet18", 64)
-    depths = node_depths(program)
+    depths, data = node_depths(program), data_nodes(program)
     for node in program.graph.nodes:
         assert all(depths[source] <= depths[node] for source in node.all_input_nodes)
-        assert not depths[node] or is_data(node)
+        assert not depths[node] or node in data
         assert depths[node] - max([depths[s] for s in node.all_input_nodes], default=0) == (
             operation(node) in ("conv2d", "linear")
         )
