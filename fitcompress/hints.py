@@ -1,4 +1,4 @@
-"""Which teacher layer is the hint, and which student layer is guided by it. Layer: graph, taps.
+"""Which teacher layer is the hint, and which student layer is guided by it. Layer: graph.
 
 The paper's rule: the middle of the teacher guides the middle of the student (FitNets, section 2.2).
 A student that was derived from its teacher has the same stages, so the pair that ends the same
@@ -7,12 +7,11 @@ stage is preferred where one ends near the middle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import log2, prod
 
-import torch
 from torch.fx import GraphModule
 
 from fitcompress.errors import PlanError
@@ -21,10 +20,9 @@ from fitcompress.graph.costs import node_depths
 from fitcompress.graph.cut import resolve_layer
 from fitcompress.graph.leaves import find_leaves, named_arguments
 from fitcompress.graph.lift import Block as NodeBlock
-from fitcompress.graph.program import Program, operation, output_nodes, propagate_shapes
+from fitcompress.graph.program import Program, Shape, operation, output_nodes, propagate_shapes
 from fitcompress.graph.spine import Block, find_blocks
 from fitcompress.graph.trace import AxisTrace, trace_axes
-from fitcompress.taps import record_layers
 
 __all__ = ["HintPair", "Layer", "LayerMap", "choose_pairs", "map_layers", "node_blocks"]
 
@@ -61,7 +59,9 @@ class LayerMap:
 
     program: Program
     layers: tuple[Layer, ...]
+    spine: tuple[Block, ...]
     blocks: tuple[NodeBlock, ...]
+    """Those on the spine, as `build_network` takes them."""
     trace: AxisTrace
 
     @property
@@ -94,50 +94,55 @@ def node_blocks(blocks: Sequence[Block]) -> tuple[NodeBlock, ...]:
     )
 
 
-def map_layers(program: Program, network: GraphModule, trace: AxisTrace | None = None) -> LayerMap:
-    """All layers of `network`, built from `program`: it runs once with every module hooked.
+def map_layers(
+    program: Program,
+    network: GraphModule,
+    trace: AxisTrace | None = None,
+    blocks: Sequence[Block] = (),
+) -> LayerMap:
+    """All layers of `network`, built from `program`, that a hook can reach. Nothing runs: a layer's
+    output is the value of a node.
 
     trace: the axes of a program that has all nodes of this one, where they are known already.
+    blocks: those of the program, where they are known already.
     """
-    blocks = find_blocks(program)
-    parts = node_blocks(blocks)
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    inputs = [torch.zeros((2, *i.shape), dtype=i.dtype, device=device) for i in program.inputs]
-    stages = _stages(program, blocks)
-    ends = {name: nodes[-1] for name, nodes in parts}
-    leaves = {leaf.path: node.name for node, leaf in find_leaves(program).items()}
-    found = []
-    for record in record_layers(network, *inputs):
-        is_block = record.kind == "Block"
-        node = (ends if is_block else leaves).get(record.name)
-        if node is not None:
-            stage = stages.get(node, -1)
-            is_candidate = is_block and stage >= 0
-            found.append(
-                Layer(record.name, record.kind, record.shape, 0, is_candidate, node, stage)
-            )
-    found += _unhooked_blocks(program, found, ends, stages)
-    layers = _with_some_candidates(_in_order(program, found), ends, stages)
-    return LayerMap(program, layers, parts, trace or trace_axes(program))
-
-
-def _unhooked_blocks(
-    program: Program, found: Sequence[Layer], ends: dict[str, str], stages: dict[str, int]
-) -> list[Layer]:
-    """The blocks that stayed flat: they share leaves with others, so no module is theirs alone.
-
-    Where a single module bears a block's name, that is the layer.
-    """
-    taken = {layer.name for layer in found}
+    spine = tuple(blocks or find_blocks(program))
+    parts = node_blocks(spine)
     shapes = propagate_shapes(program)
-    return [
-        Layer(name, "Block", tuple(shapes[node][1:]), 0, True, node, stages[node])
-        for name, node in ends.items()
-        if node in stages and name not in taken
-    ]
+    stages = _stages(program, spine)
+    ends = {name: nodes[-1] for name, nodes in parts}
+    found = _leaf_layers(program, shapes, stages)
+    nested = _nested_blocks(network)
+    for name, node in ends.items():
+        if name not in found and (node in stages or name in nested):
+            shape, stage = tuple(shapes[node][1:]), stages.get(node, -1)
+            found[name] = Layer(name, "Block", shape, 0, node in stages, node, stage)
+    layers = _with_some_candidates(_in_order(program, found.values()), ends, stages)
+    return LayerMap(program, layers, spine, parts, trace or trace_axes(program))
 
 
-def _in_order(program: Program, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+def _leaf_layers(
+    program: Program, shapes: Mapping[str, Shape], stages: Mapping[str, int]
+) -> dict[str, Layer]:
+    """By name the modules of single calls. One that is called often counts once: where it is called
+    last, with the shape that it gives first.
+    """
+    found: dict[str, Layer] = {}
+    for node, leaf in find_leaves(program).items():
+        first = found.get(leaf.path)
+        shape = first.shape if first else tuple(shapes[node.name][1:])
+        stage = stages.get(node.name, -1)
+        found[leaf.path] = Layer(leaf.path, leaf.kind, shape, 0, False, node.name, stage)
+    return found
+
+
+def _nested_blocks(network: GraphModule) -> set[str]:
+    """The blocks that are modules of their own; others stayed flat, sharing leaves."""
+    modules = network.named_modules()
+    return {name for name, module in modules if name and isinstance(module, GraphModule)}
+
+
+def _in_order(program: Program, layers: Iterable[Layer]) -> tuple[Layer, ...]:
     """The layers in execution order, each with its share of the depth."""
     places = {node.name: place for place, node in enumerate(program.graph.nodes)}
     depths = {node.name: depth for node, depth in node_depths(program).items()}

@@ -20,6 +20,7 @@ from fitcompress.graph.lift import build_network
 from fitcompress.graph.plan import StudentPlan, plan_student
 from fitcompress.graph.program import Program, output_nodes, propagate_shapes
 from fitcompress.graph.spine import Block, find_blocks
+from fitcompress.graph.trace import AxisTrace
 from fitcompress.hints import HintPair, LayerMap, choose_pairs, map_layers, node_blocks
 from fitcompress.model import Model
 from fitcompress.recipe import HintRecipe, Recipe, StudentRecipe
@@ -47,7 +48,11 @@ class Planned:
 
 def make_model(program: Program, interface: Interface) -> Model:
     """The program as a network whose blocks can be hooked, with its interface."""
-    blocks = node_blocks(find_blocks(program))
+    return _with_blocks(program, interface, find_blocks(program))
+
+
+def _with_blocks(program: Program, interface: Interface, spine: Sequence[Block]) -> Model:
+    blocks = node_blocks(spine)
     return Model(program, build_network(program, blocks), interface, blocks)
 
 
@@ -71,33 +76,40 @@ def plan_run(teacher: Teacher, recipe: Recipe, *, emit: Emit, meta: bool = False
         LayerError: a layer that was named is unknown or ambiguous.
         TeacherError: a student of the user's own cannot be opened, or has other outputs.
     """
-    teacher_model = make_model(teacher.program, teacher.interface)
     if recipe.student.source:
-        plan, student = None, _open_student(teacher, recipe, emit, meta)
+        plan = None
+        program, interface = _open_student(teacher, recipe, emit, meta)
     else:
         plan = plan_student(
             teacher.program,
             depth_mult=recipe.student.depth_mult,
             width_mult=recipe.student.width_mult,
         )
-        program = plan.program
+        program, interface = plan.program, teacher.interface
         if not meta:
             tensors = initial_tensors(plan, init=recipe.student.init, seed=recipe.run.seed)
             program = replace(program, tensors=tensors)
-        student = make_model(program, teacher.interface)
     trace = plan.trace if plan else None  # of the deepened teacher: both networks' nodes are in it
-    maps = (
-        map_layers(teacher_model.program, teacher_model.network, trace),
-        map_layers(student.program, student.network, trace),
-    )
+    teacher_model, teacher_map = _mapped(teacher.program, teacher.interface, trace)
+    student, student_map = _mapped(program, interface, trace)
+    maps = teacher_map, student_map
     pairs = _pairs(maps, recipe.hints)
     regressors = make_regressors(pairs, recipe.hints)
     notices = _notices(plan)
     for notice in notices:
         emit(Notice(topic="plan", message=notice))
-    summary = _summarise(teacher_model, student, plan, pairs, regressors, notices, recipe.student)
+    summary = _summarise(maps, plan, pairs, regressors, notices, recipe.student)
     inherits = recipe.student.init == "inherit" and plan is not None and _is_changed(plan)
     return Planned(teacher_model, student, pairs, summary, inherits, plan)
+
+
+def _mapped(
+    program: Program, interface: Interface, trace: AxisTrace | None
+) -> tuple[Model, LayerMap]:
+    """The program's model and the map of its layers."""
+    spine = find_blocks(program)
+    model = _with_blocks(program, interface, spine)
+    return model, map_layers(program, model.network, trace, spine)
 
 
 def untaught(planned: Planned, seed: int) -> Model:
@@ -118,7 +130,9 @@ def _is_changed(plan: StudentPlan) -> bool:
     return shapes[0] != shapes[1]
 
 
-def _open_student(teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool) -> Model:
+def _open_student(
+    teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool
+) -> tuple[Program, Interface]:
     """A student of the user's own, with the teacher's number of classes; a timm name starts from
     random weights.
     """
@@ -135,7 +149,7 @@ def _open_student(teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool) -> M
             f"student '{name}' has outputs of shape {outputs[1]}, the teacher {outputs[0]}",
             advice="name a student with the teacher's outputs",
         )
-    return make_model(opened.program, interface)
+    return opened.program, interface
 
 
 def _opened_where_it_runs(
@@ -222,8 +236,7 @@ def _notices(plan: StudentPlan | None) -> list[str]:
 
 
 def _summarise(
-    teacher: Model,
-    student: Model,
+    maps: tuple[LayerMap, LayerMap],
     plan: StudentPlan | None,
     pairs: Sequence[HintPair],
     regressors: Sequence[tuple[Regressor, str]],
@@ -231,9 +244,15 @@ def _summarise(
     recipe: StudentRecipe,
 ) -> dict[str, Any]:
     """The plan for people and scripts, ready for JSON."""
+    teacher, student = maps
+    costs = (
+        (plan.teacher_costs, plan.costs)
+        if plan
+        else (measure_costs(teacher.program), measure_costs(student.program))
+    )
     return {
-        "teacher": measure_costs(teacher.program).to_dict(),
-        "student": measure_costs(student.program).to_dict(),
+        "teacher": costs[0].to_dict(),
+        "student": costs[1].to_dict(),
         "pairs": [
             {
                 "hint": pair.hint.name,
@@ -244,7 +263,7 @@ def _summarise(
             }
             for pair, (_, description) in zip(pairs, regressors, strict=True)
         ],
-        "stages": _stage_rows(teacher.program, student.program),
+        "stages": _stage_rows(teacher, student),
         "frozen": [
             {"reason": place.reason, "sizes": list(place.sizes), "tensors": list(place.tensors)}
             for place in (plan.frozen if plan else ())
@@ -254,9 +273,9 @@ def _summarise(
     }
 
 
-def _stage_rows(teacher: Program, student: Program) -> list[dict[str, Any]]:
+def _stage_rows(teacher: LayerMap, student: LayerMap) -> list[dict[str, Any]]:
     """Both networks stage by stage (blocks of one output shape), side by side by their order."""
-    sides = [_stages(program) for program in (teacher, student)]
+    sides = [_stages(side) for side in (teacher, student)]
     count = max(map(len, sides))
     rows = []
     for number in range(count):
@@ -265,15 +284,15 @@ def _stage_rows(teacher: Program, student: Program) -> list[dict[str, Any]]:
     return rows
 
 
-def _stages(program: Program) -> list[dict[str, Any]]:
+def _stages(side: LayerMap) -> list[dict[str, Any]]:
     stages = []
-    for shape, members in groupby(find_blocks(program), key=lambda block: block.shape):
+    for shape, members in groupby(side.spine, key=lambda block: block.shape):
         blocks = list(members)
         stages.append(
             {
                 "blocks": len(blocks),
                 "width": list(shape),
-                "params": sum(_block_params(program, block) for block in blocks),
+                "params": sum(_block_params(side.program, block) for block in blocks),
                 "first": blocks[0].name,
                 "last": blocks[-1].name,
             }

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from fitcompress.errors import LayerError, PlanError
 from fitcompress.graph.capture import capture_module
@@ -18,6 +19,7 @@ from fitcompress.graph.plan import plan_student
 from fitcompress.graph.program import Program, propagate_shapes
 from fitcompress.graph.spine import find_blocks
 from fitcompress.hints import LayerMap, choose_pairs, map_layers, node_blocks
+from fitcompress.taps import record_layers
 
 
 def layers_of(program: Program) -> LayerMap:
@@ -52,6 +54,18 @@ def names(pairs) -> list[tuple[str, str]]:
 
 
 # --- layers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_efficientnet", "densenet121"])
+@pytest.mark.parametrize("side_of", [teacher_of, student_of])
+def test_the_layers_are_those_that_hooks_see_when_the_network_runs(name, side_of):
+    side = side_of(name, 64 if name != "test_vit" else 160)
+    network = build_network(side.program, side.blocks)
+    inputs = [torch.zeros(2, *info.shape, dtype=info.dtype) for info in side.program.inputs]
+    seen = [(record.name, record.kind, record.shape) for record in record_layers(network, *inputs)]
+    nested = {name for name, part in network.named_modules() if isinstance(part, GraphModule)}
+    hooked = [layer for layer in side.layers if layer.kind != "Block" or layer.name in nested]
+    assert [(layer.name, layer.kind, layer.shape) for layer in hooked] == seen
 
 
 def test_layers_come_in_order_with_their_share_of_the_depth(resnet):
