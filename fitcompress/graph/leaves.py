@@ -66,8 +66,8 @@ def find_leaves(program: Program) -> dict[Node, Leaf]:
 
 def make_leaf(leaf: Leaf, program: Program) -> nn.Module:
     """The module with copies of its tensors; trainable ones are parameters that take gradients."""
-    with torch.device("meta"):
-        module: nn.Module = getattr(nn, leaf.kind)(**dict(leaf.options))
+    place = {"device": "meta"} if leaf.tensors else {}
+    module: nn.Module = getattr(nn, leaf.kind)(**dict(leaf.options), **place)
     for attribute, name in leaf.tensors:
         value = program.tensors[name].detach().clone()
         if attribute in module._buffers:

@@ -24,13 +24,16 @@ def project_outputs(program: Program, trace: AxisTrace) -> Deepened:
 
     trace: the axes of `program`.
     """
+    dims = {node.name: _shared_dims(trace, node.name) for node in output_nodes(program.graph)}
+    if not any(dims.values()):
+        return Deepened(program)
     projected = clone(program)
     graph, end = projected.graph, projected.graph.output_node()
     names: list[str] = []
     outputs = []
     for node in output_nodes(graph):
         last = node
-        for dim in _shared_dims(trace, node.name):
+        for dim in dims[node.name]:
             width = trace.algebra.size(trace.values[node.name][dim])
             names.append(_free_name(projected))
             projected.tensors[names[-1]] = torch.empty(width, width, device="meta")
