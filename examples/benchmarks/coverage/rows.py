@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import random
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,7 +19,14 @@ import timm
 import torch
 from rich.progress import MofNCompleteColumn, Progress
 
-__all__ = ["add_rows", "models_like", "one_line", "read_rows"]
+__all__ = [
+    "add_rows",
+    "models_like",
+    "one_line",
+    "random_others",
+    "read_rows",
+    "smallest_of_each_family",
+]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -60,6 +68,30 @@ def _one_core() -> None:
 def models_like(patterns: Sequence[str]) -> list[str]:
     """timm's models with a name like one of these."""
     return [name for name in timm.list_models() if any(fnmatch(name, p) for p in patterns)]
+
+
+def smallest_of_each_family(rows: list[dict[str, str]]) -> list[str]:
+    """Of the models in the rows of `sweep.py`, the one with the fewest parameters of each file; of
+    equal ones the shortest name.
+    """
+    smallest: dict[str, tuple[int, int, str]] = {}
+    for row in rows:
+        candidate = (int(row["params"]), len(row["model"]), row["model"])
+        smallest[row["family"]] = min(smallest.get(row["family"], candidate), candidate)
+    return [candidate[-1] for candidate in smallest.values()]
+
+
+def random_others(rows: list[dict[str, str]], count: int) -> list[str]:
+    """So many of the models of up to 30 M parameters that are not the smallest of their file, drawn
+    with seed 0.
+    """
+    smallest = smallest_of_each_family(rows)
+    rest = sorted(
+        row["model"]
+        for row in rows
+        if row["model"] not in smallest and 0 < int(row["params"]) <= 30_000_000
+    )
+    return random.Random(0).sample(rest, min(count, len(rest)))
 
 
 def one_line(error: Exception) -> str:

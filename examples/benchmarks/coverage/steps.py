@@ -1,7 +1,8 @@
 """Trains a student of timm models for one step in each stage, with real weights, exports it, and
 loads it in another process: one CSV row for each model.
 
-    python steps.py --out steps.csv --models $(cat models.txt) --processes 2
+    python steps.py --out steps.csv --sample-of timm.csv --processes 2
+    python steps.py --out some.csv --models 'resnet*' --side 128
 
 Rows are written when their model is done, so a run that was stopped goes on where it was. Weights
 are random, and no tensor is left constant. Nothing is downloaded.
@@ -22,7 +23,14 @@ from tempfile import TemporaryDirectory
 import torch
 from archives import model_and_shape
 from reopen import relative_difference
-from rows import add_rows, models_like, one_line, read_rows
+from rows import (
+    add_rows,
+    models_like,
+    one_line,
+    random_others,
+    read_rows,
+    smallest_of_each_family,
+)
 from timm.models import _registry as registry
 from torch import Tensor, nn
 
@@ -178,15 +186,27 @@ def _outputs(result: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
+def _sample(rows: list[dict[str, str]]) -> list[str]:
+    return [*smallest_of_each_family(rows), *random_others(rows, 100)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", default=["*"], help="name patterns")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--models", nargs="+", help="name patterns")
+    which.add_argument(
+        "--sample-of",
+        type=Path,
+        help="what sweep.py wrote: the smallest model of each of timm's files, and a random 100 of"
+        " the others up to 30 M parameters",
+    )
     parser.add_argument("--side", type=int, help="of the images, where a model takes any")
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     done = {row["model"] for row in read_rows(given.out)}
-    names = [name for name in models_like(given.models) if name not in done]
+    chosen = models_like(given.models) if given.models else _sample(read_rows(given.sample_of))
+    names = [name for name in chosen if name not in done]
     tasks = [partial(measure, name, given.side) for name in names]
     add_rows(given.out, Row, tasks, processes=given.processes)
 

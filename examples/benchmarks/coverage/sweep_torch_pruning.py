@@ -37,7 +37,7 @@ import timm
 import torch
 import torch_pruning
 from rich.progress import MofNCompleteColumn, Progress
-from rows import one_line, read_rows
+from rows import one_line, read_rows, smallest_of_each_family
 from timm.models import _registry as registry
 from torch import nn
 
@@ -165,17 +165,6 @@ def _tell_sizes(attention: nn.Module, num_heads: int) -> None:
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def smallest_of_each_family(rows: list[dict[str, str]]) -> list[str]:
-    """Of the models in the rows of `sweep.py`, the one with the fewest parameters of each file; of
-    equal ones the shortest name.
-    """
-    smallest: dict[str, tuple[int, int, str]] = {}
-    for row in rows:
-        candidate = (int(row["params"]), len(row["model"]), row["model"])
-        smallest[row["family"]] = min(smallest.get(row["family"], candidate), candidate)
-    return [candidate[-1] for candidate in smallest.values()]
 
 
 def sweep(names: list[str], out: Path, *, processes: int) -> None:
