@@ -178,7 +178,7 @@ def test_a_branch_on_what_the_archive_holds_is_none_on_the_input(tmp_path):
     [
         (
             Branching(),
-            "what it does depends on the values that it is given ('a branch' in `if bool",
+            "what it does depends on the values that it is given ('aten.is_nonzero.default' in `if",
         ),
         (Reading("number"), "what it does depends on the values that it is given"),
         (Reading("places"), "'aten.nonzero.default'"),

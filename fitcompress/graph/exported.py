@@ -21,7 +21,6 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._pytree import tree_leaves
 
 from fitcompress.errors import CaptureError
@@ -51,8 +50,6 @@ def export_module(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Expo
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(module, example_inputs, dynamic_shapes=shapes, strict=False)
-        except GuardOnDataDependentSymNode as error:
-            raise value_read(type(module).__name__, "a branch", _source_line(error)) from error
         except Exception as error:
             cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CaptureError(
@@ -71,13 +68,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _source_line(error: Exception) -> str:
-    """The line of the module's code that torch.export names in an error."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    places = [i for i, line in enumerate(lines) if line.startswith('File "')]
-    return lines[places[-1] + 1] if places and places[-1] + 1 < len(lines) else ""
 
 
 def capture_exported(exported: ExportedProgram) -> Program:

@@ -67,12 +67,10 @@ def record(network: nn.Module, examples: Mapping[str, Tensor], what: str) -> Rec
     what: what errors call the network.
 
     Raises:
-        BatchRefusedError: it does not run on them, or its outputs have not one row a sample.
+        BatchRefusedError: it does not run on them.
         ObstacleError: it makes a call that no graph can hold.
     """
-    given = tuple(
-        example.clone() for example in examples.values()
-    )  # the run may write to its inputs
+    given = tuple(value.clone() for value in examples.values())  # the run may write to them
     parameters = {name for name, _ in network.named_parameters()}
     recorder = _Recorder(examples, _named_tensors(network))
     try:
@@ -92,16 +90,8 @@ def record(network: nn.Module, examples: Mapping[str, Tensor], what: str) -> Rec
             raise explain(what, call, _source_line(error)) from error
         raise BatchRefusedError(recorder.failure or _last_line(error)) from error
     outputs = [value for value in tensors_in(result) if isinstance(value, Tensor)]
-    _refuse_other_rows(outputs, len(given[0]))
     program = recorder.finish(outputs, parameters)
     return Recording(program, output_names(result), given, tuple(outputs))
-
-
-def _refuse_other_rows(outputs: Sequence[Tensor], batch_size: int) -> None:
-    if any(value.ndim == 0 or value.shape[0] != batch_size for value in outputs):
-        raise BatchRefusedError(
-            f"its output does not have one row a sample for {batch_size} samples"
-        )
 
 
 class _Recorder(ProxyTorchDispatchMode):

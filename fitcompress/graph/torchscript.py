@@ -22,7 +22,7 @@ from fitcompress.graph.devices import without_devices
 from fitcompress.graph.examples import random_input
 from fitcompress.graph.owners import infer_owners, name_by_use
 from fitcompress.graph.program import InputInfo, Program, run_program
-from fitcompress.graph.recording import Recording, record
+from fitcompress.graph.recording import BatchRefusedError, Recording, record
 
 __all__ = ["capture_named_torchscript", "capture_torchscript", "load_torchscript"]
 
@@ -96,7 +96,12 @@ def _record(archive: nn.Module, infos: Sequence[InputInfo], batch_size: int) -> 
     if _writes_to_itself(archive):  # what it keeps of a run must not show in the next one
         archive = copy.deepcopy(archive)
     with _same_draws():
-        return record(archive, dict(zip(names, examples, strict=False)), "the archive")
+        recording = record(archive, dict(zip(names, examples, strict=False)), "the archive")
+    if any(value.ndim == 0 or value.shape[0] != batch_size for value in recording.outputs):
+        raise BatchRefusedError(
+            f"its output does not have one row a sample for {batch_size} samples"
+        )
+    return recording
 
 
 def _writes_to_itself(archive: nn.Module) -> bool:

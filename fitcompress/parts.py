@@ -1,0 +1,95 @@
+"""What each stage runs of the two networks, and what that costs. Layer: pipeline.
+
+The teacher is only run: it is cut behind the last value that is asked of it, its batch norms are
+folded away, and nothing of it takes gradients. The student's part is made of the student's own
+modules, so training it trains the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fitcompress.graph.costs import count_macs
+from fitcompress.graph.cut import cut_program
+from fitcompress.graph.fold import Folded, fold_norms
+from fitcompress.graph.lift import build_network, share_leaves
+from fitcompress.graph.program import Program
+from fitcompress.model import Model
+
+__all__ = ["FrozenTeacher", "StageCost", "cut_at", "freeze_teacher", "stage_cost"]
+
+
+@dataclass(frozen=True)
+class FrozenTeacher:
+    """A teacher that is only run."""
+
+    network: nn.Module
+    """From its input to a tuple of what is asked of it; in eval mode, without gradients."""
+    program: Program
+    """What it computes, before its batch norms were folded."""
+    folded: Folded
+
+
+def freeze_teacher(model: Model, nodes: Sequence[str] = ()) -> FrozenTeacher:
+    """The teacher up to some nodes, all of it without them. The model is left as it is.
+
+    The values are the model's up to rounding: sums are taken in another order.
+    """
+    program = cut_program(model.program, nodes, with_output=False) if nodes else model.program
+    folded = fold_norms(program)
+    network = _AsTuple(build_network(folded.program)).eval().requires_grad_(False)
+    return FrozenTeacher(network, program, folded)
+
+
+def cut_at(model: Model, nodes: Sequence[str]) -> nn.Module:
+    """The network up to some nodes, made of the very modules of the whole; gives a tuple."""
+    return _AsTuple(
+        share_leaves(model.network, cut_program(model.program, nodes, with_output=False))
+    )
+
+
+class _AsTuple(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values = self.network(*inputs)
+        return (values,) if isinstance(values, torch.Tensor) else tuple(values)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Floating-point operations of one image forward through each part; two for a multiply-add.
+
+    A step costs the teacher's once and the student's three times: backward it needs the gradients
+    of the values and of the weights, each as much as forward.
+    """
+
+    teacher_flops: int
+    student_flops: int
+
+    @property
+    def step_flops(self) -> int:
+        """Of one image in a training step."""
+        return self.teacher_flops + 3 * self.student_flops
+
+
+def stage_cost(
+    teacher: Model | None, student: Model, hints: Sequence[str] = (), guided: Sequence[str] = ()
+) -> StageCost:
+    """The cost of a stage that runs the teacher up to the hints and the student up to the guided
+    layers, or all of them.
+    """
+    return StageCost(
+        0 if teacher is None else _flops(teacher.program, hints), _flops(student.program, guided)
+    )
+
+
+def _flops(program: Program, nodes: Sequence[str]) -> int:
+    part = cut_program(program, nodes, with_output=False) if nodes else program
+    return 2 * count_macs(part)
