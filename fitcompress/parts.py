@@ -19,8 +19,9 @@ from fitcompress.graph.fold import Folded, fold_norms
 from fitcompress.graph.lift import build_network, share_leaves
 from fitcompress.graph.program import Program
 from fitcompress.model import Model
+from fitcompress.taps import record_outputs
 
-__all__ = ["FrozenTeacher", "StageCost", "cut_at", "freeze_teacher", "stage_cost"]
+__all__ = ["FrozenTeacher", "StageCost", "confirm_part", "cut_at", "freeze_teacher", "stage_cost"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,29 @@ class _AsTuple(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = self.network(*inputs)
         return (values,) if isinstance(values, torch.Tensor) else tuple(values)
+
+
+_TOLERANCE = 0.01
+"""Of a value's norm: a folded batch norm takes its sums in another order, and GPUs round factors of
+convolutions to 10 bits (TF32)."""
+
+
+def confirm_part(
+    network: nn.Module, part: nn.Module, names: Sequence[str], *inputs: torch.Tensor
+) -> list[str]:
+    """Runs the whole network with hooks on the named layers, and the part that was cut at them:
+    they must say the same. The names that were seen: a block without a module of its own has no
+    hook.
+
+    Nothing is modified.
+    """
+    seen = record_outputs(network, *inputs, names=names)
+    with torch.no_grad():
+        values = dict(zip(names, part(*inputs), strict=True))
+    for name, hooked in seen.items():
+        difference = (values[name] - hooked).norm() / hooked.norm().clamp(min=1e-12)
+        assert difference <= _TOLERANCE, f"the cut at '{name}' is off by {difference:.3g}"
+    return list(seen)
 
 
 @dataclass(frozen=True)

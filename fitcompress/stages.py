@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,10 +19,9 @@ from torch import nn
 from fitcompress.data import Batch, DataBundle, Preprocess, Views, make_dataset, make_loader
 from fitcompress.errors import TeacherError
 from fitcompress.events import Emit, Notice
-from fitcompress.graph.cut import cut_program
-from fitcompress.graph.lift import share_leaves
 from fitcompress.graph.program import output_nodes, propagate_shapes
 from fitcompress.model import Model, save_model
+from fitcompress.parts import confirm_part, cut_at, freeze_teacher
 from fitcompress.planning import Planned, make_model, make_regressors, untaught, with_state
 from fitcompress.recipe import OptimRecipe, Recipe
 from fitcompress.rundir import RunDir
@@ -45,7 +43,6 @@ from fitcompress.training import (
 __all__ = [
     "Session",
     "adapt_teacher",
-    "cut_at",
     "estimate_cost",
     "inherit_statistics",
     "output_kinds",
@@ -57,6 +54,7 @@ __all__ = [
 ]
 
 _STATISTICS_BATCHES = 32
+_CONFIRMED_IMAGES = 4
 _SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 45_000, 1_500_000
 """Images seen in stage 2 when no number of epochs is given: a quarter of an hour of a small network
 on two cores, an hour or so on a GPU."""
@@ -173,12 +171,11 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
     """Stage 1: the student up to the guided layers, trained in place, learns the hints."""
     teacher, student = planned.teacher, planned.student
     device = session.device
-    for model in (teacher, student):
-        model.network.to(device)
-    cuts = (
-        cut_at(teacher, [pair.hint.node for pair in planned.pairs]),
-        cut_at(student, [pair.guided.node for pair in planned.pairs]),
-    )
+    student.network.to(device)
+    frozen = freeze_teacher(teacher, [pair.hint.node for pair in planned.pairs])
+    frozen.network.to(device)
+    guided = cut_at(student, [pair.guided.node for pair in planned.pairs])
+    _confirm_cuts(session, planned, frozen.network, guided)
     hints = session.recipe.hints
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(session.recipe.run.seed)
@@ -188,10 +185,11 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
     if hints.standardise:
         batches = [batch.to(device) for batch in _plain_batches(session, teacher.interface.images)]
         statistics = standardise_hints(
-            cuts[0], preprocess.to(device), regressors, batches, num_batches=len(batches)
+            frozen.network, preprocess.to(device), regressors, batches, num_batches=len(batches)
         )
     objective = HintObjective(
-        *cuts,
+        frozen.network,
+        guided,
         regressors,
         teacher_preprocess=preprocess,
         student_preprocess=Preprocess(student.interface.images),
@@ -205,21 +203,21 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
     )
 
 
-def cut_at(model: Model, nodes: Sequence[str]) -> nn.Module:
-    """The network up to some nodes, made of the very modules of the whole; gives a tuple."""
-    return _AsTuple(
-        share_leaves(model.network, cut_program(model.program, nodes, with_output=False))
+def _confirm_cuts(
+    session: Session, planned: Planned, hint_part: nn.Module, guided_part: nn.Module
+) -> None:
+    """Holds what will be trained against what hooks see in the whole networks, on some images."""
+    pairs = planned.pairs
+    sides = (
+        (planned.teacher, hint_part, [pair.hint.name for pair in pairs]),
+        (planned.student, guided_part, [pair.guided.name for pair in pairs]),
     )
-
-
-class _AsTuple(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        values = self.network(*inputs)
-        return (values,) if isinstance(values, torch.Tensor) else tuple(values)
+    for model, part, names in sides:
+        spec = model.interface.images
+        views = make_dataset(session.data.train, spec, augment="none", seed=0)
+        images = views.batch(range(min(_CONFIRMED_IMAGES, len(views)))).images
+        inputs = Preprocess(spec)(images).to(session.device)
+        confirm_part(model.network.to(session.device), part.eval(), names, inputs)
 
 
 def _plain_batches(session: Session, spec: InputSpec) -> list[Batch]:
@@ -242,7 +240,7 @@ def train_student(session: Session, planned: Planned, fingerprint: str) -> Stage
     teacher, student = planned.teacher, planned.student
     recipe = session.recipe.stage2
     objective = DistillObjective(
-        teacher.network,
+        freeze_teacher(teacher).network,
         student.network,
         recipe,
         teacher_preprocess=Preprocess(teacher.interface.images),

@@ -5,56 +5,47 @@ The only file that registers hooks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
-__all__ = ["LayerRecord", "record_layers"]
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """One module as it was seen running."""
-
-    name: str
-    kind: str
-    """The module's class; "Block" for a group of layers on the spine."""
-    shape: tuple[int, ...]
-    """Of its output, without the batch."""
+__all__ = ["record_outputs"]
 
 
-def record_layers(network: nn.Module, *inputs: Tensor) -> list[LayerRecord]:
-    """The layers of a network in the order in which they finish, each once.
+def record_outputs(
+    network: nn.Module, *inputs: Tensor, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """What the layers of a network return, by name, in the order in which they finish.
 
     Runs the network once in eval mode under `no_grad`. Nothing is modified: hooks and training
-    flags are put back. Modules that return no single tensor are left out.
-    """
-    records: dict[str, LayerRecord] = {}
+    flags are put back. Of a layer that is called several times it is what it gave first; layers
+    that return no single tensor are left out.
 
-    def note(name: str, module: nn.Module, output: Any) -> None:
-        if isinstance(output, Tensor) and name not in records:
-            kind = "Block" if isinstance(module, GraphModule) else type(module).__name__
-            records[name] = LayerRecord(name, kind, tuple(output.shape[1:]))
+    names: only these layers; those that no module bears are left out.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def note(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and (names is None or name in names):
+            outputs.setdefault(name, output)
 
     with _hooked(network, note), _evaluating(network), torch.no_grad():
         network(*inputs)
-    return list(records.values())
+    return outputs
 
 
 @contextmanager
-def _hooked(network: nn.Module, note: Any) -> Iterator[None]:
+def _hooked(network: nn.Module, note: Callable[[str, Any], None]) -> Iterator[None]:
     handles = []
     try:
         for name, module in network.named_modules():
             if name:
                 handles.append(
                     module.register_forward_hook(
-                        lambda module, _inputs, output, name=name: note(name, module, output)
+                        lambda _module, _inputs, output, name=name: note(name, output)
                     )
                 )
         yield

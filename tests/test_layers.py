@@ -39,7 +39,7 @@ ROWS = (
     Row(("taps", "hints", "regressors"), never=("data",)),
     Row(("losses", "training")),
     Row(("measure", "speed", "onnxfile", "exports", "environment", "report")),
-    Row(("planning", "stages", "evidence")),
+    Row(("planning", "parts", "stages", "evidence")),
     Row(("pipeline", "api")),
     Row(("console", "progress", "cli", "__init__", "__main__")),
 )

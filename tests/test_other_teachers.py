@@ -25,10 +25,11 @@ from fitcompress.exports import Source, export_model
 from fitcompress.graph.program import Program, output_nodes, propagate_shapes, run_program
 from fitcompress.model import CONFIG_NAME, load_model, save_model
 from fitcompress.onnxfile import open_onnx
+from fitcompress.parts import cut_at
 from fitcompress.planning import Planned, make_regressors, plan_run, with_state
 from fitcompress.recipe import HintRecipe, Recipe
 from fitcompress.spec import InputSpec
-from fitcompress.stages import cut_at, output_kinds
+from fitcompress.stages import output_kinds
 from fitcompress.teacher import teacher_from_module
 from fitcompress.training import DistillObjective, HintObjective, standardise_hints
 

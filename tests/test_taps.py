@@ -7,7 +7,7 @@ import torch
 from small_nets import Residual
 from torch import nn
 
-from fitcompress.taps import record_layers
+from fitcompress.taps import record_outputs
 
 
 def num_hooks(network: nn.Module) -> int:
@@ -40,25 +40,37 @@ class Broken(nn.Sequential):
 
 
 def test_layers_come_in_the_order_in_which_they_finish_with_their_shapes():
-    records = record_layers(Residual(), torch.zeros(2, 3, 8, 8))
+    outputs = record_outputs(Residual(), torch.zeros(2, 3, 8, 8))
 
-    assert [(r.name, r.kind, r.shape) for r in records] == [
-        ("stem", "Conv2d", (8, 8, 8)),
-        ("norm", "BatchNorm2d", (8, 8, 8)),
-        ("block.conv1", "Conv2d", (8, 8, 8)),
-        ("block.act", "ReLU", (8, 8, 8)),
-        ("block.conv2", "Conv2d", (8, 8, 8)),
-        ("block.norm", "BatchNorm2d", (8, 8, 8)),
-        ("block", "Block", (8, 8, 8)),
-        ("drop", "Dropout", (8,)),
-        ("head", "Linear", (5,)),
+    assert [(name, tuple(value.shape)) for name, value in outputs.items()] == [
+        ("stem", (2, 8, 8, 8)),
+        ("norm", (2, 8, 8, 8)),
+        ("block.conv1", (2, 8, 8, 8)),
+        ("block.act", (2, 8, 8, 8)),
+        ("block.conv2", (2, 8, 8, 8)),
+        ("block.norm", (2, 8, 8, 8)),
+        ("block", (2, 8, 8, 8)),
+        ("drop", (2, 8)),
+        ("head", (2, 5)),
     ]
 
 
-def test_a_shared_layer_counts_once_and_what_gives_no_tensor_or_never_runs_not_at_all():
-    records = record_layers(Pair(), torch.zeros(2, 4))
+def test_the_outputs_are_those_of_the_layers_and_only_named_ones_are_kept():
+    network, x = Residual().eval(), torch.randn(2, 3, 8, 8)
+    outputs = record_outputs(network, x, names=["stem", "head", "nowhere"])
 
-    assert [record.name for record in records] == ["shared"]
+    assert list(outputs) == ["stem", "head"]
+    with torch.no_grad():
+        assert torch.equal(outputs["stem"], network.stem(x))
+        assert torch.equal(outputs["head"], network(x))
+
+
+def test_a_shared_layer_counts_once_and_what_gives_no_tensor_or_never_runs_not_at_all():
+    network, x = Pair(), torch.randn(2, 4)
+    outputs = record_outputs(network, x)
+
+    assert list(outputs) == ["shared"]
+    assert torch.equal(outputs["shared"], network.shared(x))
 
 
 @pytest.mark.parametrize("make", [Residual, lambda: Broken(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))])
@@ -69,7 +81,7 @@ def test_hooks_flags_and_statistics_are_put_back_also_after_an_error(make):
     state = {name: value.clone() for name, value in network.state_dict().items()}
 
     try:
-        record_layers(network, torch.randn(2, 3, 8, 8))
+        record_outputs(network, torch.randn(2, 3, 8, 8))
     except RuntimeError as error:
         assert str(error) == "broken"
 
@@ -83,7 +95,7 @@ def test_no_gradient_is_recorded():
     network = nn.Sequential(nn.Linear(4, 4))
     handle = network[0].register_forward_hook(lambda m, i, output: seen.append(output))
 
-    record_layers(network, torch.zeros(2, 4))
+    record_outputs(network, torch.zeros(2, 4))
 
     handle.remove()
     assert not seen[0].requires_grad

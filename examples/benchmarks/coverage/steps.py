@@ -38,10 +38,10 @@ from fitcompress.data import Batch, Preprocess
 from fitcompress.events import ignore
 from fitcompress.exports import Source, export_model
 from fitcompress.model import save_model
+from fitcompress.parts import cut_at, freeze_teacher
 from fitcompress.planning import Planned, make_regressors, plan_run
 from fitcompress.recipe import Recipe, resolve_recipe
 from fitcompress.spec import InputSpec
-from fitcompress.stages import cut_at
 from fitcompress.teacher import teacher_from_module
 from fitcompress.training import DistillObjective, HintObjective, standardise_hints
 
@@ -121,7 +121,7 @@ def _batch(shape: tuple[int, ...]) -> Batch:
 def hint_objective(planned: Planned, recipe: Recipe, batch: Batch) -> HintObjective:
     """Stage 1, as a run makes it."""
     cuts = (
-        cut_at(planned.teacher, [pair.hint.node for pair in planned.pairs]),
+        freeze_teacher(planned.teacher, [pair.hint.node for pair in planned.pairs]).network,
         cut_at(planned.student, [pair.guided.node for pair in planned.pairs]),
     )
     regressors = [regressor for regressor, _ in make_regressors(planned.pairs, recipe.hints)]
@@ -139,7 +139,7 @@ def hint_objective(planned: Planned, recipe: Recipe, batch: Batch) -> HintObject
 def distill_objective(planned: Planned, recipe: Recipe) -> DistillObjective:
     """Stage 2, as a run makes it."""
     return DistillObjective(
-        planned.teacher.network,
+        freeze_teacher(planned.teacher).network,
         planned.student.network,
         recipe.stage2,
         teacher_preprocess=Preprocess(planned.teacher.interface.input),
