@@ -43,6 +43,7 @@ from fitcompress.stages import (
     train_student,
 )
 from fitcompress.teacher import Teacher, open_teacher
+from fitcompress.teacher_cache import drop_answers
 from fitcompress.training import StageResult, resolve_device
 
 __all__ = [
@@ -113,6 +114,7 @@ def distill(
         stages.append(result)
         _save(run.baseline_path, models["baseline"], recipe)
     run.write_json("results.json", measure_results(session, models, before, stages, facts))
+    drop_answers(run)
     return Report.load(run)
 
 

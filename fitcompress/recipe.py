@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fitcompress.errors import RecipeError
+from fitcompress.presets import PRESETS
 from fitcompress.settings import (
     check,
     check_at_least,
@@ -131,6 +132,9 @@ class DataRecipe:
     flip), or "auto" by image size."""
     mixup: float = 0.0
     """Alpha of the Beta distribution; 0 is off."""
+    views: int | None = None
+    """Augmented views of each image, which come in turns; None is a new one in each epoch. The
+    teacher's answers to views that come again are kept."""
     limit: int | None = None
     """At most so many training images (a seeded, stratified sample)."""
     max_unreadable: int = 10
@@ -140,6 +144,7 @@ class DataRecipe:
         check_at_least(0, "data.num_workers", self.num_workers)
         check_one_of(("none", "flip", "crop", "strong", "auto"), "data.augment", self.augment)
         check_at_least(0, "data.mixup", self.mixup)
+        check_at_least(1, "data.views", self.views)
         check_at_least(1, "data.limit", self.limit)
         check_at_least(0, "data.max_unreadable", self.max_unreadable)
 
@@ -245,11 +250,17 @@ class RunRecipe:
     device: str = "auto"
     precision: str = "auto"
     """"fp32", "bf16", "fp16" or "auto" (bf16 on CUDA, else fp32)."""
+    cache_teacher: str = "auto"
+    """Where the teacher's answers are kept: "auto" (with the run, until it is finished), "off", or
+    a directory."""
+    cache_gb: float = 4.0
+    """At most so many gigabytes of them for each stage and split."""
     baseline: bool = False
     """Also train the same student without a teacher for the same budget."""
 
     def __post_init__(self) -> None:
         check_at_least(0, "run.seed", self.seed)
+        check_at_least(0, "run.cache_gb", self.cache_gb)
         check_one_of(("auto", "fp32", "bf16", "fp16"), "run.precision", self.precision)
         check(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None,
@@ -274,49 +285,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_one_of(tuple(PRESETS), "preset", self.preset)
-
-
-_PAPER_OPTIM = {
-    "optimizer": "rmsprop",
-    "lr": 0.005,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0.0,
-    "grad_clip": None,
-}
-"""FitNets (arXiv 1412.6550v4), section 3.1 and appendix: both stages of the CIFAR runs."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "modern": {},
-    # FitNets Eq. 2 and 3: no tau^2, label weight 1, lambda from 4 to 1, raw hints, flips only.
-    "fitnets": {
-        "student.init": "random",
-        "data.batch_size": 128,
-        "data.augment": "flip",
-        "hints.standardise": False,
-        "hints.regressor_when_equal": False,
-        "stage2.tau": 3.0,
-        "stage2.tau_squared": False,
-        "stage2.label_weight": 1.0,
-        "stage2.lambda_kd": 4.0,
-        "stage2.lambda_kd_end": 1.0,
-        **{
-            f"{stage}.optim.{name}": value
-            for stage in ("stage1", "stage2")
-            for name, value in _PAPER_OPTIM.items()
-        },
-    },
-    # Hinton et al. (arXiv 1503.02531), section 2, with the weights of later work; no hints.
-    "hinton": {
-        "student.init": "random",
-        "stage1.epochs": 0,
-        "stage2.tau": 4.0,
-        "stage2.tau_squared": True,
-        "stage2.label_weight": 0.1,
-        "stage2.lambda_kd": 0.9,
-    },
-}
-"""What each preset changes in the defaults, by dotted name."""
 
 
 def recipe_from_preset(name: str) -> Recipe:

@@ -4,6 +4,7 @@ Layer: errors and events; no torch.
 
     recipe.toml  environment.json  plan.json  events.jsonl  results.json  predictions.safetensors
     checkpoints/{teacher,stage1,stage2,baseline}.pt  teacher/  student/  baseline/
+    cache.json  cache/  (the teacher's answers, until the run is finished)
     exports/  exports.json  report.{txt,json,md,html}
 
 A file gets its name only once it is whole and on the disk, so a run that is killed at any moment
@@ -29,11 +30,12 @@ from fitcompress.events import Event, Progress, event_record
 
 __all__ = ["RunDir", "atomic_path", "disk_errors", "write_json", "write_text"]
 
-_DIRECTORIES = ("checkpoints", "teacher", "student", "baseline", "exports")
+_DIRECTORIES = ("checkpoints", "cache", "teacher", "student", "baseline", "exports")
 _FILES = (
     "recipe.toml",
     "environment.json",
     "plan.json",
+    "cache.json",
     "events.jsonl",
     "results.json",
     "predictions.safetensors",
@@ -147,6 +149,11 @@ class RunDir:
     def baseline_path(self) -> Path:
         """Model folder of the same student trained without a teacher."""
         return self.path / "baseline"
+
+    @property
+    def cache_path(self) -> Path:
+        """Directory of the teacher's answers."""
+        return self.path / "cache"
 
     @property
     def exports_path(self) -> Path:

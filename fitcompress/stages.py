@@ -21,13 +21,14 @@ from fitcompress.errors import TeacherError
 from fitcompress.events import Emit, Notice
 from fitcompress.graph.program import output_nodes, propagate_shapes
 from fitcompress.model import Model, save_model
-from fitcompress.parts import confirm_part, cut_at, freeze_teacher
+from fitcompress.parts import StageCost, confirm_part, cut_at, freeze_teacher, stage_cost
 from fitcompress.planning import Planned, make_model, make_regressors, untaught, with_state
 from fitcompress.recipe import OptimRecipe, Recipe
 from fitcompress.rundir import RunDir
 from fitcompress.settings import flat_settings
 from fitcompress.spec import InputSpec, OutputKind
 from fitcompress.teacher import Teacher
+from fitcompress.teacher_cache import Keeper
 from fitcompress.training import (
     DistillObjective,
     HintObjective,
@@ -88,7 +89,12 @@ class Session:
         seed = self.recipe.run.seed
         return (
             make_dataset(
-                self.data.train, spec, augment=recipe.augment, seed=seed, mixup=recipe.mixup
+                self.data.train,
+                spec,
+                augment=recipe.augment,
+                seed=seed,
+                mixup=recipe.mixup,
+                num_views=recipe.views,
             ),
             make_dataset(self.data.held_out, spec, augment="none", seed=seed),
         )
@@ -121,13 +127,18 @@ def _run_stage(
     optim: OptimRecipe,
     epochs: int,
     subject: str,
+    cost: StageCost,
 ) -> StageResult:
     """One stage under the session's settings. `subject`: what else the stage depends on, for its
     checkpoint.
     """
     train_data, held_out = session.views(spec)
     recipe = session.recipe
-    return train(
+    if isinstance(objective, HintObjective | DistillObjective):
+        keeper = Keeper(stage, recipe, session.run, session.device, session.emit, subject)
+        keeper.keep(objective, train_data, "train", epochs)
+        keeper.keep(objective, held_out, "held out", epochs)
+    result = train(
         objective,
         train_data=train_data,
         held_out_data=held_out,
@@ -144,6 +155,7 @@ def _run_stage(
         num_workers=recipe.data.num_workers,
         recipe_hash=_recipe_hash(recipe, subject),
     )
+    return replace(result, flops_per_image=cost.step_flops)
 
 
 def _recipe_hash(recipe: Recipe, subject: str) -> str:
@@ -161,7 +173,10 @@ def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Tea
     optim = OptimRecipe(lr=session.recipe.teacher.lr or usual)
     epochs = session.recipe.teacher.epochs or 0
     session.emit(_estimate_adaptation(session, model, epochs))
-    result = _run_stage(session, "teacher", objective, spec, optim, epochs, teacher.fingerprint)
+    cost = stage_cost(None, model)
+    result = _run_stage(
+        session, "teacher", objective, spec, optim, epochs, teacher.fingerprint, cost
+    )
     program = with_state(model, model.network)
     save_model(folder, program, {}, interface, model.blocks)
     return replace(teacher, program=program, interface=interface), result
@@ -172,9 +187,11 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
     teacher, student = planned.teacher, planned.student
     device = session.device
     student.network.to(device)
-    frozen = freeze_teacher(teacher, [pair.hint.node for pair in planned.pairs])
+    hint_nodes = [pair.hint.node for pair in planned.pairs]
+    guided_nodes = [pair.guided.node for pair in planned.pairs]
+    frozen = freeze_teacher(teacher, hint_nodes)
     frozen.network.to(device)
-    guided = cut_at(student, [pair.guided.node for pair in planned.pairs])
+    guided = cut_at(student, guided_nodes)
     _confirm_cuts(session, planned, frozen.network, guided)
     hints = session.recipe.hints
     with torch.random.fork_rng(devices=[]):
@@ -196,11 +213,12 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
         statistics=statistics,
         reduction="mean" if hints.standardise else "sum",
     )
-    recipe = session.recipe.stage1
-    spec = _view_spec(teacher, student)
-    return _run_stage(
-        session, "stage1", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint
+    recipe, epochs = session.recipe.stage1, session.recipe.stage1.epochs or 0
+    spec, cost = (
+        _view_spec(teacher, student),
+        stage_cost(teacher, student, hint_nodes, guided_nodes),
     )
+    return _run_stage(session, "stage1", objective, spec, recipe.optim, epochs, fingerprint, cost)
 
 
 def _confirm_cuts(
@@ -248,9 +266,9 @@ def train_student(session: Session, planned: Planned, fingerprint: str) -> Stage
         output_kinds=output_kinds(teacher),
         is_labelled=session.data.labelled,
     )
-    spec = _view_spec(teacher, student)
+    spec, cost = _view_spec(teacher, student), stage_cost(teacher, student)
     return _run_stage(
-        session, "stage2", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint
+        session, "stage2", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint, cost
     )
 
 
@@ -279,9 +297,8 @@ def train_baseline(
     )
     recipe = session.recipe
     epochs = (recipe.stage1.epochs or 0) + (recipe.stage2.epochs or 0)
-    result = _run_stage(
-        session, "baseline", objective, spec, recipe.stage2.optim, epochs, fingerprint
-    )
+    optim, cost = recipe.stage2.optim, stage_cost(None, model)
+    result = _run_stage(session, "baseline", objective, spec, optim, epochs, fingerprint, cost)
     return model, result
 
 

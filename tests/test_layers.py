@@ -30,7 +30,7 @@ class Row:
 
 
 ROWS = (
-    Row(("errors", "events", "settings", "spec", "recipe"), third_party=False),
+    Row(("errors", "events", "settings", "spec", "presets", "recipe"), third_party=False),
     Row(("rundir",), third_party=False),
     Row(("data",)),
     Row(("graph.axes",), never=("rundir", "data", "recipe", "events"), third_party=False),
@@ -39,7 +39,7 @@ ROWS = (
     Row(("taps", "hints", "regressors"), never=("data",)),
     Row(("losses", "training")),
     Row(("measure", "speed", "onnxfile", "exports", "environment", "report")),
-    Row(("planning", "parts", "stages", "evidence")),
+    Row(("planning", "parts", "teacher_cache", "stages", "evidence")),
     Row(("pipeline", "api")),
     Row(("console", "progress", "cli", "__init__", "__main__")),
 )

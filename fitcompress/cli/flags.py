@@ -169,6 +169,16 @@ TRAINING = Group(
             "Also train the same student without a teacher, for the same steps.",
             constant=True,
         ),
+        Flag(
+            "--views",
+            "data.views",
+            "Augmented views of each image, in turns; without it each epoch has new ones.",
+        ),
+        Flag(
+            "--cache-teacher",
+            "run.cache_teacher",
+            "Where the teacher's answers to views that come again are kept: auto, off, a folder.",
+        ),
     ),
 )
 

@@ -52,6 +52,8 @@ class Batch:
     """int64 N: labels of the mixup partners; None when mixup is off."""
     mix_lam: Tensor | None = None
     """float32 N: weight of `labels`; that of `mix_labels` is 1 minus it."""
+    answers: tuple[Tensor, ...] = ()
+    """What the teacher says about these views, where that is known already."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,8 +67,14 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        fields = (self.images, self.labels, self.ids, self.mix_labels, self.mix_lam)
-        return Batch(*(None if field is None else function(field) for field in fields))  # type: ignore[arg-type]
+        return Batch(
+            function(self.images),
+            function(self.labels),
+            function(self.ids),
+            None if self.mix_labels is None else function(self.mix_labels),
+            None if self.mix_lam is None else function(self.mix_lam),
+            tuple(map(function, self.answers)),
+        )
 
 
 class Views(Dataset[tuple[Tensor, int, int]]):
@@ -81,12 +89,18 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         seed: int,
         mixup: float,
         cache_bytes: int,
+        num_views: int | None = None,
+        answers: Callable[[Sequence[int], int], tuple[Tensor, ...]] | None = None,
     ) -> None:
         self.images = images
         self.spec = spec
         self.augment = augment
         self.seed = seed
         self.mixup = mixup
+        self.num_views = 1 if augment == "none" and not mixup else num_views
+        """Different views of a sample; None: each epoch has its own."""
+        self.answers = answers
+        """The teacher's, by ids and view."""
         self.epoch = 0
         self.labels = np.asarray(images.labels, dtype=np.int64)
         num_bytes = len(images) * int(np.prod(spec.shape))
@@ -94,8 +108,10 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         self._cache = PixelCache((len(images), *spec.shape)) if is_cached else None
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose views the next items and batches show."""
-        self.epoch = epoch
+        """Chooses the epoch whose views the next items and batches show; after `num_views` epochs
+        they come again.
+        """
+        self.epoch = epoch % self.num_views if self.num_views else epoch
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,12 +124,13 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         """The views of some samples. Each is the same in whatever batch it comes."""
         images, labels = self._views(ids), torch.from_numpy(self.labels[list(ids)])
         ids_N = torch.tensor(list(ids), dtype=torch.int64)
+        answers = self.answers(ids, self.epoch) if self.answers else ()
         if not self.mixup:
-            return Batch(torch.from_numpy(images), labels, ids_N)
+            return Batch(torch.from_numpy(images), labels, ids_N, answers=answers)
         partners, lam = self._partners(ids)
-        mixed = mix(images, self._views(partners.tolist()), lam)
+        mixed = torch.from_numpy(mix(images, self._views(partners.tolist()), lam))
         mix_labels = torch.from_numpy(self.labels[partners])
-        return Batch(torch.from_numpy(mixed), labels, ids_N, mix_labels, torch.from_numpy(lam))
+        return Batch(mixed, labels, ids_N, mix_labels, torch.from_numpy(lam), answers)
 
     def _views(self, ids: Sequence[int]) -> Pixels:
         """uint8 NCHW."""
@@ -147,6 +164,7 @@ def make_dataset(
     seed: int,
     mixup: float = 0.0,
     cache_bytes: int = _CACHE_BYTES,
+    num_views: int | None = None,
 ) -> Views:
     """The views that a network takes of a collection.
 
@@ -159,6 +177,8 @@ def make_dataset(
         seed: of augmentation and mixup.
         mixup: alpha of Beta(alpha, alpha); 0 is off.
         cache_bytes: plain views are kept in memory when all of them fit in so much.
+        num_views: views of each sample, which come in turns; None is a new one in each epoch.
+            Without augmentation and mixup there is one.
 
     Raises:
         RecipeError: an unknown `augment`, a negative `mixup`, or a network of neither 1 nor 3
@@ -177,4 +197,12 @@ def make_dataset(
         )
     if augment == "auto":
         augment = "crop" if max(source.image_size) <= _SMALL_SIDE else "strong"
-    return Views(source, spec, augment=augment, seed=seed, mixup=mixup, cache_bytes=cache_bytes)
+    return Views(
+        source,
+        spec,
+        augment=augment,
+        seed=seed,
+        mixup=mixup,
+        cache_bytes=cache_bytes,
+        num_views=num_views,
+    )

@@ -210,7 +210,9 @@ def _costs(report: Report) -> Section:
     )
     columns = ("Stage", "Time", "Epochs", "Images", "Images/s", "Loss", "Held-out top-1")
     note = (
-        "Loss and held-out top-1: first to last epoch; held out is a tenth of the training images."
+        "Below the images: FLOPs of each in a training step, the teacher's part once, the student's"
+        " three times. Below their rate: share of the time spent waiting for them. Loss and"
+        " held-out top-1: first to last epoch; held out is a tenth of the training images."
     )
     return Section("What each stage cost", note if report.curves else "", Table(columns, rows))
 
@@ -224,8 +226,14 @@ def _cost_row(record: Mapping[str, Any], epochs: list[dict[str, Any]]) -> tuple[
         Cell(title, state),
         Cell(_words(record.get("seconds"), duration_text)),
         Cell(_words(record.get("epochs") or None, integer_text)),
-        Cell(_words(record.get("num_images"), integer_text)),
-        Cell(_words(record.get("images_per_s"), lambda rate: f"{rate:,.0f}")),
+        Cell(
+            _words(record.get("num_images"), integer_text),
+            count_text(record["flops_per_image"]) if record.get("flops_per_image") else "",
+        ),
+        Cell(
+            _words(record.get("images_per_s"), lambda rate: f"{rate:,.0f}"),
+            f"{waiting:.0%} wait" if (waiting := record.get("waiting_share")) is not None else "",
+        ),
         Cell(_first_to_last(losses, lambda loss: f"{loss:.3g}")),
         Cell(_first_to_last(top1, percent_text)),
     )

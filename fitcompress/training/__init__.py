@@ -8,12 +8,13 @@ anywhere and goes on to the same bits.
 from fitcompress.training.checkpoint import read_checkpoint
 from fitcompress.training.device import resolve_device, resolve_precision
 from fitcompress.training.engine import train
-from fitcompress.training.interrupts import Interrupted
+from fitcompress.training.interrupts import Interrupted, stop_on_signals
 from fitcompress.training.objectives import (
     DistillObjective,
     HintObjective,
     Objective,
     SupervisedObjective,
+    TeachingObjective,
 )
 from fitcompress.training.result import StageResult
 from fitcompress.training.statistics import (
@@ -31,11 +32,13 @@ __all__ = [
     "Objective",
     "StageResult",
     "SupervisedObjective",
+    "TeachingObjective",
     "estimate_hint_statistics",
     "read_checkpoint",
     "reestimate_batch_norms",
     "resolve_device",
     "resolve_precision",
     "standardise_hints",
+    "stop_on_signals",
     "train",
 ]

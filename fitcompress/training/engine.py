@@ -12,7 +12,7 @@ summed on the device.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fitcompress.data import Batch, Views, make_loader
 from fitcompress.errors import DataError, TrainingError
-from fitcompress.events import Emit, EpochFinished, StageFinished, StageStarted, ignore
+from fitcompress.events import Emit, EpochFinished, Notice, StageFinished, StageStarted, ignore
 from fitcompress.recipe import OptimRecipe
 from fitcompress.training.checkpoint import read_checkpoint, write_checkpoint
 from fitcompress.training.device import (
@@ -123,6 +123,18 @@ def _borrowed(objective: Objective, device: str) -> Iterator[StopRequest]:
         yield stop
 
 
+_LONG_WAIT = 0.2
+
+
+def _waiting_notice(result: StageResult, num_workers: int) -> Notice:
+    return Notice(
+        topic="data",
+        message=f"{result.stage} waited for its images for {result.waiting_share:.0%} of its time:"
+        f" more --workers (now {num_workers}) prepare them beside the training; --views K and"
+        " smaller files make them cheaper",
+    )
+
+
 class _Loop:
     """One session of a stage: the parts that a step touches, and where it stands."""
 
@@ -169,12 +181,18 @@ class _Loop:
         while self.position.epoch < setup.epochs:
             self._run_epoch()
         result = self._result()
+        if result.waiting_share > _LONG_WAIT:
+            self.emit(_waiting_notice(result, setup.num_workers))
         self.emit(
             StageFinished(
                 stage=setup.stage,
                 seconds=result.seconds,
                 num_images=result.num_images,
-                detail={"losses": result.losses, "held_out": result.held_out},
+                detail={
+                    "losses": result.losses,
+                    "held_out": result.held_out,
+                    "waiting_share": result.waiting_share,
+                },
             )
         )
         if self.stop.is_set:  # asked for in the last moments: the stage is whole, the run is not
@@ -208,7 +226,9 @@ class _Loop:
         record = self._epoch_record(self._evaluate())
         self.history.append(record)
         self.position = Position(
-            epoch=record["epoch"], seconds=self.position.seconds + self.position.epoch_seconds
+            epoch=record["epoch"],
+            seconds=self.position.seconds + self.position.epoch_seconds,
+            waiting_seconds=self.position.waiting_seconds,
         )
         self.meter = LossMeter(self.device)
         self._save()
@@ -230,7 +250,7 @@ class _Loop:
             pin_memory=self.device.type == "cuda",
         )
         lap = last_save = time.monotonic()
-        for batch in loader:
+        for batch in self._waited_for(loader):
             self._stop_if_asked()
             self._step(batch)
             self._watch()
@@ -242,6 +262,17 @@ class _Loop:
             lap = now
         self.meter.means()  # waits for the device, which the clock must see
         position.epoch_seconds += time.monotonic() - lap
+
+    def _waited_for(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, with a clock on how long each was not there yet."""
+        batches = iter(loader)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.position.waiting_seconds += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
 
     def _step(self, batch: Batch) -> None:
         setup, position = self.setup, self.position
@@ -339,6 +370,7 @@ class _Loop:
             num_images=num_images,
             seconds=seconds,
             images_per_s=num_images / seconds if seconds else 0.0,
+            waiting_share=self.position.waiting_seconds / seconds if seconds else 0.0,
             losses=last["losses"],
             held_out=last["held_out"],
             history=tuple(self.history),

@@ -30,7 +30,14 @@ from fitcompress.regressors import Regressor
 from fitcompress.spec import OutputKind
 from fitcompress.training.statistics import HintStatistics
 
-__all__ = ["DistillObjective", "HintObjective", "Objective", "Scores", "SupervisedObjective"]
+__all__ = [
+    "DistillObjective",
+    "HintObjective",
+    "Objective",
+    "Scores",
+    "SupervisedObjective",
+    "TeachingObjective",
+]
 
 Scores = Mapping[str, tuple[Tensor | float, Tensor | int]]
 """Name -> (sum over samples, number of samples), so that scores of batches can be added."""
@@ -55,6 +62,17 @@ class Objective(Protocol):
     def train(self, mode: bool = True) -> Any: ...
     def to(self, device: torch.device) -> Any: ...
     def modules(self) -> Iterator[nn.Module]: ...
+
+
+class TeachingObjective(Objective, Protocol):
+    """An objective with a teacher, whose answers may come with the batch."""
+
+    @property
+    def teacher(self) -> nn.Module:
+        """From uint8 images to what it says."""
+
+    def ask(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the teacher says of the batch, on the device where it is."""
 
 
 class HintObjective(nn.Module):
@@ -116,9 +134,13 @@ class HintObjective(nn.Module):
     def evaluate(self, batch: Batch) -> Scores:
         return {"loss": (torch.stack(self._pair_losses(batch)).sum() * len(batch), len(batch))}
 
-    def _pair_losses(self, batch: Batch) -> list[Tensor]:
+    def ask(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the teacher says: one hint a pair."""
         with torch.no_grad():
-            hints = _as_tuple(self.teacher(batch.images))
+            return _as_tuple(self.teacher(batch.images))
+
+    def _pair_losses(self, batch: Batch) -> list[Tensor]:
+        hints = batch.answers or self.ask(batch)
         inputs = _as_tuple(self.student_preprocess(batch.images))
         guided = _as_tuple(self.trained["student"](*inputs))
         regressors = self._regressors
@@ -200,10 +222,14 @@ class DistillObjective(nn.Module):
             **_top1(logits, batch.labels, self.is_labelled),
         }
 
+    def ask(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the teacher says: its outputs."""
+        with torch.no_grad():
+            return _as_tuple(self.teacher(batch.images))
+
     def _outputs(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's."""
-        with torch.no_grad():
-            teacher = _as_tuple(self.teacher(batch.images))
+        teacher = batch.answers or self.ask(batch)
         inputs = _as_tuple(self.student_preprocess(batch.images))
         return _as_tuple(self.trained(*inputs)), teacher
 

@@ -21,9 +21,13 @@ class StageResult:
     checkpoints.
     """
     images_per_s: float
+    waiting_share: float
+    """Share of the seconds in which the next batch was not there yet."""
     losses: dict[str, float]
     """Means over the last epoch, by name."""
     held_out: dict[str, float]
     """Scores after the last epoch; empty without held-out images."""
     history: tuple[dict[str, Any], ...]
     """Per epoch: "epoch" (from 1), "losses", "held_out", "seconds", "images_per_s"."""
+    flops_per_image: int = 0
+    """Floating-point operations of one image in a training step; 0 where nobody counted."""

@@ -59,6 +59,8 @@ class Position:
     """Spent on training steps of the epochs done."""
     epoch_seconds: float = 0.0
     """Spent on training steps of the epoch under way."""
+    waiting_seconds: float = 0.0
+    """Of all these, those in which the next batch was not there yet."""
 
 
 def check_settings(setup: Setup, stored: dict[str, Any]) -> None:

@@ -120,7 +120,10 @@ def results(**changes: Any) -> dict[str, Any]:
             "teacher_student": {"p_value": 0.0004, "difference": -0.021},
             "student_baseline": {"p_value": 0.012, "difference": -0.0235},
         },
-        "stages": [],
+        "stages": [
+            {"stage": "stage1", "waiting_share": 0.0312, "flops_per_image": 61_000_000},
+            {"stage": "stage2", "waiting_share": 0.25, "flops_per_image": 129_700_754},
+        ],
         "data": {
             "description": "10,000 training and 2,000 test images, 28 x 28, 10 classes.",
             "evaluation_split": "test",
