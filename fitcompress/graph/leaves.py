@@ -181,6 +181,8 @@ _DROPOUTS = {
 
 def _convolution(node: Node, context: _Context) -> Leaf | None:
     a = named_arguments(node)
+    if isinstance(a["groups"], Node):  # one for each sample of a batch
+        return None
     shape, rank = context.shape(a["weight"]), len(context.shape(a["weight"])) - 2
     padding = a["padding"] if isinstance(a["padding"], str) else _expanded(a["padding"], rank)
     return context.leaf(

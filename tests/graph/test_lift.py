@@ -218,3 +218,24 @@ def test_tracers_and_exporters_take_the_network():
     again = capture_module(network, (torch.randn(2, 3, 8, 8),))
     assert torch.equal(run_program(again, X)[0], run_program(program, X)[0])
     assert set(again.tensors) == set(program.tensors)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_convolution_with_a_kernel_for_each_sample_stays_a_call(batch_size):
+    class PerSample(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.route, self.bank = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 5 * 3 * 3 * 3))
+
+        def forward(self, x):
+            size = len(x)
+            kernels = (self.route(x.mean((2, 3))) @ self.bank).view(size * 5, 3, 3, 3)
+            joined = x.reshape(1, size * 3, *x.shape[2:])
+            y = nn.functional.conv2d(joined, kernels, padding=1, groups=size)
+            return y.view(size, 5, *x.shape[2:])
+
+    module, x = PerSample().eval(), torch.randn(batch_size, 3, 8, 8)
+    network = build_network(capture_module(module, (torch.randn(2, 3, 8, 8),)))
+    with torch.no_grad():
+        assert torch.equal(network(x), module(x))
+    assert not any(isinstance(part, nn.Conv2d) for part in network.modules())
