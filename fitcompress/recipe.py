@@ -126,6 +126,10 @@ class DataRecipe:
 
     source: str = "builtin"
     batch_size: int = 64
+    """Images that one process takes at once."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step, in each process: a step sees `batch_size`
+    x `accumulate` x processes images, and its learning rate is for so many."""
     num_workers: int = 0
     augment: str = "auto"
     """"none", "flip", "crop" (padded random crop and flip), "strong" (random resized crop and
@@ -141,6 +145,7 @@ class DataRecipe:
 
     def __post_init__(self) -> None:
         check_at_least(1, "data.batch_size", self.batch_size)
+        check_at_least(1, "data.accumulate", self.accumulate)
         check_at_least(0, "data.num_workers", self.num_workers)
         check_one_of(("none", "flip", "crop", "strong", "auto"), "data.augment", self.augment)
         check_at_least(0, "data.mixup", self.mixup)

@@ -153,6 +153,7 @@ def _run_stage(
         emit=session.emit,
         resume=session.resume,
         num_workers=recipe.data.num_workers,
+        accumulate=recipe.data.accumulate,
         recipe_hash=_recipe_hash(recipe, subject),
     )
     return replace(result, flops_per_image=cost.step_flops)
@@ -243,7 +244,7 @@ def _plain_batches(session: Session, spec: InputSpec) -> list[Batch]:
     seed = session.recipe.run.seed
     views = make_dataset(session.data.train, spec, augment="none", seed=seed)
     size = min(session.recipe.data.batch_size, len(views))
-    loader = make_loader(views, size, shuffle_seed=seed, drop_last=True)
+    loader = make_loader(views, size, shuffle_seed=seed, drop_last=1)
     return list(islice(loader, _STATISTICS_BATCHES))
 
 

@@ -13,7 +13,7 @@ sample id, epoch): see `draws`.
 
 from fitcompress.data.classes import match_classes
 from fitcompress.data.images import ArrayImages, FileImages, Images, Subset
-from fitcompress.data.loader import make_loader
+from fitcompress.data.loader import in_groups, make_loader
 from fitcompress.data.loading import DataBundle, load_data
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import AUGMENTATIONS, Batch, Views, make_dataset
@@ -28,6 +28,7 @@ __all__ = [
     "Preprocess",
     "Subset",
     "Views",
+    "in_groups",
     "load_data",
     "make_dataset",
     "make_loader",

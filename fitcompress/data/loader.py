@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,20 +12,30 @@ from torch.utils.data import DataLoader, Dataset
 from fitcompress.data.draws import Stream, draw_order
 from fitcompress.data.views import Batch, Views
 
-__all__ = ["BatchOrder", "make_loader"]
+__all__ = ["BatchOrder", "in_groups", "make_loader"]
 
 
 class BatchOrder:
-    """The ids of each batch of an epoch. Has what Accelerate expects of a batch sampler."""
+    """The ids of each batch of an epoch that one process takes. Has what Accelerate expects of a
+    batch sampler.
+    """
 
     def __init__(
-        self, order: Sequence[int], batch_size: int, *, start_step: int, drop_last: bool
+        self,
+        order: Sequence[int],
+        batch_size: int,
+        *,
+        start_batch: int = 0,
+        drop_last: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        assert batch_size > 0 and start_step >= 0, (batch_size, start_step)
+        assert batch_size > 0 and start_batch >= 0, (batch_size, start_batch)
         self.batch_size = batch_size
-        self.drop_last = drop_last
-        end = len(order) - len(order) % batch_size if drop_last else len(order)
-        starts = range(start_step * batch_size, end, batch_size)
+        self.drop_last = bool(drop_last)
+        whole = drop_last * batch_size
+        end = len(order) - len(order) % whole if whole else len(order)
+        index, num = share
+        starts = range((start_batch + index) * batch_size, end, num * batch_size)
         self._batches = [list(order[start : start + batch_size]) for start in starts]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -41,8 +52,9 @@ def make_loader(
     shuffle_seed: int | None = None,
     epoch: int = 0,
     num_workers: int = 0,
-    start_step: int = 0,
-    drop_last: bool = False,
+    start_batch: int = 0,
+    drop_last: int = 0,
+    share: tuple[int, int] = (0, 1),
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """A loader of the `Batch`es of one epoch.
@@ -55,16 +67,18 @@ def make_loader(
         shuffle_seed: None keeps the order of the data set.
         epoch: with the seed decides the order.
         num_workers: processes that prepare batches; they change nothing but the speed.
-        start_step: so many batches are left out, undecoded: what follows is as if they had been
+        start_batch: so many batches are left out, undecoded: what follows is as if they had been
             read.
-        drop_last: leave out an incomplete last batch. Where there is no complete one, nothing is
-            left.
+        drop_last: leave out what is not a whole number of so many batches; 0 leaves out nothing.
+        share: (index, number) of the process that takes each `number`-th batch from `index` on.
         pin_memory: for copies to a GPU.
     """
     order: list[int] = list(range(len(dataset)))
     if shuffle_seed is not None:
         order = draw_order(len(dataset), shuffle_seed, Stream.ORDER, epoch=epoch).tolist()
-    batches = BatchOrder(order, batch_size, start_step=start_step, drop_last=drop_last)
+    batches = BatchOrder(
+        order, batch_size, start_batch=start_batch, drop_last=drop_last, share=share
+    )
     return DataLoader(
         _ByBatch(dataset),
         batch_sampler=batches,
@@ -92,3 +106,10 @@ class _ByBatch(Dataset[Batch]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def in_groups(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
+    """So many batches at a time (itertools.batched is of Python 3.12)."""
+    batches = iter(batches)
+    while group := list(islice(batches, count)):
+        yield group

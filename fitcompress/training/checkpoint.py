@@ -11,14 +11,16 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fitcompress.errors import TrainingError
 
-__all__ = ["FORMAT_VERSION", "read_checkpoint", "write_checkpoint"]
+__all__ = ["FORMAT_VERSION", "all_finite", "read_checkpoint", "write_checkpoint"]
 
 FORMAT_VERSION = 1
 """Raised when a field changes its meaning; other versions are refused."""
@@ -97,3 +99,9 @@ def _remove_quietly(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:
         return  # the disk is in trouble already: the error being raised says so
+
+
+def all_finite(state: Mapping[str, Tensor]) -> bool:
+    """Whether no weight is NaN or infinite; asks the device once."""
+    flags = [torch.isfinite(value).all() for value in state.values() if value.is_floating_point()]
+    return not flags or bool(torch.stack(flags).all())

@@ -12,21 +12,21 @@ summed on the device.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from fitcompress.data import Batch, Views, make_loader
-from fitcompress.errors import DataError, TrainingError
-from fitcompress.events import Emit, EpochFinished, Notice, StageFinished, StageStarted, ignore
+from fitcompress.data import Batch, Views, in_groups, make_loader
+from fitcompress.errors import TrainingError
+from fitcompress.events import Emit, EpochFinished, StageFinished, StageStarted, ignore
 from fitcompress.recipe import OptimRecipe
-from fitcompress.training.checkpoint import read_checkpoint, write_checkpoint
+from fitcompress.training.checkpoint import all_finite, read_checkpoint, write_checkpoint
+from fitcompress.training.crew import Crew
 from fitcompress.training.device import (
     preserved_modes,
     preserved_random_state,
@@ -37,16 +37,19 @@ from fitcompress.training.device import (
 )
 from fitcompress.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from fitcompress.training.meter import ADVICE_DIVERGED, LossMeter
-from fitcompress.training.objectives import Objective
+from fitcompress.training.objectives import Objective, Scores
 from fitcompress.training.optimizer import build_optimizer, set_learning_rate
 from fitcompress.training.progress import ProgressReporter
-from fitcompress.training.result import StageResult
-from fitcompress.training.setup import Position, Setup, check_settings, step_seed
+from fitcompress.training.result import LONG_WAIT, StageResult, waiting_notice
+from fitcompress.training.scoring import add_scores, mean_scores
+from fitcompress.training.setup import Position, Setup, check_settings, fit_steps, step_seed
 
 __all__ = ["train"]
 
 _SECONDS_BETWEEN_CHECKPOINTS = 600.0
 """Within an epoch; there is one at the end of every epoch anyway."""
+_STEPS_BETWEEN_ASKING = 8
+"""Whether another process was asked to stop."""
 
 
 def train(
@@ -65,6 +68,7 @@ def train(
     emit: Emit = ignore,
     resume: bool = False,
     num_workers: int = 0,
+    accumulate: int = 1,
     recipe_hash: str = "",
 ) -> StageResult:
     """Trains `objective.trained` in place, up to the last epoch, and returns what that cost.
@@ -74,7 +78,8 @@ def train(
     Args:
         train_data: incomplete last batches are left out; the order differs in each epoch.
         held_out_data: evaluated after each epoch; None or an empty set leaves that out.
-        batch_size: capped by the number of images.
+        batch_size: of a process; capped so that an epoch has a step.
+        accumulate: batches of each process in a step.
         checkpoint_path: written after each epoch, every ten minutes, and on SIGINT or SIGTERM.
         stage: its name in events and messages; a part of the seed.
         resume: go on from `checkpoint_path` where it exists; a finished stage is only loaded.
@@ -85,31 +90,27 @@ def train(
         DataError: there are no training images.
         Interrupted: SIGINT or SIGTERM came; the checkpoint holds everything up to that step.
     """
-    batch_size = _fitting_batch_size(batch_size, len(train_data), stage)
+    device = resolve_device(device)
+    crew = Crew(start_accelerator(device, resolve_precision(precision, device)))
+    batch_size, steps = fit_steps(stage, len(train_data), batch_size, accumulate * crew.num)
     setup = Setup(
         stage=stage,
         epochs=epochs,
         batch_size=batch_size,
-        steps_per_epoch=len(train_data) // batch_size,
+        accumulate=accumulate,
+        num_processes=crew.num,
+        steps_per_epoch=steps,
         seed=seed,
         optim=optim,
         recipe_hash=recipe_hash,
         num_workers=num_workers,
         checkpoint_path=checkpoint_path,
     )
-    device = resolve_device(device)
-    accelerator = start_accelerator(device, resolve_precision(precision, device))
     with _borrowed(objective, device) as stop:
-        loop = _Loop(setup, objective, accelerator, train_data, held_out_data, stop, emit)
+        loop = _Loop(setup, objective, crew, train_data, held_out_data, stop, emit)
         if resume:
             loop.restore()
         return loop.run()
-
-
-def _fitting_batch_size(batch_size: int, num_images: int, stage: str) -> int:
-    if num_images == 0:
-        raise DataError(f"training {stage}: there are no training images")
-    return min(batch_size, num_images)
 
 
 @contextmanager
@@ -123,18 +124,6 @@ def _borrowed(objective: Objective, device: str) -> Iterator[StopRequest]:
         yield stop
 
 
-_LONG_WAIT = 0.2
-
-
-def _waiting_notice(result: StageResult, num_workers: int) -> Notice:
-    return Notice(
-        topic="data",
-        message=f"{result.stage} waited for its images for {result.waiting_share:.0%} of its time:"
-        f" more --workers (now {num_workers}) prepare them beside the training; --views K and"
-        " smaller files make them cheaper",
-    )
-
-
 class _Loop:
     """One session of a stage: the parts that a step touches, and where it stands."""
 
@@ -142,21 +131,23 @@ class _Loop:
         self,
         setup: Setup,
         objective: Objective,
-        accelerator: Accelerator,
+        crew: Crew,
         train_data: Views,
         held_out_data: Views | None,
         stop: StopRequest,
         emit: Emit,
     ) -> None:
-        self.setup, self.objective, self.accelerator = setup, objective, accelerator
+        self.setup, self.objective = setup, objective
+        self.crew, self.accelerator = crew, crew.accelerator
         self.train_data, self.held_out_data = train_data, held_out_data
         self.stop, self.emit = stop, emit
-        self.device: torch.device = accelerator.device
+        self.device: torch.device = self.accelerator.device
         objective.to(self.device)
         if self.device.type == "cuda":
             to_channels_last(objective.trained)
         self.optimizer = build_optimizer(objective.trained, setup.optim)
-        self.stepper = accelerator.prepare_optimizer(self.optimizer)
+        self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
+        self.losses = crew.joined(objective)
         self.position = Position()
         self.meter = LossMeter(self.device)
         self.history: list[dict[str, Any]] = []
@@ -176,13 +167,13 @@ class _Loop:
             self.emit,
             num_steps=setup.num_steps,
             first_step=self._num_steps_done,
-            batch_size=setup.batch_size,
+            batch_size=setup.images_per_step,
         )
         while self.position.epoch < setup.epochs:
             self._run_epoch()
         result = self._result()
-        if result.waiting_share > _LONG_WAIT:
-            self.emit(_waiting_notice(result, setup.num_workers))
+        if result.waiting_share > LONG_WAIT:
+            self.emit(waiting_notice(result, setup.num_workers))
         self.emit(
             StageFinished(
                 stage=setup.stage,
@@ -245,14 +236,15 @@ class _Loop:
             shuffle_seed=setup.seed,
             epoch=position.epoch,
             num_workers=setup.num_workers,
-            start_step=position.step,
-            drop_last=True,
+            start_batch=position.step * setup.batches_per_step,
+            drop_last=setup.batches_per_step,
+            share=(self.crew.index, self.crew.num),
             pin_memory=self.device.type == "cuda",
         )
         lap = last_save = time.monotonic()
-        for batch in self._waited_for(loader):
+        for batches in in_groups(self._waited_for(loader), setup.accumulate):
             self._stop_if_asked()
-            self._step(batch)
+            self._step(batches)
             self._watch()
             now = time.monotonic()
             position.epoch_seconds += now - lap
@@ -274,9 +266,8 @@ class _Loop:
                 return
             yield batch
 
-    def _step(self, batch: Batch) -> None:
-        setup, position = self.setup, self.position
-        torch.manual_seed(step_seed(setup.seed, setup.stage, position.epoch, position.step))
+    def _step(self, batches: Sequence[Batch]) -> None:
+        setup = self.setup
         rate = set_learning_rate(
             self.optimizer,
             setup.optim,
@@ -284,17 +275,31 @@ class _Loop:
             num_steps=setup.num_steps,
             steps_per_epoch=setup.steps_per_epoch,
         )
-        progress = self._num_steps_done / max(setup.num_steps - 1, 1)
-        with self.accelerator.autocast():
-            losses = self.objective.losses(self._on_device(batch), progress)
         self.stepper.zero_grad()
-        self.accelerator.backward(losses["loss"])
+        parts = [self._accumulate(batch, place) for place, batch in enumerate(batches)]
         if setup.optim.grad_clip is not None:
             parameters = self.objective.trained.parameters()
             self.accelerator.clip_grad_norm_(parameters, setup.optim.grad_clip)
         self.stepper.step()
-        self.meter.add({**losses, "lr": rate}, position.step + 1)
-        position.step += 1
+        losses = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        self.meter.add({**losses, "lr": rate}, self.position.step + 1)
+        self.position.step += 1
+
+    def _accumulate(self, batch: Batch, place: int) -> dict[str, Tensor | float]:
+        """Adds the gradients of one micro-batch, the `place`-th of this process in the step."""
+        setup, position, crew = self.setup, self.position, self.crew
+        number = position.step * setup.batches_per_step + place * crew.num + crew.index
+        torch.manual_seed(step_seed(setup.seed, setup.stage, position.epoch, number))
+        progress = self._num_steps_done / max(setup.num_steps - 1, 1)
+        is_last = place == setup.accumulate - 1
+        with nullcontext() if is_last else crew.without_averaging(self.losses):
+            with self.accelerator.autocast():
+                losses = self.losses(self._on_device(batch), progress)
+            self.accelerator.backward(losses["loss"] / setup.accumulate)
+        return {
+            name: value.detach() if isinstance(value, Tensor) else value
+            for name, value in losses.items()
+        }
 
     def _watch(self) -> None:
         """Reports now and then; looks for a loss that is not finite wherever that is free."""
@@ -310,31 +315,36 @@ class _Loop:
         if self.held_out_data is None or len(self.held_out_data) == 0:
             return {}
         self.objective.train(False)
-        workers = self.setup.num_workers
-        loader = make_loader(self.held_out_data, self.setup.batch_size, num_workers=workers)
-        totals: dict[str, tuple[Tensor | float, Tensor | int]] = {}
-        for batch in loader:
+        self.crew.hand_on(self.objective.trained)
+        loader = make_loader(
+            self.held_out_data,
+            self.setup.batch_size,
+            num_workers=self.setup.num_workers,
+            share=(self.crew.index, self.crew.num),
+        )
+        return mean_scores(add_scores(map(self._scores, loader)), self.crew)
+
+    def _scores(self, batch: Batch) -> Scores:
+        if self.crew.num == 1:  # several have other numbers of batches and cannot agree here
             self._stop_if_asked()
-            with torch.no_grad(), self.accelerator.autocast():
-                scores = self.objective.evaluate(self._on_device(batch))
-            for name, (total, count) in scores.items():
-                old_total, old_count = totals.get(name, (0.0, 0))
-                totals[name] = (old_total + total, old_count + count)
-        return {name: float(total) / int(count) for name, (total, count) in totals.items() if count}
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.objective.evaluate(self._on_device(batch))
 
     def _epoch_record(self, held_out: dict[str, float]) -> dict[str, Any]:
         seconds = self.position.epoch_seconds
-        num_images = self.setup.steps_per_epoch * self.setup.batch_size
+        num_images = self.setup.steps_per_epoch * self.setup.images_per_step
         return {
             "epoch": self.position.epoch + 1,
-            "losses": self.meter.means(),
+            "losses": self.crew.means(self.meter.means()),
             "held_out": held_out,
             "seconds": seconds,
             "images_per_s": num_images / max(seconds, 1e-9),
         }
 
     def _stop_if_asked(self) -> None:
-        if self.stop.is_set:
+        """Several processes must stop after the same step."""
+        is_moment = self.crew.num == 1 or self.position.step % _STEPS_BETWEEN_ASKING == 0
+        if is_moment and any(self.crew.gathered(self.stop.is_set)):
             self._save()
             raise Interrupted(self.setup.stage, self.setup.checkpoint_path)
 
@@ -342,12 +352,14 @@ class _Loop:
         """Writes the checkpoint, unless what it would hold has diverged."""
         self.meter.check(self.setup.stage, self.position.epoch + 1)
         state = self.objective.trained.state_dict()
-        if not _is_finite(state):
+        if not all_finite(state):
             raise TrainingError(
                 f"training {self.setup.stage}: a weight is not finite (NaN or infinite) after"
                 f" {self._num_steps_done} steps",
                 advice=ADVICE_DIVERGED,
             )
+        if not self.crew.is_first:
+            return
         scaler = self.accelerator.scaler
         content = {
             "settings": self.setup.settings,
@@ -362,7 +374,8 @@ class _Loop:
         write_checkpoint(self.setup.checkpoint_path, content)
 
     def _result(self) -> StageResult:
-        num_images, seconds = self._num_steps_done * self.setup.batch_size, self.position.seconds
+        num_images = self._num_steps_done * self.setup.images_per_step
+        seconds = self.position.seconds
         last = self.history[-1] if self.history else {"losses": {}, "held_out": {}}
         return StageResult(
             stage=self.setup.stage,
@@ -386,8 +399,3 @@ class _Loop:
     @property
     def _num_steps_done(self) -> int:
         return self.position.epoch * self.setup.steps_per_epoch + self.position.step
-
-
-def _is_finite(state: dict[str, Tensor]) -> bool:
-    flags = [torch.isfinite(value).all() for value in state.values() if value.is_floating_point()]
-    return not flags or bool(torch.stack(flags).all())

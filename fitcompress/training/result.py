@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["StageResult"]
+from fitcompress.events import Notice
+
+__all__ = ["LONG_WAIT", "StageResult", "waiting_notice"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +33,16 @@ class StageResult:
     """Per epoch: "epoch" (from 1), "losses", "held_out", "seconds", "images_per_s"."""
     flops_per_image: int = 0
     """Floating-point operations of one image in a training step; 0 where nobody counted."""
+
+
+LONG_WAIT = 0.2
+"""The share of waiting from which it is worth a word."""
+
+
+def waiting_notice(result: StageResult, num_workers: int) -> Notice:
+    """That a stage waited for its images, and what helps."""
+    return Notice(
+        topic="data",
+        message=f"{result.stage} waited for its images for {result.waiting_share:.0%} of its time:"
+        f" more --workers (now {num_workers}) prepare them beside the training",
+    )

@@ -7,20 +7,46 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fitcompress.errors import TrainingError
+from fitcompress.errors import DataError, TrainingError
 from fitcompress.recipe import OptimRecipe
 
-__all__ = ["Position", "Setup", "check_settings", "step_seed"]
+__all__ = ["Position", "Setup", "check_settings", "fit_steps", "step_seed"]
 
 
 def step_seed(seed: int, stage: str, epoch: int, step: int) -> int:
-    """The seed of torch's generator for one step: 63 bits that depend on all four.
+    """The seed of torch's generator for one micro-batch: 63 bits that depend on all four.
+
+    step: the micro-batch's number in the epoch, over all processes.
 
     >>> step_seed(0, "stage1", 0, 0) == step_seed(0, "stage1", 0, 1)
     False
     """
     digest = hashlib.blake2b(f"{seed}/{stage}/{epoch}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def fit_steps(
+    stage: str, num_images: int, batch_size: int, batches_per_step: int
+) -> tuple[int, int]:
+    """The batch size, smaller where an epoch would not have a single step of so many batches, and
+    the steps of an epoch.
+
+    Raises:
+        DataError: there is not an image for each batch.
+
+    >>> fit_steps("stage1", 100, 64, 1), fit_steps("stage1", 100, 64, 2)
+    ((64, 1), (50, 1))
+    """
+    if num_images == 0:
+        raise DataError(f"training {stage}: there are no training images")
+    if num_images < batches_per_step:
+        raise DataError(
+            f"training {stage}: a step takes {batches_per_step} batches, and there are only"
+            f" {num_images} training images",
+            advice="accumulate less (data.accumulate), or start fewer processes",
+        )
+    batch_size = min(batch_size, num_images // batches_per_step)
+    return batch_size, num_images // (batch_size * batches_per_step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +56,10 @@ class Setup:
     stage: str
     epochs: int
     batch_size: int
+    """Images of a micro-batch: what one process takes at once."""
+    accumulate: int
+    """Micro-batches of a process in a step."""
+    num_processes: int
     steps_per_epoch: int
     seed: int
     optim: OptimRecipe
@@ -38,12 +68,24 @@ class Setup:
     checkpoint_path: Path
 
     @property
+    def batches_per_step(self) -> int:
+        """Micro-batches of all processes."""
+        return self.accumulate * self.num_processes
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch_size * self.batches_per_step
+
+    @property
     def num_steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
     @property
     def settings(self) -> dict[str, Any]:
-        fields = ("stage", "epochs", "batch_size", "steps_per_epoch", "seed", "recipe_hash")
+        fields = (
+            *("stage", "epochs", "batch_size", "accumulate", "num_processes", "steps_per_epoch"),
+            *("seed", "recipe_hash"),
+        )
         return {name: getattr(self, name) for name in fields} | asdict(self.optim)
 
 

@@ -56,18 +56,18 @@ def test_same_seed_id_and_epoch_give_the_same_bytes(views, batch_size, num_worke
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("start_step", [0, 2, 5, 6, 9])
-def test_resumed_epoch_is_the_rest_of_the_unbroken_one(views, start_step, num_workers):
+@pytest.mark.parametrize("start_batch", [0, 2, 5, 6, 9])
+def test_resumed_epoch_is_the_rest_of_the_unbroken_one(views, start_batch, num_workers):
     settings = {"shuffle_seed": 7, "epoch": 3}
     views.set_epoch(3)
     unbroken = list(make_loader(views, 4, **settings))
 
     resumed = list(
-        make_loader(views, 4, start_step=start_step, num_workers=num_workers, **settings)
+        make_loader(views, 4, start_batch=start_batch, num_workers=num_workers, **settings)
     )
 
-    assert ids_of(resumed) == ids_of(unbroken[start_step:])
-    assert view_of_id(resumed) == view_of_id(unbroken[start_step:])
+    assert ids_of(resumed) == ids_of(unbroken[start_batch:])
+    assert view_of_id(resumed) == view_of_id(unbroken[start_batch:])
 
 
 def test_skipped_batches_are_not_decoded(plain, monkeypatch):
@@ -77,7 +77,7 @@ def test_skipped_batches_are_not_decoded(plain, monkeypatch):
         type(plain.images), "load", lambda self, i: loaded.append(i) or load(self, i)
     )
 
-    list(make_loader(plain, 5, start_step=3))
+    list(make_loader(plain, 5, start_batch=3))
 
     assert loaded == list(range(15, 23))
 
@@ -105,7 +105,7 @@ def test_without_a_seed_the_order_is_that_of_the_data_set(plain):
     assert flat_ids_of(make_loader(plain, 6)) == list(range(23))
 
 
-@pytest.mark.parametrize(("drop_last", "sizes"), [(False, [6, 6, 6, 5]), (True, [6, 6, 6])])
+@pytest.mark.parametrize(("drop_last", "sizes"), [(0, [6, 6, 6, 5]), (1, [6, 6, 6]), (2, [6, 6])])
 def test_last_batch_may_be_dropped(plain, drop_last, sizes):
     loader = make_loader(plain, 6, drop_last=drop_last)
 
@@ -173,3 +173,15 @@ def test_built_in_set_goes_all_the_way(spec_of):
     assert batches[0].images.shape == (256, 1, 28, 28)
     counts = torch.bincount(torch.cat([batch.labels for batch in batches]))
     assert counts.tolist() == [100] * 10
+
+
+@pytest.mark.parametrize("start_batch", [0, 2])
+def test_processes_share_the_batches_that_one_would_take(plain, start_batch):
+    settings = {"shuffle_seed": 1, "drop_last": 2}
+    alone = ids_of(list(make_loader(plain, 4, start_batch=start_batch, **settings)))
+    first, second = (
+        ids_of(list(make_loader(plain, 4, start_batch=start_batch, share=(index, 2), **settings)))
+        for index in range(2)
+    )
+    assert len(first) == len(second) > 0
+    assert [ids for pair in zip(first, second, strict=True) for ids in pair] == alone

@@ -1,0 +1,36 @@
+"""Adds up what an objective scores on batches, in all processes. Layer: training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+
+from torch import Tensor
+
+from fitcompress.training.crew import Crew
+from fitcompress.training.objectives import Scores
+
+__all__ = ["add_scores", "mean_scores"]
+
+Totals = dict[str, tuple[Tensor | float, Tensor | int]]
+
+
+def add_scores(batches: Iterable[Scores]) -> Totals:
+    """The sums of each score and of its samples; nothing waits for the device."""
+    return _added(chain.from_iterable(scores.items() for scores in batches))
+
+
+def mean_scores(totals: Scores, crew: Crew) -> dict[str, float]:
+    """The mean of each score over the samples of all processes; all must ask."""
+    own = {name: (float(total), int(count)) for name, (total, count) in totals.items()}
+    every: Iterable[Mapping[str, tuple[float, int]]] = crew.gathered(own)
+    sums = _added(chain.from_iterable(scores.items() for scores in every))
+    return {name: float(total) / int(count) for name, (total, count) in sums.items() if count}
+
+
+def _added(items: Iterable[tuple[str, tuple[Tensor | float, Tensor | int]]]) -> Totals:
+    sums: Totals = {}
+    for name, (total, count) in items:
+        old_total, old_count = sums.get(name, (0.0, 0))
+        sums[name] = (old_total + total, old_count + count)
+    return sums
