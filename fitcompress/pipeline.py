@@ -29,7 +29,7 @@ from fitcompress.onnxfile import open_onnx
 from fitcompress.planning import make_model, plan_run, with_state
 from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
 from fitcompress.report import Report
-from fitcompress.rundir import RunDir
+from fitcompress.rundir import RunDir, is_first_process
 from fitcompress.settings import with_settings
 from fitcompress.stages import (
     Session,
@@ -113,13 +113,19 @@ def distill(
         models["baseline"], result = train_baseline(session, planned, opened.fingerprint)
         stages.append(result)
         _save(run.baseline_path, models["baseline"], recipe)
+    if not is_first_process():
+        return Report.load(run)
     run.write_json("results.json", measure_results(session, models, before, stages, facts))
     drop_answers(run)
     return Report.load(run)
 
 
 def _recording(run: RunDir, emit: Emit) -> Emit:
-    """Passes events on and keeps all but progress in the run directory."""
+    """Passes events on and keeps all but progress in the run directory; of several processes the
+    first one speaks.
+    """
+    if not is_first_process():
+        return ignore
 
     def record(event: Event) -> None:
         if not isinstance(event, Progress):
@@ -197,6 +203,9 @@ def _in_order_of(teacher: Teacher, data: DataBundle, *, is_told: bool) -> DataBu
 
 def _save(folder: Path, model: Model, recipe: Recipe) -> None:
     from fitcompress import __version__
+
+    if not is_first_process():
+        return
 
     origin = {
         "teacher": recipe.teacher.source,

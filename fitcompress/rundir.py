@@ -28,7 +28,14 @@ from typing import Any
 from fitcompress.errors import RunError
 from fitcompress.events import Event, Progress, event_record
 
-__all__ = ["RunDir", "atomic_path", "disk_errors", "write_json", "write_text"]
+__all__ = [
+    "RunDir",
+    "atomic_path",
+    "disk_errors",
+    "is_first_process",
+    "write_json",
+    "write_text",
+]
 
 _DIRECTORIES = ("checkpoints", "cache", "teacher", "student", "baseline", "exports")
 _FILES = (
@@ -49,9 +56,19 @@ _MARK = "recipe.toml"
 """A directory that holds this file is a run: it is the first one written."""
 
 
+def is_first_process() -> bool:
+    """Whether this is the one process of a run that writes: the only one, or the first of those
+    that `accelerate launch` or `torchrun` started.
+    """
+    return os.environ.get("RANK", "0") == "0"
+
+
 @dataclass(frozen=True)
 class RunDir:
-    """The places in a run directory. Making one touches nothing on disk; `create` and `open` do."""
+    """The places in a run directory. Making one touches nothing on disk; `create` and `open` do.
+
+    Of several processes only the first writes; for the others all that writes does nothing.
+    """
 
     path: Path
 
@@ -65,6 +82,8 @@ class RunDir:
             RunError: `path` holds a run and neither was asked for, or holds something else.
         """
         run = cls(Path(path))
+        if not is_first_process():
+            return run
         with disk_errors("making the run directory", run.path):
             run._check_is_usable(force=force, resume=resume)
             if run.is_run() and not resume:
@@ -183,11 +202,13 @@ class RunDir:
 
     def write_json(self, name: str, value: object) -> None:
         """Write `value` to the file `name` ("plan.json") of the run, atomically."""
-        write_json(self.path / name, value)
+        if is_first_process():
+            write_json(self.path / name, value)
 
     def write_text(self, name: str, text: str) -> None:
         """Write `text` to the file `name` of the run, atomically."""
-        write_text(self.path / name, text)
+        if is_first_process():
+            write_text(self.path / name, text)
 
     def read_json(self, name: str) -> Any:
         """What the file `name` of the run holds, or None when it is not there.

@@ -24,7 +24,7 @@ from fitcompress.model import Model, save_model
 from fitcompress.parts import StageCost, confirm_part, cut_at, freeze_teacher, stage_cost
 from fitcompress.planning import Planned, make_model, make_regressors, untaught, with_state
 from fitcompress.recipe import OptimRecipe, Recipe
-from fitcompress.rundir import RunDir
+from fitcompress.rundir import RunDir, is_first_process
 from fitcompress.settings import flat_settings
 from fitcompress.spec import InputSpec, OutputKind
 from fitcompress.teacher import Teacher
@@ -179,7 +179,8 @@ def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Tea
         session, "teacher", objective, spec, optim, epochs, teacher.fingerprint, cost
     )
     program = with_state(model, model.network)
-    save_model(folder, program, {}, interface, model.blocks)
+    if is_first_process():
+        save_model(folder, program, {}, interface, model.blocks)
     return replace(teacher, program=program, interface=interface), result
 
 

@@ -28,6 +28,8 @@ from fitcompress.training.answers import (
     layout_of,
     write_answers,
 )
+from fitcompress.training.crew import Crew
+from fitcompress.training.device import start_accelerator
 from fitcompress.training.meter import LossMeter
 from fitcompress.training.progress import ProgressReporter
 
@@ -63,15 +65,22 @@ class Keeper:
         """
         if self.recipe.run.cache_teacher == "off" or not len(data):
             return
-        ask = partial(_ask, objective, self.device, self.recipe.run.precision)
-        name = f"{self.stage} {split}"
+        precision = self.recipe.run.precision
+        crew = Crew(start_accelerator(self.device, resolve_precision(precision, self.device)))
+        ask = partial(_ask, objective, self.device, precision)
+        layout = layout_of(ask, data, data.num_views or 1)
+        is_kept = crew.is_first and self._decide(data, layout, split, epochs)
+        if crew.gathered(is_kept)[0]:
+            data.answers = self._answers(ask, data, layout, split, crew)
+
+    def _decide(self, data: Views, layout: Layout, split: str, epochs: int) -> bool:
+        """What was decided when the run began, or is now."""
         decisions = self.run.read_json(_DECISIONS) or {}
+        name = f"{self.stage} {split}"
         if name not in decisions:
-            layout = layout_of(ask, data, data.num_views or 1)
             decisions[name] = self._is_worth_it(data, layout, split, epochs)
             self.run.write_json(_DECISIONS, decisions)
-        if decisions[name]:
-            data.answers = self._answers(ask, data, name)
+        return bool(decisions[name])
 
     def _is_worth_it(self, data: Views, layout: Layout, split: str, epochs: int) -> bool:
         if data.num_views is None or data.num_views >= epochs:
@@ -99,22 +108,30 @@ class Keeper:
             )
         return True
 
-    def _answers(self, ask: Ask, data: Views, name: str) -> Answers:
-        layout = layout_of(ask, data, data.num_views or 1)
+    def _answers(self, ask: Ask, data: Views, layout: Layout, split: str, crew: Crew) -> Answers:
+        name = f"{self.stage} {split}"
         folder = self._root / f"{name.replace(' ', '-')}-{self._key(data)[:16]}"
-        is_new = not folder.exists()
         answers = Answers(folder, layout)
-        if not self._is_whole(folder, layout):
-            self._write(ask, data, folder, layout, name)
-        if not is_new:
-            confirm_answers(ask, data, answers)
+        is_whole = all(crew.gathered(self._is_whole(folder, layout)))
+        if not is_whole:
+            self._write(ask, data, folder, layout, name, (crew.index, crew.num))
+            crew.wait()
+        confirm_answers(ask, data, answers)
         return answers
 
     def _is_whole(self, folder: Path, layout: Layout) -> bool:
         files = len(list(folder.glob("view*.npy")))
         return files == layout.num_views * layout.num_shards * len(layout.shapes)
 
-    def _write(self, ask: Ask, data: Views, folder: Path, layout: Layout, name: str) -> None:
+    def _write(
+        self,
+        ask: Ask,
+        data: Views,
+        folder: Path,
+        layout: Layout,
+        name: str,
+        share: tuple[int, int],
+    ) -> None:
         stage, size = f"teacher's answers, {name}", self.recipe.data.batch_size
         steps = -(-layout.num_samples // size)
         started = time.monotonic()
@@ -125,7 +142,7 @@ class Keeper:
         )
         num_done, meter = 0, LossMeter(torch.device("cpu"))
         with stop_on_signals() as stop:
-            for num_done in write_answers(ask, data, folder, layout, size):
+            for num_done in write_answers(ask, data, folder, layout, size, share):
                 view, place = divmod(num_done - 1, layout.num_samples)
                 reporter.report(
                     meter, epoch=view + 1, step=place // size + 1, num_steps_done=num_done // size

@@ -20,6 +20,7 @@ from fitcompress import console
 from fitcompress.cli import flags
 from fitcompress.cli.failures import resumable
 from fitcompress.cli.request import Request, free_folder, fresh_path, run_recipe, takes
+from fitcompress.rundir import is_first_process
 
 __all__ = ["app", "main"]
 
@@ -272,6 +273,8 @@ def demo(
 def main() -> None:
     """The `fitcompress` command."""
     gc.set_threshold(100_000)  # torch's many objects stay; looking through them takes seconds
+    if not is_first_process():  # of several, the first one shows results
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
     sys.path.append("")  # so that --teacher package.module:factory finds what lies in this folder
     try:
         app(prog_name="fitcompress")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -100,7 +101,7 @@ def run_recipe(
     Raises:
         typer.BadParameter: no teacher is named.
         RecipeError: as `Request.recipe`; or a flag contradicts the run that is resumed.
-        RunError: there is no run to resume.
+        RunError: there is no run to resume, or several processes have no common directory.
     """
     if resume:
         run = RunDir(out) if out else RunDir.newest()
@@ -108,6 +109,11 @@ def run_recipe(
             return _resumed_recipe(request, teacher, RunDir.open(run.path)), run.path
     recipe = request.recipe_of_teacher(teacher)
     named = out or (Path(recipe.run.out) if recipe.run.out else None)
+    if named is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError(
+            "choosing a run directory: several processes share it, so it has to be named",
+            advice="pass --out, a directory that all of them see",
+        )
     run_path = named or fresh_path(recipe.teacher.source, Path("runs"))
     return with_settings(recipe, {"run.out": str(run_path)}), run_path
 

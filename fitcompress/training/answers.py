@@ -100,12 +100,18 @@ class Answers:
 
 
 def write_answers(
-    ask: Ask, data: Views, folder: Path, layout: Layout, batch_size: int
+    ask: Ask,
+    data: Views,
+    folder: Path,
+    layout: Layout,
+    batch_size: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[int]:
     """Asks about every view of every sample that `folder` has no answer to, and yields after each
     batch the number of views that are answered by now: whoever stops taking loses one shard.
 
     `data` is left at the view that came last.
+    share: (index, number) of the process that writes each `number`-th shard from `index` on.
 
     Raises:
         RunError: the disk is full or may not be written to, or the folder holds other answers.
@@ -119,7 +125,8 @@ def write_answers(
             start = shard * layout.shard_size
             ids = range(start, min(start + layout.shard_size, layout.num_samples))
             paths = [_shard_path(folder, view, i, shard) for i in range(len(layout.shapes))]
-            if all(path.is_file() for path in paths):
+            is_other_s = (view * layout.num_shards + shard) % share[1] != share[0]
+            if is_other_s or all(path.is_file() for path in paths):
                 num_done += len(ids)
                 yield num_done
                 continue

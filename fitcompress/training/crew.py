@@ -103,6 +103,10 @@ class Crew:
         every = self.gathered(dict(values))
         return {name: sum(own[name] for own in every) / len(every) for name in values}
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.accelerator.wait_for_everyone()
+
 
 class _AsModule(nn.Module):
     """An objective whose call gives its losses."""
