@@ -9,23 +9,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
-from torch.fx import GraphModule
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.batch import make_batch_dynamic, merge_recordings
-from fitcompress.graph.exported import capture_exported, export_module
-from fitcompress.graph.lift import place
+from fitcompress.graph.functional import MutatedViewError, functionalise
 from fitcompress.graph.naming import tidied
-from fitcompress.graph.normalise import MutatedViewError, normalise, placed_on
-from fitcompress.graph.owners import infer_owners
-from fitcompress.graph.program import InputInfo, Program, copy_graph
+from fitcompress.graph.normalise import normalise
+from fitcompress.graph.program import InputInfo, Program, prune
 from fitcompress.graph.recording import BatchRefusedError, Recording, record
 
 __all__ = ["capture_module", "capture_named_module", "capture_recorded", "evaluating"]
@@ -132,10 +127,11 @@ def capture_recorded(
         CaptureError: it does not run, keeps state, or its batch size cannot be freed.
     """
     try:
-        two, three = map(record_at, (2, 3))
+        two, three = record_at(2), record_at(3)
     except BatchRefusedError as error:
         return _at_fixed_batch(record_at, infos, what, error)
-    return _finished(merge_recordings(two.program, three.program)), three
+    merged = merge_recordings(_functional(two.program, what), _functional(three.program, what))
+    return tidied(normalise(merged)), three
 
 
 def _at_fixed_batch(
@@ -146,30 +142,19 @@ def _at_fixed_batch(
             recording = record_at(batch_size)
         except BatchRefusedError:
             continue
-        return make_batch_dynamic(_finished(recording.program), batch_size), recording
+        program = tidied(normalise(_functional(recording.program, what)))
+        return make_batch_dynamic(program, batch_size), recording
     said = " and ".join(f"{info.shape} {str(info.dtype).split('.')[-1]}" for info in infos)
     raise CaptureError(f"running {what} on inputs of {said}: {cause}") from cause
 
 
-def _finished(recording: Program) -> Program:
+def _functional(recording: Program, what: str) -> Program:
+    """The recording without in-place calls: sizes are still numbers, whatever is written back."""
     try:
-        program = normalise(replace(recording, graph=copy_graph(recording.graph)[0]))
-    except MutatedViewError:
-        program = infer_owners(_functional_by_export(recording))
-    return tidied(program)
-
-
-def _functional_by_export(recording: Program) -> Program:
-    """In-place calls on views, undone by torch.export's own functionalisation."""
-    is_bare = any(value.is_meta for value in recording.tensors.values())
-    device = torch.device("meta" if is_bare else "cpu")
-    root, graph = nn.Module(), copy_graph(recording.graph)[0]
-    for name, value in recording.tensors.items():
-        place(root, name, value.detach().to(device))
-    for node in graph.nodes:
-        if isinstance(node.target, OpOverload):
-            node.args, node.kwargs = placed_on(device, node.target, node.args, dict(node.kwargs))
-    inputs = graph.find_nodes(op="placeholder")
-    examples = tuple(torch.zeros_like(node.meta["val"], device=device) for node in inputs)
-    program = capture_exported(export_module(GraphModule(root, graph), examples))
-    return replace(program, trainable=recording.trainable.intersection(program.tensors))
+        functionalise(recording.graph)
+    except MutatedViewError as error:
+        raise CaptureError(
+            f"capturing {what}: {error}",
+            advice="A .pt2 of the same model may work instead.",
+        ) from error
+    return prune(recording)

@@ -5,69 +5,33 @@ It knows nothing of files, timm or TorchScript.
 
 from __future__ import annotations
 
-import io
-import logging
 import operator
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.batch import make_batch_dynamic
+from fitcompress.graph.functional import MutatedViewError
 from fitcompress.graph.naming import plain_name, tidied
 from fitcompress.graph.nests import mapped
-from fitcompress.graph.normalise import MutatedViewError, normalise
+from fitcompress.graph.normalise import normalise
 from fitcompress.graph.obstacles import foreign_call, reads_values, value_read
 from fitcompress.graph.program import InputInfo, Program, run_program
 
-__all__ = ["capture_exported", "export_module"]
+__all__ = ["capture_exported"]
 
 _WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-
-
-def export_module(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    """The module as torch.export shows it in eval mode before decomposition, its batch dynamic
-    where possible.
-
-    Raises:
-        CaptureError: torch.export cannot follow the module.
-    """
-    shapes = ShapesCollection()
-    for value in example_inputs:
-        shapes[value] = {0: Dim.AUTO}
-    with warnings.catch_warnings(), torch.no_grad(), _quiet():
-        warnings.simplefilter("ignore")
-        try:
-            return torch.export.export(module, example_inputs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:
-            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CaptureError(
-                f"capturing {type(module).__name__}: torch.export could not follow it: {cause}",
-                advice="A traced TorchScript file of the same model may work instead.",
-            ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.export logs at length, and prints graphs, where its errors say the same in a line."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def capture_exported(exported: ExportedProgram) -> Program:

@@ -15,15 +15,13 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from fitcompress.errors import CaptureError
+from fitcompress.graph.functional import functionalise, value_dtype
 from fitcompress.graph.program import RECURRENT_CALLS, Program, prune
 from fitcompress.graph.scalars import inline_numbers
 
-__all__ = ["MutatedViewError", "fold_constants", "functionalise", "normalise", "placed_on"]
+__all__ = ["fold_constants", "normalise", "placed_on"]
 
 aten = torch.ops.aten
-
-_MAY_RETURN_ITS_INPUT = {"dropout", "feature_dropout", "alpha_dropout", "type_as", "dropout_"}
-"""Calls whose schema promises a new tensor but that hand back their input in eval mode."""
 
 _NEW_OF_FACTORY = {
     aten.zeros.default: aten.new_zeros.default,
@@ -37,10 +35,6 @@ both.
 
 _PLACEMENT = ("device", "layout", "pin_memory", "non_blocking")
 """Arguments that say where a tensor lives: the network may move, so none may stay."""
-
-
-class MutatedViewError(Exception):
-    """An in-place call changes a tensor that is also seen through another name."""
 
 
 def normalise(program: Program) -> Program:
@@ -59,33 +53,6 @@ def normalise(program: Program) -> Program:
     program = inline_numbers(fold_constants(program))
     _forget_devices(program.graph)
     return prune(program)
-
-
-def functionalise(graph: Graph) -> None:
-    """Replaces in-place calls by their out-of-place twins; later uses of the changed tensor see the
-    new value.
-
-    Raises:
-        MutatedViewError: the changed tensor is read later through a view of it.
-    """
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    storage: dict[Node, Node] = {}
-    members: dict[Node, list[Node]] = {}
-    for node in list(graph.nodes):
-        mutated = _mutated_argument(node)
-        if mutated is not None:
-            _refuse_live_views(mutated, node, members[storage[mutated]], order)
-            twin = _out_of_place(node, mutated)
-            order[twin] = order[node]
-            later = {user for user in mutated.users if order.get(user, -1) > order[node]}
-            mutated.replace_all_uses_with(twin, delete_user_cb=later.__contains__)
-            node.replace_all_uses_with(twin)
-            twin.meta["mutates"] = storage[mutated]
-            graph.erase_node(node)
-            node = twin
-        source = _aliased_argument(node)
-        storage[node] = node if source is None else storage.get(source, source)
-        members.setdefault(storage[node], []).append(node)
 
 
 def fold_constants(program: Program) -> Program:
@@ -114,78 +81,14 @@ def fold_constants(program: Program) -> Program:
     return prune(Program(graph, tensors, program.trainable, program.inputs))
 
 
-# --- functional form ------------------------------------------------------------------------------
-
-
-def _mutated_argument(node: Node) -> Node | None:
-    """The tensor that an in-place call changes."""
-    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
-        return None
-    if node.target._schema.name.endswith("batch_norm"):
-        return None
-    for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
-        if (
-            argument.alias_info is not None
-            and argument.alias_info.is_write
-            and isinstance(value, Node)
-        ):
-            return value
-    raise CaptureError(
-        f"making the graph functional: no out-of-place form of '{node.target}' is known"
-    )
-
-
-def _aliased_argument(node: Node) -> Node | None:
-    """The tensor argument whose memory the result may share."""
-    if node.op != "call_function" or not node.all_input_nodes:
-        return None
-    if not isinstance(node.target, OpOverload):
-        return node.all_input_nodes[0]
-    schema = node.target._schema
-    if schema.name.removeprefix("aten::") in _MAY_RETURN_ITS_INPUT:
-        return node.all_input_nodes[0]
-    for argument, value in zip(schema.arguments, node.args, strict=False):
-        if argument.alias_info is not None and not argument.alias_info.is_write:
-            return value if isinstance(value, Node) else None
-    return None
-
-
-def _refuse_live_views(
-    mutated: Node, call: Node, shared: list[Node], order: dict[Node, int]
-) -> None:
-    for other in shared:
-        if other is not mutated and any(order[user] > order[call] for user in other.users):
-            raise MutatedViewError(f"'{call.target}' changes a tensor that '{other}' shares")
-
-
-def _out_of_place(call: Node, mutated: Node) -> Node:
-    """A new node before `call` that computes what `call` writes."""
-    assert isinstance(call.target, OpOverload)
-    packet, overload = call.target._schema.name.split("::")[1], call.target._overloadname
-    twin = getattr(getattr(aten, packet.removesuffix("_"), None), overload, None)
-    if twin is None or twin._schema.is_mutable:
-        raise CaptureError(f"making the graph functional: '{call.target}' has no out-of-place form")
-    with call.graph.inserting_before(call):
-        name = packet.strip("_")
-        node = call.graph.create_node("call_function", twin, call.args, call.kwargs, name)
-        node.meta.update(call.meta)
-        if _promotes(call, mutated):
-            del node.meta["val"]
-            node = call.graph.call_function(aten.to.dtype, (node, _dtype(mutated)))
-            node.meta.update(call.meta)
-    return node
-
-
-def _promotes(call: Node, mutated: Node) -> bool:
-    """Whether the out-of-place twin may give another dtype than the tensor that was written to."""
-    dtypes = {_dtype(source) for source in call.all_input_nodes} - {None, torch.bool}
-    return _dtype(mutated) is not None and len(dtypes) > 1
+# --- state -----------------------------------------------------------------------------------
 
 
 def _refuse_state(graph: Graph) -> None:
     for node in graph.nodes:
         mutated = node.meta.pop("mutates", None)
-        if mutated is not None and mutated.op == "get_attr":
+        is_own = mutated is not None and mutated.op == "get_attr"
+        if is_own and not mutated.meta.get("is_literal"):
             raise CaptureError(
                 f"capturing the network: it changes its own tensor '{mutated.target}' when it runs",
                 advice="Only networks without memory between calls can be distilled.",
@@ -280,7 +183,9 @@ def _changes_nothing(node: Node) -> bool:
         case aten.slice.Tensor:
             return _is_full_slice(node.args[2:])
     if node.target in _CASTS:
-        return not node.kwargs.get("memory_format") and _dtype(node) == _dtype(node.args[0])
+        return not node.kwargs.get("memory_format") and value_dtype(node) == value_dtype(
+            node.args[0]
+        )
     return False
 
 
@@ -299,11 +204,6 @@ def _is_full_slice(bounds: Sequence[Any]) -> bool:
     start, end, step = [*bounds, *defaults[len(bounds) :]]
     reaches_end = end is None or (isinstance(end, int) and end >= 2**63 - 1)
     return start in (None, 0) and reaches_end and step == 1
-
-
-def _dtype(node: Any) -> torch.dtype | None:
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    return value.dtype if isinstance(value, Tensor) else None
 
 
 # --- constants and devices ------------------------------------------------------------------------
@@ -356,10 +256,10 @@ def _forget_devices(graph: Graph) -> None:
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
         if node.target in _CASTS and node.target is not aten.type_as.default:
-            _replace(node, aten.to.dtype, (node.args[0], _dtype(node)), _memory_format(node))
+            _replace(node, aten.to.dtype, (node.args[0], value_dtype(node)), _memory_format(node))
         elif node.target in _NEW_OF_FACTORY:
             reference = next(iter(graph.nodes))
-            kwargs = {"dtype": _dtype(node)}
+            kwargs = {"dtype": value_dtype(node)}
             _replace(node, _NEW_OF_FACTORY[node.target], (reference, *node.args), kwargs)
         else:
             node.kwargs = {k: v for k, v in node.kwargs.items() if k not in _PLACEMENT}

@@ -125,7 +125,7 @@ class _Recorder(ProxyTorchDispatchMode):
         """What the last call said that failed."""
         for name, example in examples.items():
             node = self.graph.placeholder(name)
-            node.meta.update(val=_example(example), owner="")
+            node.meta.update(val=_example(example), owner="", memory=_storage(example))
             self.inputs += (InputInfo(node.name, tuple(example.shape[1:]), example.dtype),)
             self._remember(example, node)
             self._from_inputs.add(_storage(example))
@@ -202,10 +202,12 @@ class _Recorder(ProxyTorchDispatchMode):
         args, kwargs = mapped((args, kwargs), self._node_of)
         node = self.graph.create_node("call_function", func, args, kwargs)
         node.meta.update(val=mapped(result, _example), owner=self._owner)
+        node.meta.update(memory=next(map(_storage, tensors_in(result)), None))
         if isinstance(result, (list, tuple)):
             for index, item in enumerate(result):
                 part = self.graph.call_function(operator.getitem, (node, index))
                 part.meta.update(val=mapped(item, _example), owner=self._owner)
+                part.meta.update(memory=next(map(_storage, tensors_in(item)), None))
                 self._remember(item, part)
         else:
             self._remember(result, node)
@@ -250,6 +252,7 @@ class _Recorder(ProxyTorchDispatchMode):
             is_literal = name.startswith(_LITERAL)
             owner = "" if is_literal else name.rpartition(".")[0]
             node.meta.update(val=_example(value), owner=owner, is_literal=is_literal)
+            node.meta.update(memory=_storage(value))
             self.tensors[name], self._constants[name] = value.detach().contiguous(), node
         return self._constants[name]
 

@@ -308,3 +308,79 @@ def test_a_batch_that_mixes_its_images_cannot_be_freed():
 def test_an_error_of_the_module_is_a_capture_error():
     with pytest.raises(CaptureError, match=r"running Linear on inputs of \(4,\)"):
         capture_module(nn.Linear(3, 3), (torch.randn(2, 4),))
+
+
+def through_slices(x):
+    y = x.clone()
+    y[:, 1:, ::2] += 1
+    y[:, 0] = y[:, 1] * 2
+    return y
+
+
+def through_a_view_and_back(x):
+    y = x * 2
+    flat, turned = y.view(len(x), -1), y.transpose(1, 2)
+    flat[:, 3:7].mul_(3)
+    turned.add_(1)
+    return y + flat.view_as(y) + turned.transpose(1, 2)
+
+
+def the_whole_seen_through_its_parts(x):
+    y = x.clone()
+    row, rest = y[:, 0], y.permute(2, 0, 1)
+    y.relu_()
+    return torch.cat([row.flatten(1), rest.permute(1, 2, 0).flatten(1)], 1)
+
+
+def a_copy_is_no_view(x):
+    y = x.transpose(1, 2)
+    z = y.reshape(len(x), 16)
+    z.zero_()
+    return y.flatten(1) + z
+
+
+def a_mask_made_on_the_way(x):
+    mask = torch.zeros(4, 4)
+    mask[1:3, :2] = 1
+    mask[0].fill_(2)
+    mask.t()[3] = 4
+    return x * mask
+
+
+WRITES = (
+    through_slices,
+    through_a_view_and_back,
+    the_whole_seen_through_its_parts,
+    a_copy_is_no_view,
+    a_mask_made_on_the_way,
+)
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.inner = nn.Identity()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.inner(x + 0))
+
+
+@pytest.mark.parametrize("function", WRITES, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_writes_through_views_reach_all_that_share_the_memory(function, batch_size):
+    module, x = Function(function).eval(), torch.randn(batch_size, 4, 4)
+    program = capture_module(module, (torch.randn(2, 4, 4),))
+    assert torch.equal(run_program(program, x)[0], module(x))
+    for node in program.graph.nodes:
+        assert not (isinstance(node.target, OpOverload) and node.target._schema.is_mutable)
+
+
+def test_a_write_that_cannot_be_carried_back_is_refused():
+    def forward(x):
+        y = x.clone()
+        y.diagonal(dim1=1, dim2=2).zero_()
+        return y
+
+    with pytest.raises(CaptureError, match="diagonal"):
+        capture_module(Function(forward), (torch.randn(2, 4, 4),))
