@@ -111,6 +111,22 @@ def slice_(b: Drawing) -> None:
     b.put(b.call("slice.Tensor", x, b.signed(x, dim), start, end, b.choose([1, 1, 1, 2])))
 
 
+def slice_scatter(b: Drawing) -> None:
+    x = b.pick()
+    dim = b.dim(x)
+    start = b.random.randrange(b.shape(x)[dim])
+    end = b.random.randrange(start + 1, b.shape(x)[dim] + 1)
+    piece = b.call("mul.Tensor", b.call("slice.Tensor", x, dim, start, end), 1.7)
+    b.put(b.call("slice_scatter.default", x, piece, b.signed(x, dim), start, end))
+
+
+def select_scatter(b: Drawing) -> None:
+    x = b.pick(lowest=3)
+    dim, index = b.dim(x, 1), b.choose([0, -1])
+    row = b.call("mul.Tensor", b.call("select.int", x, dim, index), 1.7)
+    b.put(b.call("select_scatter.default", x, row, b.signed(x, dim), index))
+
+
 def narrow(b: Drawing) -> None:
     x = b.pick()
     dim = b.dim(x)

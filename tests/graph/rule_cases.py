@@ -115,6 +115,7 @@ CASES: dict[str, Case] = {
     "where.self": Case(
         [(3, 4), (4,), torch.ones(3, 1, dtype=torch.bool)], lambda a, b, m: (m, a, b), {4}
     ),
+    "copy.default": Case([(3, 4), (4,)], lambda a, b: (a, b), {3, 4}),
     "type_as.default": Case([(3, 4), (3, 4)], lambda a, b: (a, b), {3, 4}),
     "lerp.Scalar": Case([(3, 4), (3, 1)], lambda a, b: (a, b, 0.5), {3, 4}),
     "hardswish.default": same(),
@@ -329,6 +330,10 @@ CASES: dict[str, Case] = {
     "tensor_split.indices": Case([(3, 8)], lambda a: (a, [4], 1), set()),
     "unbind.int": Case([(3, 4)], lambda a: (a, 0), {4}),
     "select.int": Case([(3, 4)], lambda a: (a, 0, -1), {4}),
+    "select_scatter.default": Case([(3, 4), (4,)], lambda a, b: (a, b, 0, -1), {4}),
+    "slice_scatter.default": Case([(5, 9), (5, 3)], lambda a, b: (a, b, 1, 2, 5), {5, 2, 3, 4}),
+    "slice_scatter.default whole": Case([(3, 9), (3, 9)], lambda a, b: (a, b, 1), {3, 9}),
+    "slice_scatter.default stepped": Case([(3, 9), (3, 5)], lambda a, b: (a, b, 1, 0, 9, 2), {3}),
     "slice.Tensor": Case([(3, 9)], lambda a: (a, 1, 2, 5), {3, 2, 4}),
     "slice.Tensor open": Case([(3, 9)], lambda a: (a, 1, 2), {3, 2, 7}),
     "slice.Tensor from the end": Case([(3, 9)], lambda a: (a, 1, -4), {3, 5, 4}),

@@ -223,7 +223,7 @@ def _unbind(call: Call) -> Value:
     return [[*axes[:dim], *axes[dim + 1 :]]] * len(call.shape)
 
 
-def _select(call: Call) -> Value:
+def _select(call: Call) -> Axes:
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
     call.freeze([axes[dim]], "an index of it is picked")
@@ -233,9 +233,30 @@ def _select(call: Call) -> Value:
 def _slice(call: Call) -> Value:
     """A contiguous piece, its bounds sums of the pieces before; a step or a moving bound
     freezes."""
+    return _piece(call, call.axes("self"), call.shape[call["dim"]])
+
+
+def _slice_scatter(call: Call) -> Value:
+    """The whole, with other values in a piece of it."""
+    axes, source = call.axes("self"), call.axes("src")
+    piece = _piece(call, axes, call.algebra.size(source[call["dim"]]))
+    for one, other in zip(piece, source, strict=True):
+        call.algebra.unify(one, other)
+    return axes
+
+
+def _select_scatter(call: Call) -> Value:
+    """The whole, with other values at one index of it."""
     axes = call.axes("self")
+    for one, other in zip(_select(call), call.axes("src"), strict=True):
+        call.algebra.unify(one, other)
+    return axes
+
+
+def _piece(call: Call, axes: Axes, kept: int) -> Axes:
+    """The axes of a slice that has `kept` indices."""
     dim = call["dim"] % len(axes)
-    size, kept = call.algebra.size(axes[dim]), call.shape[dim]
+    size = call.algebra.size(axes[dim])
     if kept == size:
         return axes
     start, end, step = _bounds(call, size)
@@ -321,7 +342,9 @@ LAYOUT: dict[str, Rule] = {
     "im2col": _im2col,
     "repeat_interleave": _repeat_interleave,
     "select": _select,
+    "select_scatter": _select_scatter,
     "slice": _slice,
+    "slice_scatter": _slice_scatter,
     "stack": _stack,
     "unbind": _unbind,
     "unfold": _windows,
