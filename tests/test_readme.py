@@ -39,11 +39,17 @@ def command_lines() -> list[tuple[str, str]]:
 def commands_of(program: str) -> list[pytest.param]:
     """The arguments of every command in the pages that starts `program`."""
     return [
-        pytest.param(shlex.split(part)[1:], id=f"{page}: {part.strip()}")
+        pytest.param(words_of(part)[1:], id=f"{page}: {part.strip()}")
         for page, line in command_lines()
         for part in line.split("&&")
-        if shlex.split(part)[0] == program
+        if words_of(part)[0] == program
     ]
+
+
+def words_of(command: str) -> list[str]:
+    """The program and its arguments; of a launcher those of what it launches."""
+    words = shlex.split(command)
+    return words[words.index("-m") + 1 :] if words[0] in ("accelerate", "torchrun") else words
 
 
 @pytest.mark.parametrize("words", commands_of("fitcompress"))
@@ -85,7 +91,7 @@ def test_a_script_that_is_named_is_there(words):
 
 
 def test_every_line_of_every_block_is_of_a_kind_that_is_checked():
-    programs = {shlex.split(part)[0] for _, line in command_lines() for part in line.split("&&")}
+    programs = {words_of(part)[0] for _, line in command_lines() for part in line.split("&&")}
 
     assert programs <= {
         "fitcompress", "python", "python3", ".", "cd", "pip", "ruff", "mypy", "pytest",
