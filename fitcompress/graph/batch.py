@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -31,64 +32,75 @@ aten = torch.ops.aten
 _SIZE_CALLS = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
 
 
-def merge_recordings(two: Program, three: Program) -> Program:
-    """One program from recordings of the same network at batch sizes 2 and 3: the numbers that
-    differ follow the batch.
+def merge_recordings(one: Program, other: Program, batch_sizes: tuple[int, int]) -> Program:
+    """One program from recordings of the same network at two batch sizes: the numbers that differ
+    follow the batch. The first is edited.
 
     Raises:
         CaptureError: the recordings differ in more than multiples of the batch size.
     """
-    size = _BatchSize(two.graph)
-    nodes = list(two.graph.nodes)
-    others = list(three.graph.nodes)
-    _refuse_other_calls(nodes, others)
-    _refuse_other_constants(two.tensors, three.tensors)
+    size, merge = _BatchSize(one.graph), _Merge(*batch_sizes)
+    nodes, others = list(one.graph.nodes), list(other.graph.nodes)
+    merge.refuse_other_calls(nodes, others)
+    merge.refuse_other_constants(one.tensors, other.tensors)
     match = dict(zip(others, nodes, strict=True))
-    for node, other in zip(nodes, others, strict=True):
-        args = _merged((node.args, dict(node.kwargs)), (other.args, dict(other.kwargs)), match)
+    for node, twin in zip(nodes, others, strict=True):
+        args = merge.arguments(
+            (node.args, dict(node.kwargs)), (twin.args, dict(twin.kwargs)), match
+        )
         if _has_multiple(args):
             positional, named = _resolved(args, node, size)
             node.args, node.kwargs = tuple(positional), named
-    return two
+    return one
 
 
-def _refuse_other_calls(nodes: Sequence[Node], others: Sequence[Node]) -> None:
-    for node, other in zip_longest(nodes, others):
-        if node is None or other is None or (node.op, node.target) != (other.op, other.target):
-            raise CaptureError(
-                "capturing the network: what it computes depends on the batch size: it calls"
-                f" '{node and node.target}' at batch 2 where it calls '{other and other.target}' at"
-                " batch 3"
-            )
+@dataclass(frozen=True)
+class _Merge:
+    """Compares what was recorded at two batch sizes."""
 
+    first: int
+    second: int
 
-def _refuse_other_constants(two: Mapping[str, Tensor], three: Mapping[str, Tensor]) -> None:
-    """The author's own tensors are the same ones; a constant that the run made may not be."""
-    for name, value in two.items():
-        other = three[name]
-        if value.shape != other.shape or not (value.is_meta or torch.equal(value, other)):
-            raise CaptureError(
-                "capturing the network: it makes a constant that depends on the batch size:"
-                f" {value.tolist()} at batch 2 is {other.tolist()} at batch 3"
-            )
+    def refuse_other_calls(self, nodes: Sequence[Node], others: Sequence[Node]) -> None:
+        for node, twin in zip_longest(nodes, others):
+            if node is None or twin is None or (node.op, node.target) != (twin.op, twin.target):
+                raise CaptureError(
+                    "capturing the network: what it computes depends on the batch size: it calls"
+                    f" '{node and node.target}' at batch {self.first} where it calls"
+                    f" '{twin and twin.target}' at batch {self.second}"
+                )
+
+    def refuse_other_constants(self, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> None:
+        """The author's own tensors are the same ones; a constant that the run made may not be."""
+        for name, value in one.items():
+            twin = two[name]
+            if value.shape != twin.shape or not (value.is_meta or torch.equal(value, twin)):
+                raise CaptureError(
+                    "capturing the network: it makes a constant that depends on the batch size:"
+                    f" {value.tolist()} at batch {self.first} is {twin.tolist()} at batch"
+                    f" {self.second}"
+                )
+
+    def arguments(self, a: Any, b: Any, match: dict[Node, Node]) -> Any:
+        """The arguments of a call; numbers that follow the batch as its multiples."""
+        if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+            return [self.arguments(x, y, match) for x, y in zip(a, b, strict=True)]
+        if isinstance(a, dict):
+            return {key: self.arguments(value, b[key], match) for key, value in a.items()}
+        if isinstance(b, Node):
+            b = match[b]
+        if a is b or a == b:
+            return a
+        is_multiple = isinstance(a, int) and isinstance(b, int) and a % self.first == 0
+        if is_multiple and a * self.second == b * self.first:
+            return _Multiple(a // self.first)
+        raise CaptureError(
+            f"capturing the network: '{a}' at batch {self.first} is '{b}' at batch {self.second}"
+        )
 
 
 class _Multiple(int):
     """A number that is so many times the batch size."""
-
-
-def _merged(a: Any, b: Any, match: dict[Node, Node]) -> Any:
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        return [_merged(x, y, match) for x, y in zip(a, b, strict=True)]
-    if isinstance(a, dict):
-        return {key: _merged(value, b[key], match) for key, value in a.items()}
-    if isinstance(b, Node):
-        b = match[b]
-    if a is b or a == b:
-        return a
-    if isinstance(a, int) and isinstance(b, int) and a * 3 == b * 2:
-        return _Multiple(a // 2)
-    raise CaptureError(f"capturing the network: '{a}' at batch 2 is '{b}' at batch 3")
 
 
 def _has_multiple(value: Any) -> bool:

@@ -1,11 +1,12 @@
 """Turns a module into a `Program`. Layer: graph.
 
 The module runs on shapes alone, at two batch sizes, and its calls are recorded: control flow, flags
-and hooks are what they are when it is used. It knows nothing of files or timm.
+and hooks are what they are when it is used on a CPU. It knows nothing of files or timm.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.batch import make_batch_dynamic, merge_recordings
 from fitcompress.graph.functional import MutatedViewError, functionalise
 from fitcompress.graph.naming import tidied
-from fitcompress.graph.normalise import normalise
+from fitcompress.graph.normalise import normalise, refuse_state
 from fitcompress.graph.program import InputInfo, Program, prune
 from fitcompress.graph.recording import BatchRefusedError, Recording, record
 
@@ -48,10 +50,11 @@ def capture_named_module(
         for name, value in zip(names, example_inputs, strict=True)
     ]
     with evaluating(module):
-        program, recording = capture_recorded(partial(_record, module, infos), infos, what)
+        record_at = partial(_record, module, infos)
+        program, recording = capture_recorded(record_at, _BATCH_SIZES, infos, what)
     is_bare = any(value.is_meta for value in module.state_dict().values())
     for name, value in program.tensors.items():
-        if value.is_meta and not is_bare:
+        if isinstance(value, FakeTensor) or (value.is_meta and not is_bare):
             raise CaptureError(
                 f"capturing {what}: its tensor '{name}' comes from an earlier run",
                 advice="Only networks without memory between calls can be distilled.",
@@ -59,11 +62,16 @@ def capture_named_module(
     return program, recording.names
 
 
+_BATCH_SIZES = (6, 35)
+"""On shapes any size costs the same. Without a common factor, and large enough that a half or a
+quarter of the batch, or one less, is not the same share of it in both."""
+
+
 def _record(module: nn.Module, infos: Sequence[InputInfo], batch_size: int) -> Recording:
-    examples = {
-        info.name: torch.empty((batch_size, *info.shape), dtype=info.dtype, device="meta")
-        for info in infos
-    }
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        examples = {
+            info.name: torch.empty((batch_size, *info.shape), dtype=info.dtype) for info in infos
+        }
     with _keeping_attributes(module):
         return record(module, examples, type(module).__name__)
 
@@ -106,32 +114,35 @@ def _keeping_attributes(module: nn.Module) -> Iterator[None]:
                 attributes[name] = value
                 if content is not None:
                     value.clear()
-                    value.update(content)
+                    (value.extend if isinstance(value, list) else value.update)(content)
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Each attribute with what it holds, if that is a dictionary."""
+    """Each attribute with a copy of what it holds, if it is a collection."""
     return {
-        name: (value, dict(value) if isinstance(value, dict) else None)
+        name: (value, copy.copy(value) if isinstance(value, (dict, list, set)) else None)
         for name, value in attributes.items()
     }
 
 
 def capture_recorded(
-    record_at: Callable[[int], Recording], infos: Sequence[InputInfo], what: str
+    record_at: Callable[[int], Recording],
+    batch_sizes: tuple[int, int],
+    infos: Sequence[InputInfo],
+    what: str,
 ) -> tuple[Program, Recording]:
-    """The program of a network from recordings at batch sizes 2 and 3, or where its views hold the
+    """The program of a network from recordings at two batch sizes, or where its views hold the
     batch that it was made with, at that one; with the last recording.
 
     Raises:
         CaptureError: it does not run, keeps state, or its batch size cannot be freed.
     """
     try:
-        two, three = record_at(2), record_at(3)
+        one, other = map(record_at, batch_sizes)
     except BatchRefusedError as error:
         return _at_fixed_batch(record_at, infos, what, error)
-    merged = merge_recordings(_functional(two.program, what), _functional(three.program, what))
-    return tidied(normalise(merged)), three
+    programs = _functional(one.program, what), _functional(other.program, what)
+    return tidied(normalise(merge_recordings(*programs, batch_sizes))), other
 
 
 def _at_fixed_batch(
@@ -157,4 +168,8 @@ def _functional(recording: Program, what: str) -> Program:
             f"capturing {what}: {error}",
             advice="A .pt2 of the same model may work instead.",
         ) from error
-    return prune(recording)
+    written = {node.meta["mutates"] for node in recording.graph.nodes if "mutates" in node.meta}
+    kept = prune(recording)
+    for node in written.intersection(kept.graph.nodes):
+        refuse_state(node)  # its old value is read, and the next run would read the new one
+    return kept

@@ -7,14 +7,17 @@ views. Else such writes are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from fitcompress.errors import CaptureError
 
@@ -45,6 +48,8 @@ def functionalise(graph: Graph) -> None:
         mutated = _mutated_argument(node)
         if mutated is None:
             memory.add(node, _aliased_argument(node))
+        elif torch.Tag.inplace_view in node.target.tags:
+            _see_otherwise(node, mutated, memory)
         else:
             _write(node, mutated, memory)
 
@@ -61,10 +66,8 @@ class _Memory:
     members: dict[Node, list[Node]] = field(default_factory=dict)
     """By the first of them all that may share a memory."""
 
-    def add(self, node: Node, source: Node | None, view: Node | None = None) -> None:
-        if source is not None and _is_known(node, source):
-            source = source if node.meta["memory"] == source.meta["memory"] else None
-        self.source[node], self.view[node] = source, view or node
+    def add(self, node: Node, source: Node | None) -> None:
+        self.source[node], self.view[node] = source, node
         self.members.setdefault(self.root(node), []).append(node)
 
     def root(self, node: Node) -> Node:
@@ -80,7 +83,21 @@ def _is_known(*nodes: Node) -> bool:
     return all("memory" in node.meta for node in nodes)
 
 
+def _see_otherwise(call: Node, mutated: Node, memory: _Memory) -> None:
+    """Replaces a call that gives a tensor another shape in place by a view of it: no value changes,
+    and whatever shares its memory stays.
+    """
+    twin = _out_of_place(call, mutated)
+    memory.order[twin] = memory.order[call]
+    later = memory.later_users(mutated, call)
+    mutated.replace_all_uses_with(twin, delete_user_cb=later.__contains__)
+    call.replace_all_uses_with(twin)
+    call.graph.erase_node(call)
+    memory.add(twin, mutated)
+
+
 def _write(call: Node, mutated: Node, memory: _Memory) -> None:
+    """Replaces a call that writes to `mutated`."""
     root = memory.root(mutated)
     members = memory.members[root]
     live = [m for m in members if m is not mutated and memory.later_users(m, call)]
@@ -113,8 +130,14 @@ def _carry_back(
     """New values for all that `mutated` is a view of."""
     child, value = mutated, twin
     while (parent := memory.source[child]) is not None:
+        view = memory.view[child]
         with call.graph.inserting_before(call):
-            value = _written_back(call.graph, parent, value, memory.view[child])
+            if view.target is operator.getitem:  # one of the pieces of what `parent` takes apart
+                pieces, parent = parent, memory.source[parent]
+                assert parent is not None, pieces
+                value = _into_piece(call.graph, parent, value, memory.view[pieces], view.args[1])
+            else:
+                value = _written_back(call.graph, parent, value, view)
         if value is not twin:
             value.meta.update(parent.meta, owner=call.meta.get("owner", ""))
         new[parent], child = value, parent
@@ -126,9 +149,10 @@ def _renewed(member: Node, call: Node, memory: _Memory, new: dict[Node, Node]) -
         source, view = memory.source[member], memory.view[member]
         assert source is not None, member
         current = _renewed(source, call, memory, new)
+        origin = memory.source[view]
+        args, kwargs = map_arg((view.args, view.kwargs), lambda n: current if n is origin else n)
         with call.graph.inserting_before(call):
-            args = (current, *view.args[1:])
-            value = call.graph.create_node(view.op, view.target, args, view.kwargs)
+            value = call.graph.create_node(view.op, view.target, args, kwargs)
         value.meta.update(member.meta)
         new[member] = value
     return new[member]
@@ -142,48 +166,79 @@ def _written_back(graph: Graph, parent: Node, value: Node, view: Node) -> Node:
     packet = view.target.overloadpacket if isinstance(view.target, OpOverload) else view.target
     if packet in _SAME:
         return value
-    if packet in _RESHAPES:
+    if packet in _RESHAPES and value_dtype(view) == value_dtype(parent):
         shape = list(parent.meta["val"].shape)
         return graph.call_function(aten.reshape.default, (value, shape))
     if packet not in _WRITERS:
-        raise MutatedViewError(f"a write through '{view.target}' cannot be undone")
-    return _WRITERS[packet](graph, parent, value, view)
+        raise MutatedViewError(f"no rule for a write through '{view.target}'")
+    target, *arguments = _WRITERS[packet](*view.args[1:])
+    takes_parent = target in (*_SCATTERS,)
+    return graph.call_function(target, (*((parent,) if takes_parent else ()), value, *arguments))
 
 
-_SAME = (aten.alias, aten.detach, aten.to, aten.type_as, aten.contiguous, aten.dropout)
+_SAME = (
+    *(aten.alias, aten.detach, aten.to, aten.type_as, aten.contiguous, aten.lift_fresh),
+    *(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout),
+)
 """Views of the whole in the same order."""
 _RESHAPES = (
-    *(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten),
+    *(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.ravel),
     *(aten.squeeze, aten.unsqueeze, aten.view_as, aten.reshape_as),
 )
+_SCATTERS = (
+    *(aten.slice_scatter.default, aten.select_scatter.default, aten.diagonal_scatter.default),
+)
+"""Calls that take the whole and what is to stand in a part of it."""
 
 
-def _into_slice(graph: Graph, parent: Node, value: Node, view: Node) -> Node:
-    return graph.call_function(aten.slice_scatter.default, (parent, value, *view.args[1:]))
+def _permute_back(dims: Sequence[int]) -> tuple[Any, ...]:
+    back = sorted(range(len(dims)), key=lambda dim: dims[dim] % len(dims))
+    return aten.permute.default, back
 
 
-def _into_row(graph: Graph, parent: Node, value: Node, view: Node) -> Node:
-    return graph.call_function(aten.select_scatter.default, (parent, value, *view.args[1:]))
-
-
-def _swapped(graph: Graph, _: Node, value: Node, view: Node) -> Node:
-    return graph.create_node("call_function", view.target, (value, *view.args[1:]))
-
-
-def _permuted(graph: Graph, _: Node, value: Node, view: Node) -> Node:
-    dims: Any = view.args[1]
-    rank = len(dims)
-    back = sorted(range(rank), key=lambda dim: dims[dim] % rank)
-    return graph.call_function(aten.permute.default, (value, back))
-
-
-_WRITERS: dict[Any, Callable[[Graph, Node, Node, Node], Node]] = {
-    aten.slice: _into_slice,
-    aten.select: _into_row,
-    aten.transpose: _swapped,
-    aten.t: _swapped,
-    aten.permute: _permuted,
+_WRITERS: dict[Any, Callable[..., tuple[Any, ...]]] = {
+    aten.slice: lambda *bounds: (aten.slice_scatter.default, *bounds),
+    aten.narrow: lambda dim, start, length: (
+        *(aten.slice_scatter.default, dim),
+        *(start, start + length if start + length else None),
+    ),
+    aten.select: lambda *place: (aten.select_scatter.default, *place),
+    aten.diagonal: lambda *place: (aten.diagonal_scatter.default, *place),
+    aten.transpose: lambda *dims: (aten.transpose.int, *dims),
+    aten.swapaxes: lambda *dims: (aten.transpose.int, *dims),
+    aten.swapdims: lambda *dims: (aten.transpose.int, *dims),
+    aten.t: lambda: (aten.t.default,),
+    aten.numpy_T: lambda: (aten.numpy_T.default,),
+    aten.mT: lambda: (aten.mT.default,),
+    aten.permute: _permute_back,
+    aten.movedim: lambda source, destination: (
+        (aten.movedim.intlist, destination, source)
+        if isinstance(source, (list, tuple))
+        else (aten.movedim.int, destination, source)
+    ),
 }
+"""From the arguments of a view after its first to the call that writes back, and its own."""
+
+
+def _into_piece(graph: Graph, parent: Node, value: Node, pieces: Node, index: Any) -> Node:
+    """`parent` with `value` in place of one of the pieces that a call takes it apart into."""
+    values, given = pieces.meta["val"], _arguments(pieces)
+    dim = given.get("dim")
+    if not isinstance(dim, int) or dim % parent.meta["val"].ndim == 0:
+        raise MutatedViewError(f"no rule for a write to a piece of '{pieces.target}'")
+    if pieces.target is aten.unbind.int:
+        arguments = (parent, value, dim, index)
+        return graph.call_function(aten.select_scatter.default, arguments)
+    starts = [0, *accumulate(piece.shape[dim] for piece in values)]
+    bounds = (starts[index], starts[index] + values[index].shape[dim])
+    return graph.call_function(aten.slice_scatter.default, (parent, value, dim, *bounds))
+
+
+def _arguments(node: Node) -> dict[str, Any]:
+    """The arguments of a call by name, with defaults."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    values = {a.name: a.default_value for a in schema if a.has_default_value()}
+    return {**values, **dict(zip((a.name for a in schema), node.args, strict=False)), **node.kwargs}
 
 
 # --- what a call writes and shares ----------------------------------------------------------
@@ -208,9 +263,12 @@ def _mutated_argument(node: Node) -> Node | None:
 
 
 def _aliased_argument(node: Node) -> Node | None:
-    """The tensor argument whose memory the result may share."""
+    """The argument whose memory the result shares; where the nodes do not say, may share."""
     if node.op != "call_function" or not node.all_input_nodes:
         return None
+    if _is_known(node, *node.all_input_nodes):
+        memory = node.meta["memory"]
+        return next((n for n in node.all_input_nodes if n.meta["memory"] == memory), None)
     if not isinstance(node.target, OpOverload):
         return node.all_input_nodes[0]
     schema = node.target._schema
@@ -225,25 +283,40 @@ def _aliased_argument(node: Node) -> Node | None:
 def _out_of_place(call: Node, mutated: Node) -> Node:
     """A new node before `call` that computes what `call` writes."""
     assert isinstance(call.target, OpOverload)
-    packet, overload = call.target._schema.name.split("::")[1], call.target._overloadname
-    twin = getattr(getattr(aten, packet.removesuffix("_"), None), overload, None)
-    if twin is None or twin._schema.is_mutable:
-        raise CaptureError(f"making the graph functional: '{call.target}' has no out-of-place form")
+    twin = _twin(call.target)
+    name = call.target._schema.name.split("::")[1].strip("_")
     with call.graph.inserting_before(call):
-        name = packet.strip("_")
         node = call.graph.create_node("call_function", twin, call.args, call.kwargs, name)
         node.meta.update(call.meta)
-        if _promotes(call, mutated):
+        if _result_dtype(twin, call) != value_dtype(mutated):
             del node.meta["val"]
             node = call.graph.call_function(aten.to.dtype, (node, value_dtype(mutated)))
             node.meta.update(call.meta)
     return node
 
 
-def _promotes(call: Node, mutated: Node) -> bool:
-    """Whether the out-of-place twin may give another dtype than the tensor that was written to."""
-    dtypes = {value_dtype(source) for source in call.all_input_nodes} - {None, torch.bool}
-    return value_dtype(mutated) is not None and len(dtypes) > 1
+def _twin(target: OpOverload) -> OpOverload:
+    """The call that gives a new value where `target` writes it: of the same name without its
+    underscore, and of the same overload or one that takes the same arguments.
+    """
+    packet = getattr(aten, target._schema.name.split("::")[1].removesuffix("_"), None)
+    names = [target._overloadname, *(packet.overloads() if packet else ())]
+    wanted = [str(argument.real_type) for argument in target._schema.arguments]
+    for name in names:
+        twin = getattr(packet, name, None)
+        if twin is None or twin._schema.is_mutable:
+            continue
+        if [str(argument.real_type) for argument in twin._schema.arguments] == wanted:
+            return twin  # type: ignore[no-any-return]
+    raise CaptureError(f"making the graph functional: '{target}' has no out-of-place form")
+
+
+def _result_dtype(twin: OpOverload, call: Node) -> torch.dtype | None:
+    """The dtype of what the twin gives, found on the example values."""
+    args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda node: node.meta["val"])
+    with torch.no_grad():
+        value = twin(*args, **kwargs)
+    return value.dtype if isinstance(value, Tensor) else None
 
 
 def value_dtype(node: Any) -> torch.dtype | None:

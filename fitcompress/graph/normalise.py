@@ -1,7 +1,7 @@
 """Passes that bring a captured graph into the flat functional form. Layer: graph.
 
-Each pass takes a fresh graph whose nodes still carry the example value of torch.export in
-`meta["val"]` (for dtypes) and edits it in place; none changes a single bit of the outputs.
+Each pass takes a fresh graph whose nodes still carry an example value in `meta["val"]` (for dtypes)
+and edits it in place; none changes a single bit of the outputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fitcompress.graph.functional import functionalise, value_dtype
 from fitcompress.graph.program import RECURRENT_CALLS, Program, prune
 from fitcompress.graph.scalars import inline_numbers
 
-__all__ = ["fold_constants", "normalise", "placed_on"]
+__all__ = ["fold_constants", "normalise", "placed_on", "refuse_state"]
 
 aten = torch.ops.aten
 
@@ -42,8 +42,7 @@ def normalise(program: Program) -> Program:
     dead code gone.
 
     Raises:
-        MutatedViewError: in-place calls on views, which only torch's own functionalisation can
-            undo.
+        MutatedViewError: in-place calls on views of which the graph does not say enough.
         CaptureError: the network keeps state between calls.
     """
     functionalise(program.graph)
@@ -87,12 +86,21 @@ def fold_constants(program: Program) -> Program:
 def _refuse_state(graph: Graph) -> None:
     for node in graph.nodes:
         mutated = node.meta.pop("mutates", None)
-        is_own = mutated is not None and mutated.op == "get_attr"
-        if is_own and not mutated.meta.get("is_literal"):
-            raise CaptureError(
-                f"capturing the network: it changes its own tensor '{mutated.target}' when it runs",
-                advice="Only networks without memory between calls can be distilled.",
-            )
+        if mutated is not None:
+            refuse_state(mutated)
+
+
+def refuse_state(mutated: Node) -> None:
+    """Stops where a call writes to what is a tensor of the network, not one of this run.
+
+    Raises:
+        CaptureError: it is.
+    """
+    if mutated.op == "get_attr" and not mutated.meta.get("is_literal"):
+        raise CaptureError(
+            f"capturing the network: it changes its own tensor '{mutated.target}' when it runs",
+            advice="Only networks without memory between calls can be distilled.",
+        )
 
 
 # --- simplification -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch._ops import OpOverload
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
 from torch.jit._fuser import optimized_execution
@@ -40,7 +41,7 @@ from fitcompress.graph.program import InputInfo, Program, prune
 __all__ = ["BatchRefusedError", "Recording", "record"]
 
 aten = torch.ops.aten
-_CPU, _META = torch.device("cpu"), torch.device("meta")
+_CPU = torch.device("cpu")
 
 
 class BatchRefusedError(Exception):
@@ -62,8 +63,9 @@ class Recording:
 def record(network: nn.Module, examples: Mapping[str, Tensor], what: str) -> Recording:
     """The calls of a run on examples, which have names and a common batch size.
 
-    Of examples on the meta device only shapes are computed: what depends on them is never real, and
-    the network's own tensors are not written to. What does not depend on them keeps its values.
+    Of fake examples (`torch._subclasses.FakeTensor`) only shapes are computed: what depends on them
+    is never real, and the network's own tensors are not written to. What does not depend on them
+    keeps its values.
     what: what errors call the network.
 
     Raises:
@@ -72,7 +74,9 @@ def record(network: nn.Module, examples: Mapping[str, Tensor], what: str) -> Rec
     """
     given = tuple(value.clone() for value in examples.values())  # the run may write to them
     parameters = {name for name, _ in network.named_parameters()}
-    recorder = _Recorder(examples, _named_tensors(network))
+    named = _named_tensors(network)
+    own = {_storage(value) for _, value in named}
+    recorder = _Recorder(examples, {_identity(v): name for name, v in reversed(named)}, own)
     try:
         with (
             torch.no_grad(),
@@ -101,7 +105,9 @@ class _Recorder(ProxyTorchDispatchMode):
     none of its tracing is used.
     """
 
-    def __init__(self, examples: Mapping[str, Tensor], names: Mapping[Any, str]) -> None:
+    def __init__(
+        self, examples: Mapping[str, Tensor], names: Mapping[Any, str], own: Collection[int]
+    ) -> None:
         super().__init__(PythonKeyTracer(), "real", pre_dispatch=True)
         self.graph = Graph()
         self.tensors: dict[str, Tensor] = {}
@@ -114,8 +120,8 @@ class _Recorder(ProxyTorchDispatchMode):
         self._from_inputs: set[int] = set()
         self._blank: set[int] = set()
         """Memory that no recorded call has written yet."""
-        is_bare = any(value.is_meta for value in examples.values())
-        self._compute = _Shapes(names).compute if is_bare else _call
+        fakes = [value for value in examples.values() if isinstance(value, FakeTensor)]
+        self._compute = _Shapes(fakes[0].fake_mode, own).compute if fakes else _call
         self._owner = ""
         self.inputs: tuple[InputInfo, ...] = ()
         self.obstacle: tuple[Callable[..., ObstacleError], OpOverload] | None = None
@@ -161,6 +167,8 @@ class _Recorder(ProxyTorchDispatchMode):
             with self:
                 return DECOMPOSED[func](*args, **kwargs)
         self._refuse(func, (args, kwargs))
+        if func._schema.is_mutable:  # literals are noted with the values that they have before
+            mapped((list(args), kwargs), self._node_of)
         try:
             _refuse_other_states(func, args)
             result = self._compute(func, args, kwargs)
@@ -253,7 +261,9 @@ class _Recorder(ProxyTorchDispatchMode):
             owner = "" if is_literal else name.rpartition(".")[0]
             node.meta.update(val=_example(value), owner=owner, is_literal=is_literal)
             node.meta.update(memory=_storage(value))
-            self.tensors[name], self._constants[name] = value.detach().contiguous(), node
+            kept = value.detach().contiguous()  # a literal may be written to: the run's own copy
+            self.tensors[name] = kept.clone() if is_literal else kept
+            self._constants[name] = node
         return self._constants[name]
 
 
@@ -283,32 +293,32 @@ def _place(value: Tensor) -> Any:
 
 
 class _Shapes:
-    """Computes on the meta device what takes a meta tensor, and the rest as it is. A tensor with
-    values has a twin without, which stands for it where both kinds meet.
+    """Computes on fake tensors what takes one, and the rest as it is. A tensor with values has a
+    fake twin, which stands for it where both kinds meet; so has one on the meta device.
     """
 
-    def __init__(self, names: Mapping[Any, str]) -> None:
-        self._names = names
+    def __init__(self, mode: FakeTensorMode, own: Collection[int]) -> None:
+        self._mode, self._own = mode, own
         self._twins: dict[int, Tensor] = {}
         self._originals: dict[int, Tensor] = {}
 
     def compute(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
         given = list(tensors_in((args, kwargs)))
-        is_bare = any(value.is_meta for value in given)
-        if is_bare or (func._schema.is_mutable and _identity(given[0]) in self._names):
-            is_bare, (args, kwargs) = True, mapped((list(args), kwargs), self._twin)
-        device = _META if is_bare else _CPU
-        args, kwargs = placed_on(device, func, tuple(args), kwargs)
+        is_bare = any(value.is_meta or isinstance(value, FakeTensor) for value in given)
+        if is_bare or (func._schema.is_mutable and _storage(given[0]) in self._own):
+            args, kwargs = mapped((list(args), kwargs), self._twin)
+        args, kwargs = placed_on(_CPU, func, tuple(args), kwargs)
         with no_python_dispatcher():  # torch's kernels in C++ are many times faster
             result = func(*args, **kwargs)
         return mapped(result, lambda value: self._originals.get(id(value), value))
 
     def _twin(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.is_meta:
+        if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
             return value
         if id(value) not in self._twins:
-            twin = self._twins[id(value)] = _example(value)
-            self._originals[id(twin)] = value
+            with self._mode:
+                twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+            self._twins[id(value)], self._originals[id(twin)] = twin, value
         return self._twins[id(value)]
 
 
@@ -316,31 +326,35 @@ def _call(func: OpOverload, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-def _named_tensors(network: nn.Module) -> dict[Any, str]:
+def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     """The author's names of a network's parameters, buffers and other tensors."""
-    named = [*network.named_parameters(), *network.named_buffers(), *_loose_tensors(network)]
-    return {_identity(value): name for name, value in reversed(named)}
+    return [*network.named_parameters(), *network.named_buffers(), *_loose_tensors(network)]
 
 
 def _loose_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Plain attributes, and what lies in attributes that are lists or dictionaries."""
     for path, module in network.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                yield f"{path}.{name}".lstrip("."), value
+        for name, held in vars(module).items():
+            full = f"{path}.{name}".lstrip(".")
+            if isinstance(held, Tensor):
+                yield full, held
+            elif not name.startswith("_") and isinstance(held, (list, tuple, dict)):
+                for place, value in enumerate(tensors_in(held)):
+                    yield f"{full}_{place}", value
 
 
 def _identity(value: Tensor) -> Any:
     """What is the same for two tensors that are the same: where they lie in memory."""
-    if value.is_meta or value.numel() == 0:
+    if value.is_meta or isinstance(value, FakeTensor) or value.numel() == 0:
         return id(value)
     return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype
 
 
 def _example(value: Any) -> Any:
     """Shape and dtype of a tensor without its memory."""
-    if not isinstance(value, Tensor) or value.is_meta:
+    if not isinstance(value, Tensor):
         return value
-    return torch.empty_like(value, device="meta")
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _last_line(error: Exception) -> str:

@@ -64,7 +64,7 @@ def capture_named_torchscript(
     infos = [InputInfo("", item) if isinstance(item, tuple) else item for item in inputs]
     with evaluating(archive):
         program, recording = capture_recorded(
-            partial(_record, archive, infos), infos, "the archive"
+            partial(_record, archive, infos), _BATCH_SIZES, infos, "the archive"
         )
         return _checked(infer_owners(name_by_use(program)), recording), recording.names
 
@@ -79,6 +79,11 @@ def _checked(program: Program, recording: Recording) -> Program:
             advice="Export the model that it was made from as a .pt2 instead.",
         )
     return program
+
+
+_BATCH_SIZES = (2, 5)
+"""As small as a batch can be, since values are computed, without a common factor; half of one is no
+multiple of it."""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ on the module.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from small_nets import FixedBatch, Residual, Tokens, quietly, trained_a_little
@@ -376,11 +377,198 @@ def test_writes_through_views_reach_all_that_share_the_memory(function, batch_si
         assert not (isinstance(node.target, OpOverload) and node.target._schema.is_mutable)
 
 
-def test_a_write_that_cannot_be_carried_back_is_refused():
-    def forward(x):
-        y = x.clone()
-        y.diagonal(dim1=1, dim2=2).zero_()
-        return y
+def literal_written_to(x):
+    t = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    t += 1
+    t[0] = 9
+    return x * t
 
-    with pytest.raises(CaptureError, match="diagonal"):
-        capture_module(Function(forward), (torch.randn(2, 4, 4),))
+
+def array_written_to(x):
+    t = torch.from_numpy(np.arange(4, dtype=np.float32))
+    a = x * t
+    t.mul_(2)
+    return a + t
+
+
+def pieces_of_a_chunk(x):
+    a, b = (x * 1).chunk(2, 1)
+    return nn.functional.silu(a, inplace=True) * b
+
+
+def pieces_of_a_split(x):
+    y = x * 1
+    a, b, c = y.split([1, 2, 1], 2)
+    b.add_(1)
+    return torch.cat([y, a + c, b], 2)
+
+
+def rows_unbound(x):
+    y = x * 1
+    rows = y.unbind(1)
+    rows[2].mul_(3)
+    return y + rows[0][:, None]
+
+
+def narrowed_and_turned(x):
+    y = x * 1
+    y.narrow(1, 1, 2).add_(1)
+    y.movedim(1, 2)[:, :, 0].zero_()
+    y.mT.mul_(2)
+    y.diagonal(dim1=1, dim2=2).fill_(7)
+    return y
+
+
+def shape_changed_in_place(x):
+    y = x * 1
+    z = y[:, :2]
+    y.unsqueeze_(1)
+    z.add_(1)
+    return y * 1
+
+
+def seen_as_another_dtype(x):
+    y = x * 1
+    i = (y * 8).to(torch.int32)
+    i.bitwise_and_(7)
+    return y + i
+
+
+def seen_through_einsum(x):
+    y = x * 1
+    e = torch.einsum("bij->bji", y)
+    e.add_(1)
+    return y
+
+
+def broadcast_together(x):
+    y = x * 1
+    z = torch.broadcast_tensors(y, x)[0]
+    z.add_(1)
+    return y
+
+
+def dropout_of_maps(x):
+    y = x * 1
+    nn.functional.feature_alpha_dropout(y, 0.3, False).add_(1)
+    nn.functional.dropout1d(y, 0.3, False).mul_(2)
+    return y
+
+
+def compared_in_place(x):
+    y = x * 1
+    return y.gt_(0) + y
+
+
+def divided_in_place(x):
+    return (x * 8).floor_divide_(torch.full((4,), 3.0))
+
+
+def picked_by_lists(x):
+    return x[:, [2, 0]] + x[:, [1, 3]] + x[:, [0, 1], [2, 3]][:, None, :1]
+
+
+def made_where_the_input_is(x):
+    t = torch.tensor([1.0, 2.0, 3.0, 4.0], device=x.device)
+    return x * t + x.new_tensor([1, 2, 3, 4]) + torch.tensor(2.5, device=x.device)
+
+
+def on_the_device(x):
+    return x if x.device.type == "cpu" else x * 2
+
+
+MORE = (
+    *(literal_written_to, array_written_to, pieces_of_a_chunk, pieces_of_a_split, rows_unbound),
+    *(narrowed_and_turned, shape_changed_in_place, seen_as_another_dtype, dropout_of_maps),
+    *(compared_in_place, divided_in_place),
+    *(picked_by_lists, made_where_the_input_is, on_the_device),
+)
+
+
+@pytest.mark.parametrize("function", MORE, ids=lambda function: function.__name__)
+def test_what_authors_do_is_captured_as_they_mean_it(function):
+    module = Function(function).eval()
+    program = capture_module(module, (torch.randn(2, 4, 4),))
+    for batch_size in (1, 2, 5):
+        x = torch.randn(batch_size, 4, 4)
+        torch.testing.assert_close(run_program(program, x)[0], module(x), rtol=0, atol=0)
+
+
+def through_strides(x):
+    y = x * 1
+    y.as_strided((len(x), 2, 2), (16, 1, 1)).zero_()
+    return y
+
+
+def a_float_seen_as_bits(x):
+    y = x * 1
+    y.view(torch.int32).bitwise_and_(0x7FFFFFFF)
+    return y
+
+
+UNDOABLE = (through_strides, a_float_seen_as_bits, seen_through_einsum, broadcast_together)
+
+
+@pytest.mark.parametrize("function", UNDOABLE, ids=lambda function: function.__name__)
+def test_a_write_that_cannot_be_carried_back_is_refused(function):
+    with pytest.raises(CaptureError, match="no rule for a write"):
+        capture_module(Function(function), (torch.randn(2, 4, 4),))
+
+
+def half_a_batch_on(x):
+    half = len(x) // 2
+    return torch.cat([x[half:], x[:half]])
+
+
+def one_less(x):
+    return x.flatten(1) + torch.zeros(len(x) - 1, 1).sum() + len(x) - 1
+
+
+@pytest.mark.parametrize("function", [half_a_batch_on, one_less])
+def test_numbers_that_follow_the_batch_in_another_way_are_refused(function):
+    with pytest.raises(CaptureError, match="at batch 6 is"):
+        capture_module(Function(function), (torch.randn(2, 4, 4),))
+
+
+class Keeps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(2, 4))
+        self.weight = nn.Parameter(torch.ones(4, 4))
+        self.listed, self.log = [torch.zeros(4)], []
+
+    def forward(self, x):
+        return self.write(x)
+
+
+def to_a_row(module, x):
+    seen = x + module.rows.sum()
+    module.rows[0].add_(1)
+    return seen
+
+
+def to_a_part_of_a_weight(module, x):
+    module.weight[:, :2].mul_(0.5)
+    return x @ module.weight
+
+
+def to_a_listed_tensor(module, x):
+    module.listed[0].add_(1)
+    return x + module.listed[0]
+
+
+@pytest.mark.parametrize("write", [to_a_row, to_a_part_of_a_weight, to_a_listed_tensor])
+def test_writes_to_the_network_itself_are_refused_and_leave_it_as_it_was(write):
+    module = Keeps().eval()
+    module.write = lambda x: write(module, x)
+    with pytest.raises(CaptureError, match="changes its own tensor"):
+        capture_module(module, (torch.randn(2, 4),))
+    assert not module.rows.any() and not module.listed[0].any()
+    assert torch.equal(module.weight, torch.ones(4, 4))
+
+
+def test_what_a_run_logs_in_a_list_does_not_stay():
+    module = Keeps().eval()
+    module.write = lambda x: module.log.append(x.mean()) or x + 1
+    capture_module(module, (torch.randn(2, 4),))
+    assert module.log == []

@@ -201,7 +201,7 @@ def test_a_constant_that_counts_the_batch_is_refused():
         def forward(self, x):
             return x * torch.tensor([float(x.shape[0])])
 
-    with pytest.raises(CaptureError, match=r"\[2.0\] at batch 2 is \[3.0\] at batch 3"):
+    with pytest.raises(CaptureError, match=r"\[2.0\] at batch 2 is \[5.0\] at batch 5"):
         capture_torchscript(scripted(CountsImages().eval()), (4,))
 
 
