@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fitcompress.errors import CaptureError
 from fitcompress.graph.costs import count_macs
 from fitcompress.graph.cut import cut_program
 from fitcompress.graph.fold import Folded, fold_norms
@@ -67,6 +68,9 @@ _TOLERANCE = 0.01
 """Of a value's norm: a folded batch norm takes its sums in another order, and GPUs round factors of
 convolutions to 10 bits (TF32)."""
 
+_ROUNDING = 1e-6
+"""Of an element, for layers that give next to nothing."""
+
 
 def confirm_part(
     network: nn.Module, part: nn.Module, names: Sequence[str], *inputs: torch.Tensor
@@ -76,13 +80,21 @@ def confirm_part(
     hook.
 
     Nothing is modified.
+
+    Raises:
+        CaptureError: they do not, or give no numbers.
     """
     seen = record_outputs(network, *inputs, names=names)
     with torch.no_grad():
         values = dict(zip(names, part(*inputs), strict=True))
     for name, hooked in seen.items():
-        difference = (values[name] - hooked).norm() / hooked.norm().clamp(min=1e-12)
-        assert difference <= _TOLERANCE, f"the cut at '{name}' is off by {difference:.3g}"
+        difference, size = float((values[name] - hooked).norm()), float(hooked.norm())
+        if not difference <= _TOLERANCE * size + _ROUNDING * hooked.numel() ** 0.5:
+            raise CaptureError(
+                f"cutting the network at '{name}': the part gives other values than the whole (off"
+                f" by {difference:.3g} where they are {size:.3g} large)",
+                advice="Name another layer (--hint, --guided).",
+            )
     return list(seen)
 
 

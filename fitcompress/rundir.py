@@ -60,7 +60,7 @@ def is_first_process() -> bool:
     """Whether this is the one process of a run that writes: the only one, or the first of those
     that `accelerate launch` or `torchrun` started.
     """
-    return os.environ.get("RANK", "0") == "0"
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from fitcompress.recipe import OptimRecipe, Recipe
 from fitcompress.rundir import RunDir, is_first_process
 from fitcompress.settings import flat_settings
 from fitcompress.spec import InputSpec, OutputKind
-from fitcompress.teacher import Teacher
+from fitcompress.teacher import Teacher, fingerprint_of
 from fitcompress.teacher_cache import Keeper
 from fitcompress.training import (
     DistillObjective,
@@ -181,7 +181,9 @@ def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Tea
     program = with_state(model, model.network)
     if is_first_process():
         save_model(folder, program, {}, interface, model.blocks)
-    return replace(teacher, program=program, interface=interface), result
+    fingerprint = fingerprint_of(program)
+    adapted = replace(teacher, program=program, interface=interface, fingerprint=fingerprint)
+    return adapted, result
 
 
 def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageResult:
@@ -220,7 +222,8 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
         _view_spec(teacher, student),
         stage_cost(teacher, student, hint_nodes, guided_nodes),
     )
-    return _run_stage(session, "stage1", objective, spec, recipe.optim, epochs, fingerprint, cost)
+    subject = f"{fingerprint} {hint_nodes}"
+    return _run_stage(session, "stage1", objective, spec, recipe.optim, epochs, subject, cost)
 
 
 def _confirm_cuts(

@@ -24,6 +24,7 @@ from fitcompress.training.answers import (
     Answers,
     Ask,
     Layout,
+    claim_folder,
     confirm_answers,
     layout_of,
     write_answers,
@@ -111,6 +112,7 @@ class Keeper:
     def _answers(self, ask: Ask, data: Views, layout: Layout, split: str, crew: Crew) -> Answers:
         name = f"{self.stage} {split}"
         folder = self._root / f"{name.replace(' ', '-')}-{self._key(data)[:16]}"
+        claim_folder(folder, layout)
         answers = Answers(folder, layout)
         is_whole = all(crew.gathered(self._is_whole(folder, layout)))
         if not is_whole:

@@ -8,6 +8,7 @@ from small_nets import Residual, trained_a_little
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fitcompress.errors import CaptureError
 from fitcompress.events import ignore
 from fitcompress.parts import confirm_part, cut_at, freeze_teacher, stage_cost
 from fitcompress.planning import Planned, plan_run
@@ -68,8 +69,16 @@ def test_a_cut_at_another_place_is_noticed(planned):
     nodes = dict(planned.teacher.blocks)
     wrong = freeze_teacher(planned.teacher, [nodes[layers[1]][-1]]).network
     x = torch.randn(2, 3, SIDE, SIDE)
-    with pytest.raises((AssertionError, RuntimeError)):
+    with pytest.raises((CaptureError, RuntimeError), match=r"other values|size"):
         confirm_part(planned.teacher.network, wrong, [layers[0]], x)
+
+
+def test_a_network_that_gives_no_numbers_is_noticed(planned):
+    (pair,) = planned.pairs
+    hint = freeze_teacher(planned.teacher, [pair.hint.node]).network
+    x = torch.full((2, 3, SIDE, SIDE), float("nan"))
+    with pytest.raises(CaptureError, match="other values"):
+        confirm_part(planned.teacher.network, hint, [pair.hint.name], x)
 
 
 def counted_flops(network: nn.Module) -> int:

@@ -31,6 +31,7 @@ __all__ = [
     "InputInfo",
     "Program",
     "Shape",
+    "call_layout",
     "clone",
     "copy_graph",
     "operation",
@@ -353,7 +354,7 @@ class _ShapeRunner(_Runner):
     def call_function(self, target: Target, args: Any, kwargs: Any) -> Any:
         if _is_factory(target):
             kwargs = {**kwargs, "device": torch.device("meta")}
-        key = (target, _layout(args), _layout(kwargs))
+        key = (target, call_layout(args), call_layout(kwargs))
         if key not in _CALLS:
             _CALLS[key] = super().call_function(target, args, kwargs)
             if len(_CALLS) > _MOST_CALLS:
@@ -366,14 +367,14 @@ _MOST_CALLS = 20_000
 """Blocks repeat, and a program is run at several batch sizes: most calls have been answered."""
 
 
-def _layout(value: Any) -> Any:
+def call_layout(value: Any) -> Any:
     """All that a call on the meta device can see of its arguments, to look its answer up by."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
-        return tuple(map(_layout, value))
+        return tuple(map(call_layout, value))
     if isinstance(value, dict):
-        return tuple((name, _layout(item)) for name, item in value.items())
+        return tuple((name, call_layout(item)) for name, item in value.items())
     return type(value), value
 
 

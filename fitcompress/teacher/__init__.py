@@ -19,9 +19,16 @@ from fitcompress.spec import InputSpec, Interface, OutputKind, TensorSpec
 from fitcompress.teacher.archives import open_folder, open_pt2, open_torchscript
 from fitcompress.teacher.checkpoints import file_kind
 from fitcompress.teacher.factories import open_factory
-from fitcompress.teacher.opened import Request, Teacher, captured, made_teacher, tensor_specs
+from fitcompress.teacher.opened import (
+    Request,
+    Teacher,
+    captured,
+    fingerprint_of,
+    made_teacher,
+    tensor_specs,
+)
 
-__all__ = ["Teacher", "open_teacher", "source_kind", "teacher_from_module"]
+__all__ = ["Teacher", "fingerprint_of", "open_teacher", "source_kind", "teacher_from_module"]
 
 
 def open_teacher(

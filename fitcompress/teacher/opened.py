@@ -36,6 +36,7 @@ __all__ = [
     "count_classes",
     "described",
     "dtype_of",
+    "fingerprint_of",
     "first_channels",
     "first_line",
     "load_file",
@@ -121,7 +122,7 @@ def made_teacher(program: Program, interface: Interface, **facts: Any) -> Teache
         program=program,
         interface=interface,
         num_classes=count_classes(program, interface),
-        fingerprint=_fingerprint(program),
+        fingerprint=fingerprint_of(program),
         **facts,
     )
 
@@ -319,7 +320,8 @@ def first_channels(module: nn.Module) -> int:
     return 3
 
 
-def _fingerprint(program: Program) -> str:
+def fingerprint_of(program: Program) -> str:
+    """Hash of the graph and all weights: two programs with the same one compute the same."""
     digest = hashlib.sha256(json.dumps(program_to_json(program), sort_keys=True).encode())
     for name in sorted(program.tensors):
         value = program.tensors[name]

@@ -24,7 +24,15 @@ from fitcompress.data import Batch, Views
 from fitcompress.errors import RunError
 from fitcompress.rundir import atomic_path, write_json
 
-__all__ = ["Answers", "Ask", "Layout", "confirm_answers", "layout_of", "write_answers"]
+__all__ = [
+    "Answers",
+    "Ask",
+    "Layout",
+    "claim_folder",
+    "confirm_answers",
+    "layout_of",
+    "write_answers",
+]
 
 Ask = Callable[[Batch], tuple[Tensor, ...]]
 """What the teacher says about a batch: one tensor (N, ...) for each output, on any device."""
@@ -116,8 +124,7 @@ def write_answers(
     Raises:
         RunError: the disk is full or may not be written to, or the folder holds other answers.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, layout)
+    claim_folder(folder, layout)
     num_done = 0
     for view in range(layout.num_views):
         data.set_epoch(view)
@@ -141,8 +148,13 @@ def write_answers(
                 _write(path, torch.cat(part))
 
 
-def _claim(folder: Path, layout: Layout) -> None:
-    """Notes the layout, or compares it with the one that is there."""
+def claim_folder(folder: Path, layout: Layout) -> None:
+    """Notes in a folder how the answers in it lie, or compares that with what is noted.
+
+    Raises:
+        RunError: they lie in another way.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     path, written = folder / _LAYOUT, json.loads(json.dumps(asdict(layout)))
     if not path.is_file():
         write_json(path, written)

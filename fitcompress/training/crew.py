@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fitcompress.data import Batch
 from fitcompress.errors import TrainingError
+from fitcompress.rundir import is_first_process
 from fitcompress.training.objectives import Objective
 
 __all__ = ["Crew", "Losses"]
@@ -46,6 +47,12 @@ class Crew:
                 f"starting the processes: Accelerate is configured for {kind.value}, and only"
                 " data-parallel training is supported",
                 advice="Launch with `accelerate launch --multi_gpu`, or as one process.",
+            )
+        if self.is_first != is_first_process():
+            raise TrainingError(
+                f"starting the processes: Accelerate says that this is process {self.index} of"
+                f" {self.num}, RANK and WORLD_SIZE in the environment say otherwise",
+                advice="Launch with `accelerate launch` or `torchrun`.",
             )
 
     @property

@@ -5,8 +5,8 @@ torch's generator is seeded before each step from (seed, stage, epoch, step). So
 needs saving, and a run that was stopped anywhere, or killed, ends with the same bits as an unbroken
 one (same hardware, thread count and versions).
 
-The device is never waited for within an epoch but for a few progress reports a second: losses are
-summed on the device.
+Losses are summed on the device, which is waited for by a few progress reports a second, and where
+several processes ask each other whether to stop.
 """
 
 from __future__ import annotations
@@ -154,14 +154,9 @@ class _Loop:
 
     def run(self) -> StageResult:
         setup = self.setup
-        self.emit(
-            StageStarted(
-                stage=setup.stage,
-                num_epochs=setup.epochs,
-                num_steps_per_epoch=setup.steps_per_epoch,
-                first_epoch=self.position.epoch,
-            )
-        )
+        started = {"num_epochs": setup.epochs, "num_steps_per_epoch": setup.steps_per_epoch}
+        first = self.position.epoch
+        self.emit(StageStarted(stage=setup.stage, first_epoch=first, **started))
         self.reporter = ProgressReporter(
             setup.stage,
             self.emit,
@@ -171,6 +166,7 @@ class _Loop:
         )
         while self.position.epoch < setup.epochs:
             self._run_epoch()
+        self.crew.hand_on(self.objective.trained)
         result = self._result()
         if result.waiting_share > LONG_WAIT:
             self.emit(waiting_notice(result, setup.num_workers))
@@ -186,7 +182,7 @@ class _Loop:
                 },
             )
         )
-        if self.stop.is_set:  # asked for in the last moments: the stage is whole, the run is not
+        if any(self.crew.gathered(self.stop.is_set)):  # the stage is whole, the run is not
             raise Interrupted(setup.stage, setup.checkpoint_path)
         return result
 
