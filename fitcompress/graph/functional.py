@@ -172,8 +172,8 @@ def _written_back(graph: Graph, parent: Node, value: Node, view: Node) -> Node:
     if packet not in _WRITERS:
         raise MutatedViewError(f"no rule for a write through '{view.target}'")
     target, *arguments = _WRITERS[packet](*view.args[1:])
-    takes_parent = target in (*_SCATTERS,)
-    return graph.call_function(target, (*((parent,) if takes_parent else ()), value, *arguments))
+    whole = (parent,) if target in _SCATTERS else ()
+    return graph.call_function(target, (*whole, value, *arguments))
 
 
 _SAME = (
@@ -186,7 +186,9 @@ _RESHAPES = (
     *(aten.squeeze, aten.unsqueeze, aten.view_as, aten.reshape_as),
 )
 _SCATTERS = (
-    *(aten.slice_scatter.default, aten.select_scatter.default, aten.diagonal_scatter.default),
+    aten.slice_scatter.default,
+    aten.select_scatter.default,
+    aten.diagonal_scatter.default,
 )
 """Calls that take the whole and what is to stand in a part of it."""
 
