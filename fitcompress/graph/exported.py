@@ -242,5 +242,7 @@ def _refuse_foreign_calls(graph: Graph) -> None:
     for node in graph.nodes:
         if isinstance(node.target, OpOverload) and node.target.namespace != "aten":
             raise foreign_call("the network", node.target)
-        if isinstance(node.target, OpOverload) and reads_values(node.target):
+        if isinstance(node.target, OpOverload) and reads_values(
+            node.target, node.args, node.kwargs
+        ):
             raise value_read("the network", node.target)

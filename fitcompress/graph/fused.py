@@ -1,6 +1,4 @@
-"""Calls that torch makes of several under no-grad, and what they compute in plain ones. Layer:
-graph.
-"""
+"""Calls that stand for several plain ones, and those. Layer: graph."""
 
 from __future__ import annotations
 
@@ -113,8 +111,19 @@ def _encoder_layer(
     return norm(src + feed(src), norm_weight_2, norm_bias_2)
 
 
+def _repeat_interleave(
+    x: Tensor, repeats: Tensor, dim: int | None = None, *, output_size: int | None = None
+) -> Tensor:
+    """By a number that a trace holds as a tensor; by one for each row it is an index."""
+    if repeats.numel() == 1:
+        return x.repeat_interleave(int(repeats), dim, output_size=output_size)
+    index = torch.repeat_interleave(repeats, output_size=output_size)
+    return x.flatten().index_select(0, index) if dim is None else x.index_select(dim, index)
+
+
 DECOMPOSED: dict[Any, Callable[..., Any]] = {
     aten._native_multi_head_attention.default: _multi_head_attention,
     aten._transformer_encoder_layer_fwd.default: _encoder_layer,
+    aten.repeat_interleave.self_Tensor: _repeat_interleave,
 }
-"""The plain form of each fused call."""
+"""The plain form of each such call."""

@@ -6,23 +6,27 @@ or a size does not: written down once, it would keep the answer of one run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload
 
 from fitcompress.errors import ObstacleError
+from fitcompress.graph.nests import tensors_in
 
 __all__ = ["foreign_call", "quantized_call", "reads_values", "value_read"]
 
 aten = torch.ops.aten
 
 
-def reads_values(call: OpOverload, given: Sequence[Tensor] = ()) -> bool:
+def reads_values(call: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether numbers or sizes come out of the values of the tensors that the call is given."""
     if call is aten.index.Tensor:
-        return any(value.dtype in (torch.bool, torch.uint8) for value in given[1:])
+        masks = (torch.bool, torch.uint8)
+        return any(value.dtype in masks for value in tensors_in(args[1:]))
+    if call is aten.one_hot.default:  # how many classes there are, where it is not said
+        return bool([*args[1:], *kwargs.values(), -1][0] == -1)
     tags = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
     return call is aten.is_nonzero.default or any(tag in call.tags for tag in tags)
 

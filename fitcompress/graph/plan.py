@@ -76,7 +76,7 @@ def plan_student(teacher: Program, *, depth_mult: float, width_mult: float) -> S
         sizes,
         measure_costs(teacher),
         measure_costs(program),
-        frozen_places(trace, program.trainable),
+        frozen_places(trace, program.trainable, sizes),
         bool(normed.fresh),
         bool(projected.fresh),
     )

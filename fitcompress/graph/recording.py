@@ -166,7 +166,7 @@ class _Recorder(ProxyTorchDispatchMode):
         if func in DECOMPOSED:
             with self:
                 return DECOMPOSED[func](*args, **kwargs)
-        self._refuse(func, (args, kwargs))
+        self._refuse(func, args, kwargs)
         if func._schema.is_mutable:  # literals are noted with the values that they have before
             mapped((list(args), kwargs), self._node_of)
         try:
@@ -182,15 +182,15 @@ class _Recorder(ProxyTorchDispatchMode):
             self._write(func, args, kwargs, result)
         return result
 
-    def _refuse(self, func: OpOverload, arguments: Any) -> None:
+    def _refuse(self, func: OpOverload, args: Any, kwargs: Any) -> None:
         """Stops at a call that no graph can hold."""
-        given = list(tensors_in(arguments))
+        given = list(tensors_in((args, kwargs)))
         follows = any(_storage(value) in self._from_inputs for value in given)
         if func.namespace == "quantized" or func._schema.name.startswith(_QUANTIZING):
             self.obstacle = quantized_call, func
         elif func.namespace != "aten" and given:
             self.obstacle = foreign_call, func
-        elif follows and reads_values(func, given):
+        elif follows and reads_values(func, args, kwargs):
             self.obstacle = value_read, func
         if self.obstacle:
             raise AssertionError("never seen: the interpreter makes its own error of it")

@@ -23,6 +23,7 @@ from fitcompress.graph.rules import Binding
 from fitcompress.graph.trace import STRUCTURAL, AxisTrace, free_weight_atoms
 
 __all__ = [
+    "KEPT",
     "FrozenPlace",
     "frozen_places",
     "plan_sizes",
@@ -34,6 +35,8 @@ __all__ = [
 _CLOSE_ENOUGH = (0.7, 1.4)
 """How far the achieved share may be from the asked one before heads or groups are left whole and
 their insides thinned."""
+KEPT = "the other factor beside it is thinned (of groups or heads either the number or the width)"
+"""The reason for an axis that could be thinned and is not."""
 _MUCH_LESS = 0.9
 """The share of the parameters that scaling the insides of groups must leave, over scaling their
 number, to be preferred: a group's width is in a weight twice, the number of groups once."""
@@ -273,17 +276,20 @@ class FrozenPlace:
     tensors: tuple[str, ...]
 
 
-def frozen_places(trace: AxisTrace, trainable: frozenset[str]) -> tuple[FrozenPlace, ...]:
+def frozen_places(
+    trace: AxisTrace, trainable: frozenset[str], sizes: Mapping[Atom, int]
+) -> tuple[FrozenPlace, ...]:
     """Where trained tensors stay as wide as the teacher's for a reason not in the task, most
-    tensors first."""
+    tensors first; `sizes` is what `plan_sizes` gave."""
     found: dict[str, dict[str, set[Atom]]] = {}
-    for name, axes in trace.weights.items():
-        if name not in trainable:
-            continue
-        for atom in (atom for axis in axes for atom in trace.algebra.atoms(axis)):
-            reason = trace.algebra.frozen_reason(atom)
-            if reason and reason not in STRUCTURAL:
-                found.setdefault(reason, {}).setdefault(name, set()).add(atom)
+    for name in filter(trainable.__contains__, trace.weights):
+        for axis in trace.weights[name]:
+            atoms = list(trace.algebra.atoms(axis))
+            kept = KEPT if sizes and sizes.keys().isdisjoint(atoms) else ""
+            for atom in atoms:
+                reason = trace.algebra.frozen_reason(atom) or kept
+                if reason and reason not in STRUCTURAL:
+                    found.setdefault(reason, {}).setdefault(name, set()).add(atom)
     places = [
         FrozenPlace(
             reason, tuple(sorted({atom.size for atoms in by.values() for atom in atoms})), tuple(by)

@@ -166,6 +166,22 @@ def test_a_branch_on_values_is_refused_with_its_line():
         capture_module(Branches(), (torch.randn(2, 4),))
 
 
+def test_one_hot_rows_of_a_known_number_of_classes_are_captured():
+    class OneHot(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.num_classes = num_classes
+
+        def forward(self, x):
+            return nn.functional.one_hot(x, self.num_classes).float()
+
+    words = torch.tensor([[0, 2, 1], [1, 1, 0]])
+    program = capture_module(OneHot(4), (words,))
+    assert torch.equal(run_program(program, words)[0], OneHot(4)(words))
+    with pytest.raises(ObstacleError, match="one_hot"):
+        capture_module(OneHot(-1), (words,))
+
+
 def test_numbers_that_do_not_come_from_the_input_are_constants():
     class Reads(nn.Module):
         def __init__(self):

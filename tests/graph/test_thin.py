@@ -283,7 +283,7 @@ def test_frozen_places_name_the_reason_and_the_weights():
 
     program = captured(Inverse(), (6,))
     trace = trace_axes(program)
-    (place,) = frozen_places(trace, program.trainable)
+    (place,) = frozen_places(trace, program.trainable, plan_sizes(trace, 0.5))
     assert "linalg_inv" in place.reason
     assert place.sizes == (12,)
     assert set(place.tensors) == {"first.weight", "first.bias", "weight", "last.weight"}
@@ -291,7 +291,8 @@ def test_frozen_places_name_the_reason_and_the_weights():
 
 def test_a_network_without_obstacles_has_no_frozen_places():
     program = captured(behind_stem(Residual(8), 8), MAP)
-    assert frozen_places(trace_axes(program), program.trainable) == ()
+    trace = trace_axes(program)
+    assert frozen_places(trace, program.trainable, plan_sizes(trace, 0.5)) == ()
 
 
 @pytest.mark.parametrize("shape", [(-1, 12), (-1, 4, 12)], ids=["merged", "apart"])

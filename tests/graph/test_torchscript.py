@@ -315,6 +315,31 @@ def test_the_fused_encoder_layer_is_taken_apart(norm_first, activation):
         torch.testing.assert_close(run_program(program, x)[0], archive(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dim", [0, None])
+@pytest.mark.parametrize("repeats", [[3], [1, 2, 0, 1]], ids=str)
+def test_repeats_given_as_a_tensor_are_those_given_as_numbers(dim, repeats):
+    again = DECOMPOSED[torch.ops.aten.repeat_interleave.self_Tensor]
+    x = torch.randn(4) if dim is None else torch.randn(4, 2)
+    counts = torch.tensor(repeats)
+    assert torch.equal(again(x, counts, dim), torch.repeat_interleave(x, counts, dim))
+
+
+def test_a_traced_number_of_repeats_follows_the_batch():
+    class Repeats(nn.Module):
+        def forward(self, x):
+            windows = x.view(-1, 3)
+            return x + windows[:: windows.shape[0] // x.shape[0]].sum(1).repeat_interleave(
+                windows.shape[0] // x.shape[0], 0
+            ).view(x.shape[0], 2).repeat_interleave(3, 1)
+
+    module = Repeats()
+    archive = traced(module, torch.randn(1, 6))
+    assert "aten::repeat_interleave" in str(archive.inlined_graph)
+    program = capture_torchscript(archive, (6,))
+    x = torch.randn(4, 6)
+    assert torch.equal(run_program(program, x)[0], module(x))
+
+
 def test_images_of_a_wrong_size_are_an_error_with_the_cause():
     with pytest.raises(
         CaptureError, match=r"inputs of \(3, 9, 9\) float32: .*cannot be multiplied"

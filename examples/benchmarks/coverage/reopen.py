@@ -132,5 +132,5 @@ def main() -> None:
     assert sys.modules["timm"] is None, "no archive may need timm"
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    with torch.no_grad(), torch.jit.optimized_execution(False):
+    with torch.no_grad():
         reopen(Path(sys.argv[1]))
