@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 
 from fitcompress.environment import package_version
 from fitcompress.errors import ExportError, FitcompressError, near_misses
+from fitcompress.graph.plain import in_plain_calls
 from fitcompress.measure import evaluating
 from fitcompress.onnxfile import metadata_of, open_onnx
 from fitcompress.rundir import disk_errors
@@ -215,7 +216,7 @@ def _write_onnx(source: Source, path: Path) -> None:
 
     with torch.no_grad():  # with gradients torch 2.15 picks attention kernels that it cannot export
         program = torch.onnx.export(
-            source.network,
+            in_plain_calls(source.network),
             source.rows(2),  # a batch of one would be taken for a constant
             dynamo=True,
             dynamic_shapes=_batch_sizes(source),

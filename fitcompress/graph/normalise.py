@@ -131,6 +131,8 @@ def _use_usual_form(node: Node) -> None:
         _use_written_sizes(node)
     elif node.target in RECURRENT_CALLS:
         _use_training_form(node)
+    elif node.target is aten.copy.default:
+        _use_differentiable_copy(node)
     elif node.target in (aten._convolution.default, aten.convolution.default):
         weight = node.args[1]
         assert isinstance(weight, Node)
@@ -153,6 +155,20 @@ def _use_written_sizes(node: Node) -> None:
     if dim % pieces[0].ndim > 0:
         node.target = aten.split_with_sizes.default
         node.args, node.kwargs = (source, [int(piece.shape[dim]) for piece in pieces], dim), {}
+
+
+def _use_differentiable_copy(node: Node) -> None:
+    """What is written over a whole tensor takes its shape and kind; torch's own copy gives no
+    gradients."""
+    target, source = node.args[:2]
+    assert isinstance(target, Node) and isinstance(source, Node)
+    node.target, node.args, node.kwargs = aten.expand_as.default, (source, target), {}
+    kind = target.meta["val"].dtype
+    if source.meta["val"].dtype != kind:
+        with node.graph.inserting_before(node):
+            converted = node.graph.call_function(aten._to_copy.default, (source,), {"dtype": kind})
+        converted.meta.update(source.meta, val=source.meta["val"].to(kind))
+        node.args = (converted, target)
 
 
 def _use_training_form(node: Node) -> None:

@@ -91,7 +91,6 @@ POINTWISE: dict[str, Step] = {
     "a table": steps.table,
     "masked_fill.Scalar": steps.masked_fill,
     "where.self": steps.where,
-    "copy.default": steps.copy,
     "prelu.default": steps.prelu,
     "_prelu_kernel.default": steps.prelu_kernel,
     "glu.default": steps.glu,

@@ -78,12 +78,6 @@ def where(b: Drawing) -> None:
     b.put(b.call("where.self", mask(b, x), x, mate(b, x)))
 
 
-def copy(b: Drawing) -> None:
-    """What an in-place copy becomes."""
-    x = b.pick()
-    b.put(b.call("copy.default", x, b.call("mul.Tensor", mate(b, x), 1.7)))
-
-
 def scalar(b: Drawing) -> None:
     b.put(b.call(b.choose(["mul.Tensor", "div.Tensor", "add.Tensor"]), b.pick(), 1.7))
 

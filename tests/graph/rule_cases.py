@@ -115,7 +115,6 @@ CASES: dict[str, Case] = {
     "where.self": Case(
         [(3, 4), (4,), torch.ones(3, 1, dtype=torch.bool)], lambda a, b, m: (m, a, b), {4}
     ),
-    "copy.default": Case([(3, 4), (4,)], lambda a, b: (a, b), {3, 4}),
     "type_as.default": Case([(3, 4), (3, 4)], lambda a, b: (a, b), {3, 4}),
     "lerp.Scalar": Case([(3, 4), (3, 1)], lambda a, b: (a, b, 0.5), {3, 4}),
     "hardswish.default": same(),

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from fitcompress.errors import CaptureError, ObstacleError
 from fitcompress.graph.capture import capture_module, evaluating
 from fitcompress.graph.exported import capture_exported
+from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import propagate_shapes, run_program
 
 
@@ -164,6 +165,27 @@ def test_a_branch_on_values_is_refused_with_its_line():
 
     with pytest.raises(ObstacleError, match=r"is_nonzero.*in `if x.sum\(\) > 0:`"):
         capture_module(Branches(), (torch.randn(2, 4),))
+
+
+def test_what_is_written_over_a_whole_tensor_has_gradients():
+    class Overwrites(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(4, 4)
+
+        def forward(self, x):
+            buffer = torch.zeros(x.shape[0], 4, dtype=torch.float64)
+            buffer.copy_(self.map(x))
+            return buffer * 2
+
+    module = Overwrites()
+    program = capture_module(module, (torch.randn(2, 4),))
+    network, x = build_network(program), torch.randn(5, 4)
+    found = network(x)
+    assert torch.equal(found, module(x))
+    found.sum().backward()
+    gradient = network.get_parameter("map.weight").grad
+    torch.testing.assert_close(gradient, 2 * x.sum(0).expand(4, 4))
 
 
 def test_one_hot_rows_of_a_known_number_of_classes_are_captured():

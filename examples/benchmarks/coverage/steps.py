@@ -157,6 +157,7 @@ def one_step(objective: HintObjective | DistillObjective, batch: Batch) -> float
     assert loss.isfinite(), f"the loss is {loss.item()}"
     bad = [name for name, p in parameters.items() if p.grad is None or not p.grad.isfinite().all()]
     assert not bad, f"no finite gradient in {len(bad)} parameters, such as {bad[0]}"
+    nn.utils.clip_grad_norm_(parameters.values(), 1.0)  # as a run does
     torch.optim.SGD(parameters.values(), lr=1e-3).step()
     objective.trained.zero_grad()
     return round(loss.item(), 4)

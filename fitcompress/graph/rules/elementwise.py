@@ -186,7 +186,7 @@ ELEMENTWISE: dict[str, Rule] = {
     **_all("constant_pad_nd pad", _pad),
     **_all("batch_norm instance_norm", _batch_norm),
     **_all("layer_norm rms_norm _fused_rms_norm", _layer_norm),
-    **_all("_prelu_kernel masked_fill where lerp hardswish copy", pointwise),
+    **_all("_prelu_kernel masked_fill where lerp hardswish", pointwise),
     **_all(
         """
         alias clone contiguous detach lift_fresh_copy to _to_copy type_as hardtanh rrelu
