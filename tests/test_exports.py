@@ -130,6 +130,29 @@ def test_a_mismatch_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+class Cancels(nn.Module):
+    """Loses the last bits of what it is given: 3 becomes 4 in float32."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :2] + 2.0**25 - 2.0**25
+
+
+@pytest.mark.parametrize("shift, is_allowed", [(0.9, True), (1.1, False)])
+def test_a_file_may_be_as_far_off_as_float32_itself(
+    tmp_path: Path, planted: Callable[..., None], shift: float, is_allowed: bool
+) -> None:
+    source = Source(Cancels(), INTERFACE, torch.full((2, 3, 8, 8), 3.0))
+    assert torch.equal(source.network(source.inputs[0]), torch.full((2, 2), 4.0))
+    planted(source, lambda y: y + shift)
+    if is_allowed:
+        assert export_model("planted", source, tmp_path / "s.bin").max_abs_diff == pytest.approx(
+            0.9
+        )
+        return
+    with pytest.raises(ExportError, match=r"0.27 of the largest output, where 0.25 is allowed"):
+        export_model("planted", source, tmp_path / "s.bin")
+
+
 def test_a_mismatch_keeps_the_older_file_even_with_force(
     tmp_path: Path, planted: Callable[..., None]
 ) -> None:

@@ -83,7 +83,15 @@ def _convolve(
     return result if bias is None else result + bias[:, None, None]
 
 
+def _clamp(input: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
+    """Between bounds that are tensors. Not by maximum and minimum: onnxscript 0.7 makes one call of
+    them that stands before its bounds."""
+    input = input if min is None else torch.where(input < min, min, input)
+    return input if max is None else torch.where(input > max, max, input)
+
+
 _PLAIN: dict[Any, Callable[..., Tensor]] = {
     aten.scaled_dot_product_attention.default: _attend,
     aten.conv2d.default: _convolve,
+    aten.clamp.Tensor: _clamp,
 }

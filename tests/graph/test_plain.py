@@ -43,11 +43,25 @@ class PerSample(nn.Module):
         return maps.view(size, 6, *maps.shape[2:])
 
 
+class Clipped(nn.Module):
+    """Values between bounds of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(4, 4)
+        self.register_buffer("least", torch.tensor(-0.2))
+        self.register_buffer("most", torch.tensor([0.1, 0.2, 0.3, 0.4]))
+
+    def forward(self, x):
+        return torch.clamp(torch.clamp(self.map(x), self.least, self.most), max=self.most)
+
+
 NETWORKS = {
     "3 dimensions": (Windows((), False), (24,)),
     "3 dimensions, mask": (Windows((), True), (24,)),
     "5 dimensions": (Windows((3, 2), False), (144,)),
     "5 dimensions, mask": (Windows((3, 2), True), (144,)),
+    "bounds": (Clipped(), (4,)),
     "weights by sample": (PerSample(1, padding=1), (4, 7, 5)),
     "grouped weights by sample": (PerSample(2, stride=2, dilation=2), (4, 7, 9)),
 }
