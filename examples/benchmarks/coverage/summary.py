@@ -155,6 +155,72 @@ def yardstick(rows: Rows, pruned: Rows) -> list[str]:
     ]
 
 
+def steps(rows: Rows) -> list[str]:
+    """What came of real weights."""
+    columns = {
+        "both lifted outputs equal to the model's": "difference",
+        "a step of stage 1, all gradients finite": "hint_loss",
+        "a step of stage 2, likewise": "distill_loss",
+        "ONNX agrees at batches of 1 and 8": "onnx_difference",
+    }
+    lines = [f"| of {len(rows)} models | |", "|---|---|"]
+    for what, column in columns.items():
+        done = [row for row in rows if row[column]]
+        most = f", largest difference {max(number(row, column) for row in done):.2g}"
+        said = share(rows, lambda row, column=column: bool(row[column]))
+        lines.append(f"| {what} | {said}{most if 'difference' in column else ''} |")
+    lines.append(f"| loaded elsewhere | {share(rows, lambda row: row['loaded'] == 'True')} |")
+    return [*lines, *(f"| {row['model']} | {row['notice']} |" for row in rows if row["notice"])]
+
+
+def archives(rows: Rows) -> list[str]:
+    """A line for each kind of archive, and one for each that was refused."""
+    lines = [
+        "| kind | could be made | opened | student | largest difference | both names known"
+        " | block names known |",
+        "|---|---|---|---|---|---|---|",
+    ]
+
+    def kind_of(row: dict[str, str]) -> str:
+        return row["kind"]
+
+    refused: list[str] = []
+    for kind, members in groupby(sorted(rows, key=kind_of), key=kind_of):
+        own = list(members)
+        made = [row for row in own if row["saved"] == "True"]
+        done = [row for row in made if row["planned"] == "True"]
+        cells = (
+            f"{len(made)}/{len(own)}",
+            f"{sum(row['opened'] == 'True' for row in made)}/{len(made)}",
+            f"{len(done)}/{len(made)}",
+            f"{max(number(row, 'difference') for row in done):.2g}",
+            f"{sum(number(row, 'pair_named') == 1 for row in done)}/{len(done)}",
+            f"{sum(number(row, 'blocks_named') for row in done) / len(done):.0%}",
+        )
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+        refused += [f"- {row['model']}, {kind}: {row['notice']}" for row in made if row not in done]
+    return [*lines, "", *refused]
+
+
+def torchvision(rows: Rows) -> list[str]:
+    """A line for each task of torchvision's models."""
+    lines = ["| task | archives | opened | student | largest difference |", "|---|---|---|---|---|"]
+    refused: list[str] = []
+
+    def task_of(row: dict[str, str]) -> str:
+        return row["task"]
+
+    for task, members in groupby(sorted(rows, key=task_of), key=task_of):
+        own = list(members)
+        done = [row for row in own if is_verified(row)]
+        opened = sum(row["opened"] == "True" for row in own)
+        most = max(number(row, "difference") for row in done)
+        lines.append(f"| {task} | {len(own)} | {opened} | {len(done)} | {most:.2g} |")
+        missed = (row for row in own if row not in done)
+        refused += [f"- {row['model']}, {row['way']}: {row['notice']}" for row in missed]
+    return [*lines, "", *refused]
+
+
 def plot(rows: Rows, path: Path) -> None:
     """Seconds against nodes."""
     done = [row for row in rows if is_verified(row)]
@@ -172,8 +238,8 @@ def plot(rows: Rows, path: Path) -> None:
 
 def fill(text: str, mark: str, lines: Iterable[str]) -> str:
     """The text with `lines` between the marks of this name."""
-    pattern = rf"(<!-- {mark} -->\n).*?(\n<!-- /{mark} -->)"
-    content = "\n".join(["", *lines, ""])
+    pattern = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
+    content = "\n".join(["", *lines, "", ""])
     found, count = re.subn(pattern, lambda m: m[1] + content + m[2], text, flags=re.DOTALL)
     assert count == 1, f"README.md has no place for '{mark}'"
     return found
@@ -190,6 +256,9 @@ def main() -> None:
         "yardstick": yardstick(rows, pruned),
         "exceptions": exceptions(rows),
         "families": families(rows, by_family),
+        "steps": steps(read_rows(HERE / "steps.csv")),
+        "archives": archives(read_rows(HERE / "archives.csv")),
+        "torchvision": torchvision(read_rows(HERE / "torchvision.csv")),
     }.items():
         text = fill(text, mark, lines)
     page.write_text(text, "utf-8")
