@@ -22,8 +22,9 @@ from fitcompress.measure import (
     size_bytes,
 )
 from fitcompress.model import Model
+from fitcompress.session import Session
 from fitcompress.speed import paired_latency, torch_runner
-from fitcompress.stages import Session, output_kinds
+from fitcompress.stages import output_kinds
 from fitcompress.training import StageResult
 
 __all__ = ["check_teacher", "measure_results", "predict_split"]

@@ -21,6 +21,7 @@ from fitcompress.graph.lift import build_network, share_leaves
 from fitcompress.graph.program import Program
 from fitcompress.model import Model
 from fitcompress.taps import record_outputs
+from fitcompress.training.device import AUTOCAST, to_channels_last
 
 __all__ = ["FrozenTeacher", "StageCost", "confirm_part", "cut_at", "freeze_teacher", "stage_cost"]
 
@@ -36,15 +37,21 @@ class FrozenTeacher:
     folded: Folded
 
 
-def freeze_teacher(model: Model, nodes: Sequence[str] = ()) -> FrozenTeacher:
+def freeze_teacher(
+    model: Model, nodes: Sequence[str] = (), *, precision: str = "fp32", layout: str = "contiguous"
+) -> FrozenTeacher:
     """The teacher up to some nodes, all of it without them. The model is left as it is.
 
-    The values are the model's up to rounding: sums are taken in another order.
+    The values are the model's up to rounding: sums are taken in another order, and in `precision`
+    ("fp32", "bf16" or "fp16"; norms and the like stay in float32), whatever autocast is around.
+    layout: "contiguous" or "channels-last", of convolutions' weights and so of the maps.
     """
     program = cut_program(model.program, nodes, with_output=False) if nodes else model.program
     folded = fold_norms(program)
-    network = _AsTuple(build_network(folded.program)).eval().requires_grad_(False)
-    return FrozenTeacher(network, program, folded)
+    network = build_network(folded.program).eval().requires_grad_(False)
+    if layout == "channels-last":
+        to_channels_last(network)
+    return FrozenTeacher(_InPrecision(network, precision).eval(), program, folded)
 
 
 def cut_at(model: Model, nodes: Sequence[str]) -> nn.Module:
@@ -62,6 +69,27 @@ class _AsTuple(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = self.network(*inputs)
         return (values,) if isinstance(values, torch.Tensor) else tuple(values)
+
+
+class _InPrecision(_AsTuple):
+    """A network without gradients under its own autocast, whose values come out in float32."""
+
+    def __init__(self, network: nn.Module, precision: str) -> None:
+        super().__init__(network)
+        self.dtype = AUTOCAST[precision]
+        if self.dtype:  # autocast would convert frozen weights anew in every call
+            for part in network.modules():
+                if isinstance(part, _CONVERTED):
+                    part.to(self.dtype)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(inputs[0].device.type, self.dtype, enabled=self.dtype is not None):
+            values = super().forward(*inputs)
+        return tuple(value.float() if value.is_floating_point() else value for value in values)
+
+
+_CONVERTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+"""What autocast runs in the lower precision."""
 
 
 _TOLERANCE = 0.01

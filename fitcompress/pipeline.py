@@ -30,14 +30,13 @@ from fitcompress.planning import make_model, plan_run, with_state
 from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
 from fitcompress.report import Report
 from fitcompress.rundir import RunDir, is_first_process
+from fitcompress.session import Session, resolve_epochs
 from fitcompress.settings import with_settings
 from fitcompress.stages import (
-    Session,
     adapt_teacher,
     estimate_cost,
     inherit_statistics,
     require_adaptable,
-    resolve_epochs,
     train_baseline,
     train_hints,
     train_student,
@@ -45,6 +44,7 @@ from fitcompress.stages import (
 from fitcompress.teacher import Teacher, open_teacher
 from fitcompress.teacher_cache import drop_answers
 from fitcompress.training import StageResult, resolve_device
+from fitcompress.tuning import as_chosen, tuned
 
 __all__ = [
     "demo",
@@ -92,10 +92,13 @@ def distill(
         return Report.load(run)
     data = _load(recipe, emit)
     recipe = resolve_epochs(recipe, data)
+    if resume and run.recipe_path.is_file():
+        recipe = as_chosen(recipe, load_recipe(run.recipe_path))
     run.write_text("recipe.toml", recipe_to_toml(recipe))
     session = Session(recipe, data, emit, run, resume)
     run.write_json("environment.json", collect_environment(session.device))
     opened, session, facts, stages = _prepare_teacher(session, teacher)
+    recipe = session.recipe
     planned = plan_run(opened, recipe, emit=emit)
     run.write_json("plan.json", planned.summary)
     before = predict_split(planned.teacher, session.data.evaluation, session.device)
@@ -174,7 +177,8 @@ def _prepare_teacher(
         "adapted": not fits,
         "evaluation_split": data.evaluation_split,
     }
-    session = replace(session, data=data)
+    session = tuned(replace(session, data=data), opened)
+    session.run.write_text("recipe.toml", recipe_to_toml(session.recipe))
     if fits:
         return opened, session, facts, []
     message = f"the teacher has {known.num_classes} classes, the data {data.num_classes}"
@@ -259,7 +263,9 @@ def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
         allow_random=True,
         seed=recipe.run.seed,
     )
-    adapt_teacher(Session(recipe, data, emit, run), teacher, folder)
+    session = tuned(Session(recipe, data, emit, run), teacher)
+    run.write_text("recipe.toml", recipe_to_toml(session.recipe))
+    adapt_teacher(session, teacher, folder)
     return folder
 
 

@@ -255,6 +255,12 @@ class RunRecipe:
     device: str = "auto"
     precision: str = "auto"
     """"fp32", "bf16", "fp16" or "auto" (bf16 on CUDA, else fp32)."""
+    teacher_precision: str = "auto"
+    """Of the teacher while it teaches: "fp32", "bf16", "fp16" or "auto" (the fastest that is
+    measured to say the same)."""
+    layout: str = "auto"
+    """How maps lie in memory: "contiguous", "channels-last" or "auto" (the faster one for the
+    teacher, as measured)."""
     cache_teacher: str = "auto"
     """Where the teacher's answers are kept: "auto" (with the run, until it is finished), "off", or
     a directory."""
@@ -266,7 +272,9 @@ class RunRecipe:
     def __post_init__(self) -> None:
         check_at_least(0, "run.seed", self.seed)
         check_at_least(0, "run.cache_gb", self.cache_gb)
-        check_one_of(("auto", "fp32", "bf16", "fp16"), "run.precision", self.precision)
+        for name in ("precision", "teacher_precision"):
+            check_one_of(("auto", "fp32", "bf16", "fp16"), f"run.{name}", getattr(self, name))
+        check_one_of(("auto", "contiguous", "channels-last"), "run.layout", self.layout)
         check(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None,
             "run.device",

@@ -9,22 +9,22 @@ from __future__ import annotations
 import hashlib
 import time
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from fitcompress.data import Batch, DataBundle, Preprocess, Views, make_dataset, make_loader
+from fitcompress.data import DataBundle, Preprocess, make_dataset
 from fitcompress.errors import TeacherError
-from fitcompress.events import Emit, Notice
+from fitcompress.events import Notice
 from fitcompress.graph.program import output_nodes, propagate_shapes
 from fitcompress.model import Model, save_model
 from fitcompress.parts import StageCost, confirm_part, cut_at, freeze_teacher, stage_cost
 from fitcompress.planning import Planned, make_model, make_regressors, untaught, with_state
 from fitcompress.recipe import OptimRecipe, Recipe
-from fitcompress.rundir import RunDir, is_first_process
+from fitcompress.rundir import is_first_process
+from fitcompress.session import Session, plain_batches
 from fitcompress.settings import flat_settings
 from fitcompress.spec import InputSpec, OutputKind
 from fitcompress.teacher import Teacher, fingerprint_of
@@ -36,87 +36,26 @@ from fitcompress.training import (
     StageResult,
     SupervisedObjective,
     reestimate_batch_norms,
-    resolve_device,
     standardise_hints,
     train,
 )
 
 __all__ = [
-    "Session",
     "adapt_teacher",
     "estimate_cost",
     "inherit_statistics",
     "output_kinds",
     "require_adaptable",
-    "resolve_epochs",
     "train_baseline",
     "train_hints",
     "train_student",
 ]
 
-_STATISTICS_BATCHES = 32
 _CONFIRMED_IMAGES = 4
-_SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 45_000, 1_500_000
-"""Images seen in stage 2 when no number of epochs is given: a quarter of an hour of a small network
-on two cores, an hour or so on a GPU."""
-_EPOCH_BOUNDS = (3, 100)
-_STAGE1_SHARE = 0.15
-"""Epochs of stage 1 for each of stage 2."""
 _PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
 """Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
 _FREE = ("run.out", "run.device", "run.baseline", "data.num_workers")
 """Settings that change nothing in the stages themselves."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """What all stages of a run share."""
-
-    recipe: Recipe
-    data: DataBundle
-    emit: Emit
-    run: RunDir
-    resume: bool = False
-
-    @property
-    def device(self) -> str:
-        """The device of all stages."""
-        return resolve_device(self.recipe.run.device)
-
-    def views(self, spec: InputSpec) -> tuple[Views, Views]:
-        """Augmented training views and plain held-out views of a network's size."""
-        recipe = self.recipe.data
-        seed = self.recipe.run.seed
-        return (
-            make_dataset(
-                self.data.train,
-                spec,
-                augment=recipe.augment,
-                seed=seed,
-                mixup=recipe.mixup,
-                num_views=recipe.views,
-            ),
-            make_dataset(self.data.held_out, spec, augment="none", seed=seed),
-        )
-
-
-def resolve_epochs(recipe: Recipe, data: DataBundle) -> Recipe:
-    """The recipe with every number of epochs decided: enough to see so many images, 3 to 100."""
-    samples = _SAMPLES_ON_CPU if resolve_device(recipe.run.device) == "cpu" else _SAMPLES_ON_GPU
-    low, high = _EPOCH_BOUNDS
-    usual = min(high, max(low, round(samples / max(1, len(data.train)))))
-    stage2 = usual if recipe.stage2.epochs is None else recipe.stage2.epochs
-    share = max(1, round(_STAGE1_SHARE * stage2)) if stage2 else 0
-    return replace(
-        recipe,
-        teacher=replace(
-            recipe.teacher, epochs=usual if recipe.teacher.epochs is None else recipe.teacher.epochs
-        ),
-        stage1=replace(
-            recipe.stage1, epochs=share if recipe.stage1.epochs is None else recipe.stage1.epochs
-        ),
-        stage2=replace(recipe.stage2, epochs=stage2),
-    )
 
 
 def _run_stage(
@@ -150,6 +89,7 @@ def _run_stage(
         stage=stage,
         device=recipe.run.device,
         precision=recipe.run.precision,
+        layout=recipe.run.layout,
         emit=session.emit,
         resume=session.resume,
         num_workers=recipe.data.num_workers,
@@ -193,10 +133,10 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
     student.network.to(device)
     hint_nodes = [pair.hint.node for pair in planned.pairs]
     guided_nodes = [pair.guided.node for pair in planned.pairs]
-    frozen = freeze_teacher(teacher, hint_nodes)
+    frozen = freeze_teacher(teacher, hint_nodes, **session.form)
     frozen.network.to(device)
     guided = cut_at(student, guided_nodes)
-    _confirm_cuts(session, planned, frozen.network, guided)
+    _confirm_cuts(session, planned, freeze_teacher(teacher, hint_nodes).network, guided)
     hints = session.recipe.hints
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(session.recipe.run.seed)
@@ -204,7 +144,7 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
     preprocess = Preprocess(teacher.interface.images)
     statistics = []
     if hints.standardise:
-        batches = [batch.to(device) for batch in _plain_batches(session, teacher.interface.images)]
+        batches = [batch.to(device) for batch in plain_batches(session, teacher.interface.images)]
         statistics = standardise_hints(
             frozen.network, preprocess.to(device), regressors, batches, num_batches=len(batches)
         )
@@ -240,16 +180,8 @@ def _confirm_cuts(
         views = make_dataset(session.data.train, spec, augment="none", seed=0)
         images = views.batch(range(min(_CONFIRMED_IMAGES, len(views)))).images
         inputs = Preprocess(spec)(images).to(session.device)
-        confirm_part(model.network.to(session.device), part.eval(), names, inputs)
-
-
-def _plain_batches(session: Session, spec: InputSpec) -> list[Batch]:
-    """Some batches of training images as they are, in a seeded order."""
-    seed = session.recipe.run.seed
-    views = make_dataset(session.data.train, spec, augment="none", seed=seed)
-    size = min(session.recipe.data.batch_size, len(views))
-    loader = make_loader(views, size, shuffle_seed=seed, drop_last=1)
-    return list(islice(loader, _STATISTICS_BATCHES))
+        part = part.to(session.device).eval()
+        confirm_part(model.network.to(session.device), part, names, inputs)
 
 
 def _view_spec(teacher: Model, student: Model) -> InputSpec:
@@ -263,7 +195,7 @@ def train_student(session: Session, planned: Planned, fingerprint: str) -> Stage
     teacher, student = planned.teacher, planned.student
     recipe = session.recipe.stage2
     objective = DistillObjective(
-        freeze_teacher(teacher).network,
+        freeze_teacher(teacher, **session.form).network,
         student.network,
         recipe,
         teacher_preprocess=Preprocess(teacher.interface.images),
@@ -313,7 +245,7 @@ def inherit_statistics(session: Session, model: Model) -> None:
     Modifies the network.
     """
     network = nn.Sequential(Preprocess(model.interface.images), model.network).to(session.device)
-    batches = _plain_batches(session, model.interface.images)
+    batches = plain_batches(session, model.interface.images)
     reestimate_batch_norms(network, [batch.to(session.device) for batch in batches], len(batches))
 
 

@@ -19,7 +19,7 @@ from fitcompress.events import Emit, Notice, StageFinished, StageStarted
 from fitcompress.recipe import Recipe
 from fitcompress.rundir import RunDir
 from fitcompress.settings import flat_settings
-from fitcompress.training import Interrupted, TeachingObjective, resolve_precision, stop_on_signals
+from fitcompress.training import Interrupted, TeachingObjective, stop_on_signals
 from fitcompress.training.answers import (
     Answers,
     Ask,
@@ -66,9 +66,8 @@ class Keeper:
         """
         if self.recipe.run.cache_teacher == "off" or not len(data):
             return
-        precision = self.recipe.run.precision
-        crew = Crew(start_accelerator(self.device, resolve_precision(precision, self.device)))
-        ask = partial(_ask, objective, self.device, precision)
+        crew = Crew(start_accelerator(self.device, "fp32"))
+        ask = partial(_ask, objective, self.device)
         layout = layout_of(ask, data, data.num_views or 1)
         is_kept = crew.is_first and self._decide(data, layout, split, epochs)
         if crew.gathered(is_kept)[0]:
@@ -173,7 +172,7 @@ class Keeper:
                 data.mixup,
             ),
             *(data.seed, data.num_views, len(data), data.images.num_bytes),
-            resolve_precision(self.recipe.run.precision, self.device),
+            (self.recipe.run.teacher_precision, self.recipe.run.layout),
         )
         return hashlib.sha256(repr(facts).encode() + data.labels.tobytes()).hexdigest()
 
@@ -184,15 +183,10 @@ class Keeper:
 _DECIDING = ("data.source", "data.limit", "hints.", "teacher.")
 
 
-def _ask(
-    objective: TeachingObjective, device: str, precision: str, batch: Batch
-) -> tuple[torch.Tensor, ...]:
+def _ask(objective: TeachingObjective, device: str, batch: Batch) -> tuple[torch.Tensor, ...]:
     """What the teacher says of a batch, computed as a training step does."""
-    kind = resolve_precision(precision, device)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind)
     objective.teacher.to(device).eval()
-    with torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
-        return objective.ask(batch.to(device))
+    return objective.ask(batch.to(device))
 
 
 def drop_answers(run: RunDir) -> None:

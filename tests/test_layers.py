@@ -39,7 +39,7 @@ ROWS = (
     Row(("taps", "hints", "regressors"), never=("data",)),
     Row(("losses", "training")),
     Row(("measure", "speed", "onnxfile", "exports", "environment", "report")),
-    Row(("planning", "parts", "teacher_cache", "stages", "evidence")),
+    Row(("planning", "parts", "session", "teacher_cache", "tuning", "stages", "evidence")),
     Row(("pipeline", "api")),
     Row(("console", "progress", "cli", "__init__", "__main__")),
 )

@@ -201,5 +201,17 @@ MACHINE = Group(
             "auto is bf16 on CUDA, else fp32.",
             choices=("auto", "fp32", "bf16", "fp16"),
         ),
+        Flag(
+            "--teacher-precision",
+            "run.teacher_precision",
+            "Of the teacher as it teaches; auto is the fastest that says the same, measured.",
+            choices=("auto", "fp32", "bf16", "fp16"),
+        ),
+        Flag(
+            "--layout",
+            "run.layout",
+            "How maps lie in memory; auto is the faster one for the teacher, as measured.",
+            choices=("auto", "contiguous", "channels-last"),
+        ),
     ),
 )

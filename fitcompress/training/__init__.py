@@ -6,7 +6,7 @@ anywhere and goes on to the same bits.
 """
 
 from fitcompress.training.checkpoint import read_checkpoint
-from fitcompress.training.device import resolve_device, resolve_precision
+from fitcompress.training.device import has_bf16, resolve_device, resolve_precision
 from fitcompress.training.engine import train
 from fitcompress.training.interrupts import Interrupted, stop_on_signals
 from fitcompress.training.objectives import (
@@ -34,6 +34,7 @@ __all__ = [
     "SupervisedObjective",
     "TeachingObjective",
     "estimate_hint_statistics",
+    "has_bf16",
     "read_checkpoint",
     "reestimate_batch_norms",
     "resolve_device",

@@ -13,6 +13,8 @@ from torch import nn
 from fitcompress.errors import RecipeError
 
 __all__ = [
+    "AUTOCAST",
+    "has_bf16",
     "preserved_modes",
     "preserved_random_state",
     "resolve_device",
@@ -22,6 +24,8 @@ __all__ = [
 ]
 
 _MIXED_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What each precision computes in where float32 is not needed; None: nothing."""
 
 
 def resolve_device(name: str) -> str:
@@ -52,7 +56,7 @@ def resolve_precision(name: str, device: str) -> str:
         RecipeError: unknown, or fp16 on the CPU, where it has no use.
     """
     if name == "auto":
-        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if device == "cuda" and has_bf16(device) else "fp32"
     if name not in _MIXED_PRECISIONS:
         raise RecipeError(
             f"choosing the precision: no {name!r}", advice="Use fp32, bf16, fp16 or auto."
@@ -64,6 +68,14 @@ def resolve_precision(name: str, device: str) -> str:
     return name
 
 
+def has_bf16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    units = (torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported)
+    return device == "cpu" and any(bool(is_there()) for is_there in units)
+
+
 def start_accelerator(device: str, precision: str) -> Accelerator:
     """An Accelerator for one process on a resolved device with a resolved precision."""
     # Accelerate keeps device and precision for the life of the process and refuses others, but the
@@ -73,9 +85,7 @@ def start_accelerator(device: str, precision: str) -> Accelerator:
 
 
 def to_channels_last(module: nn.Module) -> None:
-    """Stores the weights of 2-D convolutions channels-last, the layout in which CUDA's convolutions
-    are fast.
-    """
+    """Stores the weights of 2-D convolutions channels-last: their maps come out so too."""
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

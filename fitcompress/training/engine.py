@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def train(
     stage: str,
     device: str = "auto",
     precision: str = "auto",
+    layout: str = "contiguous",
     emit: Emit = ignore,
     resume: bool = False,
     num_workers: int = 0,
@@ -81,6 +82,7 @@ def train(
         batch_size: of a process; capped so that an epoch has a step.
         accumulate: batches of each process in a step.
         checkpoint_path: written after each epoch, every ten minutes, and on SIGINT or SIGTERM.
+        layout: "contiguous" or "channels-last", of what is trained.
         stage: its name in events and messages; a part of the seed.
         resume: go on from `checkpoint_path` where it exists; a finished stage is only loaded.
         recipe_hash: whatever else the stage depends on; a checkpoint with another is refused.
@@ -107,6 +109,8 @@ def train(
         checkpoint_path=checkpoint_path,
     )
     with _borrowed(objective, device) as stop:
+        if layout == "channels-last":
+            to_channels_last(objective.trained)
         loop = _Loop(setup, objective, crew, train_data, held_out_data, stop, emit)
         if resume:
             loop.restore()
@@ -143,8 +147,6 @@ class _Loop:
         self.stop, self.emit = stop, emit
         self.device: torch.device = self.accelerator.device
         objective.to(self.device)
-        if self.device.type == "cuda":
-            to_channels_last(objective.trained)
         self.optimizer = build_optimizer(objective.trained, setup.optim)
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
         self.losses = crew.joined(objective)
@@ -386,11 +388,7 @@ class _Loop:
         )
 
     def _on_device(self, batch: Batch) -> Batch:
-        batch = batch.to(self.device, non_blocking=True)
-        if self.device.type != "cuda":
-            return batch
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        return replace(batch, images=images)
+        return batch.to(self.device, non_blocking=True)
 
     @property
     def _num_steps_done(self) -> int:

@@ -4,6 +4,9 @@ optimizers.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import timm.optim
 import torch
 from torch import nn
@@ -16,8 +19,8 @@ __all__ = ["build_optimizer", "set_learning_rate"]
 
 
 def build_optimizer(trained: nn.Module, optim: OptimRecipe) -> torch.optim.Optimizer:
-    """An optimizer for all of `trained` that asks for a gradient; biases and norms get no weight
-    decay.
+    """An optimizer for all of `trained` that asks for a gradient, its step one kernel where torch
+    has that; biases and norms get no weight decay.
 
     Raises:
         RecipeError: timm knows no optimizer of that name.
@@ -29,8 +32,16 @@ def build_optimizer(trained: nn.Module, optim: OptimRecipe) -> torch.optim.Optim
             f"building the optimizer: timm has none named {optim.optimizer!r}",
             advice=near_misses(name, known) or "Common ones are adamw, sgd, rmsprop, lamb.",
         )
+    kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
+    is_fusable = "fused" in inspect.signature(kind).parameters
+    fused: dict[str, Any] = {"fused": True} if is_fusable else {}
     optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-        trained, opt=name, lr=optim.lr, weight_decay=optim.weight_decay, momentum=_momentum(name)
+        trained,
+        opt=name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        momentum=_momentum(name),
+        **fused,
     )
     return optimizer
 

@@ -1,0 +1,89 @@
+"""What all stages of a run share: recipe, data, device, run directory. Layer: pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from fitcompress.data import Batch, DataBundle, Views, make_dataset, make_loader
+from fitcompress.events import Emit
+from fitcompress.recipe import Recipe
+from fitcompress.rundir import RunDir
+from fitcompress.spec import InputSpec
+from fitcompress.training import resolve_device
+
+__all__ = ["Session", "plain_batches", "resolve_epochs"]
+
+_STATISTICS_BATCHES = 32
+_SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 45_000, 1_500_000
+"""Images seen in stage 2 when no number of epochs is given: a quarter of an hour of a small network
+on two cores, an hour or so on a GPU."""
+_EPOCH_BOUNDS = (3, 100)
+_STAGE1_SHARE = 0.15
+"""Epochs of stage 1 for each of stage 2."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    data: DataBundle
+    emit: Emit
+    run: RunDir
+    resume: bool = False
+
+    @property
+    def device(self) -> str:
+        """The device of all stages."""
+        return resolve_device(self.recipe.run.device)
+
+    @property
+    def form(self) -> dict[str, str]:
+        """How the teacher runs while it teaches."""
+        run = self.recipe.run
+        return {"precision": run.teacher_precision, "layout": run.layout}
+
+    def views(self, spec: InputSpec) -> tuple[Views, Views]:
+        """Augmented training views and plain held-out views of a network's size."""
+        recipe = self.recipe.data
+        seed = self.recipe.run.seed
+        return (
+            make_dataset(
+                self.data.train,
+                spec,
+                augment=recipe.augment,
+                seed=seed,
+                mixup=recipe.mixup,
+                num_views=recipe.views,
+            ),
+            make_dataset(self.data.held_out, spec, augment="none", seed=seed),
+        )
+
+
+def resolve_epochs(recipe: Recipe, data: DataBundle) -> Recipe:
+    """The recipe with every number of epochs decided: enough to see so many images, 3 to 100."""
+    samples = _SAMPLES_ON_CPU if resolve_device(recipe.run.device) == "cpu" else _SAMPLES_ON_GPU
+    low, high = _EPOCH_BOUNDS
+    usual = min(high, max(low, round(samples / max(1, len(data.train)))))
+    stage2 = usual if recipe.stage2.epochs is None else recipe.stage2.epochs
+    share = max(1, round(_STAGE1_SHARE * stage2)) if stage2 else 0
+    return replace(
+        recipe,
+        teacher=replace(
+            recipe.teacher, epochs=usual if recipe.teacher.epochs is None else recipe.teacher.epochs
+        ),
+        stage1=replace(
+            recipe.stage1, epochs=share if recipe.stage1.epochs is None else recipe.stage1.epochs
+        ),
+        stage2=replace(recipe.stage2, epochs=stage2),
+    )
+
+
+def plain_batches(session: Session, spec: InputSpec) -> list[Batch]:
+    """Some batches of training images as they are, in a seeded order."""
+    seed = session.recipe.run.seed
+    views = make_dataset(session.data.train, spec, augment="none", seed=seed)
+    size = min(session.recipe.data.batch_size, len(views))
+    loader = make_loader(views, size, shuffle_seed=seed, drop_last=1)
+    return list(islice(loader, _STATISTICS_BATCHES))

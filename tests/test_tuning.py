@@ -1,0 +1,112 @@
+"""How a teacher is run: what is measured decides, within what its outputs may be off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import toy_runs
+from torch import nn
+
+from fitcompress import tuning
+from fitcompress.data import load_data
+from fitcompress.events import Event, ignore
+from fitcompress.parts import freeze_teacher
+from fitcompress.pipeline import distill
+from fitcompress.planning import make_model
+from fitcompress.recipe import load_recipe
+from fitcompress.rundir import RunDir
+from fitcompress.session import Session
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return toy_runs.write_images(tmp_path / "images")
+
+
+@pytest.fixture
+def session(tmp_path: Path, images: Path) -> Session:
+    recipe = toy_runs.toy_recipe(images, tmp_path / "run", run__layout="auto")
+    data = load_data(recipe.data, seed=0, emit=ignore)
+    return Session(recipe, data, ignore, RunDir.create(tmp_path / "run", force=False))
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, **speedups: float) -> None:
+    """Speeds that are as given, of forms by layout and precision."""
+
+    def paired_latency(runners, batch_sizes, **_):
+        (size,) = map(str, batch_sizes)
+        return {
+            name: {size: {"speedup": speedups.get(name.replace("-", "_").replace(" ", "_"), 1.0)}}
+            for name in runners
+        }
+
+    monkeypatch.setattr(tuning, "paired_latency", paired_latency)
+
+
+@pytest.mark.parametrize("speedup, layout", [(1.3, "channels-last"), (1.05, "contiguous")])
+def test_a_layout_must_be_faster_by_more_than_noise(monkeypatch, session, speedup, layout):
+    measured(monkeypatch, channels_last_fp32=speedup)
+    said: list[Event] = []
+    session = replace(session, emit=said.append)
+    assert tuning.tuned(session, toy_runs.toy_teacher()).recipe.run.layout == layout
+    (notice,) = said
+    assert f"channels-last fp32 is {speedup:.2f}x as fast" in notice.message
+
+
+@pytest.mark.parametrize("tolerance, precision", [(0.1, "bf16"), (1e-6, "fp32")])
+def test_a_precision_must_say_the_same(monkeypatch, session, tolerance, precision):
+    monkeypatch.setattr(tuning, "has_bf16", lambda _: True)
+    monkeypatch.setattr(tuning, "_TOLERANCE", tolerance)
+    measured(monkeypatch, contiguous_bf16=3.0)
+    run = tuning.tuned(session, toy_runs.toy_teacher()).recipe.run
+    assert (run.teacher_precision, run.layout) == (precision, "contiguous")
+
+
+def test_what_is_asked_for_is_not_measured(monkeypatch, session):
+    monkeypatch.setattr(tuning, "paired_latency", None)
+    run = replace(session.recipe.run, teacher_precision="bf16", layout="channels-last")
+    asked = replace(session, recipe=replace(session.recipe, run=run))
+    assert tuning.tuned(asked, toy_runs.toy_teacher()).recipe.run == run
+
+
+def test_a_lower_precision_stays_inside_of_the_teacher():
+    teacher = toy_runs.toy_teacher()
+    model = make_model(teacher.program, teacher.interface)
+    x = torch.randn(4, *toy_runs.SPEC.shape)
+    exact = freeze_teacher(model).network
+    lower = freeze_teacher(model, precision="bf16", layout="channels-last").network
+    (expected,), (found,) = exact(x), lower(x)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).norm() < 0.02 * expected.norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(exact(x)[0], expected)
+        assert torch.equal(lower(x)[0], found)
+    weights = {part.weight.dtype for part in lower.modules() if isinstance(part, nn.Conv2d)}
+    assert weights == {torch.bfloat16}
+    assert all(value.dtype == torch.float32 for value in teacher.program.tensors.values())
+
+
+def test_channels_last_computes_the_same():
+    teacher = toy_runs.toy_teacher()
+    model = make_model(teacher.program, teacher.interface)
+    x = torch.randn(4, *toy_runs.SPEC.shape)
+    seen: list[torch.Tensor] = []
+    network = freeze_teacher(model, layout="channels-last").network
+    first = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
+    first.register_forward_hook(lambda *given: seen.append(given[-1]))
+    torch.testing.assert_close(network(x), freeze_teacher(model).network(x))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_run_that_goes_on_keeps_what_was_chosen(monkeypatch, tmp_path, images):
+    recipe = toy_runs.toy_recipe(images, tmp_path / "run", run__layout="auto")
+    measured(monkeypatch, channels_last_fp32=2.0)
+    distill(recipe, teacher=toy_runs.toy_teacher())
+    stored = load_recipe(tmp_path / "run" / "recipe.toml")
+    assert (stored.run.teacher_precision, stored.run.layout) == ("fp32", "channels-last")
+    assert tuning.as_chosen(recipe, stored).run == stored.run
+    asked = replace(recipe, run=replace(recipe.run, layout="contiguous"))
+    assert tuning.as_chosen(asked, stored).run.layout == "contiguous"
