@@ -261,6 +261,8 @@ class RunRecipe:
     layout: str = "auto"
     """How maps lie in memory: "contiguous", "channels-last" or "auto" (the faster one for the
     teacher, as measured)."""
+    compile: str = "auto"
+    """Whether networks are compiled: "on", "off" or "auto" (long stages on CUDA)."""
     cache_teacher: str = "auto"
     """Where the teacher's answers are kept: "auto" (with the run, until it is finished), "off", or
     a directory."""
@@ -275,6 +277,7 @@ class RunRecipe:
         for name in ("precision", "teacher_precision"):
             check_one_of(("auto", "fp32", "bf16", "fp16"), f"run.{name}", getattr(self, name))
         check_one_of(("auto", "contiguous", "channels-last"), "run.layout", self.layout)
+        check_one_of(("auto", "on", "off"), "run.compile", self.compile)
         check(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None,
             "run.device",

@@ -90,6 +90,7 @@ def _run_stage(
         device=recipe.run.device,
         precision=recipe.run.precision,
         layout=recipe.run.layout,
+        compiles=recipe.run.compile,
         emit=session.emit,
         resume=session.resume,
         num_workers=recipe.data.num_workers,

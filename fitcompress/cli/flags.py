@@ -213,5 +213,11 @@ MACHINE = Group(
             "How maps lie in memory; auto is the faster one for the teacher, as measured.",
             choices=("auto", "contiguous", "channels-last"),
         ),
+        Flag(
+            "--compile",
+            "run.compile",
+            "Compile the networks (torch.compile); auto is for long stages on CUDA.",
+            choices=("auto", "on", "off"),
+        ),
     ),
 )

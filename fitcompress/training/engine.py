@@ -23,9 +23,10 @@ from torch import Tensor
 
 from fitcompress.data import Batch, Views, in_groups, make_loader
 from fitcompress.errors import TrainingError
-from fitcompress.events import Emit, EpochFinished, StageFinished, StageStarted, ignore
+from fitcompress.events import Emit, EpochFinished, Notice, StageFinished, StageStarted, ignore
 from fitcompress.recipe import OptimRecipe
 from fitcompress.training.checkpoint import all_finite, read_checkpoint, write_checkpoint
+from fitcompress.training.compiled import compile_networks, is_worth_compiling, uncompiled
 from fitcompress.training.crew import Crew
 from fitcompress.training.device import (
     preserved_modes,
@@ -40,7 +41,7 @@ from fitcompress.training.meter import ADVICE_DIVERGED, LossMeter
 from fitcompress.training.objectives import Objective, Scores
 from fitcompress.training.optimizer import build_optimizer, set_learning_rate
 from fitcompress.training.progress import ProgressReporter
-from fitcompress.training.result import LONG_WAIT, StageResult, waiting_notice
+from fitcompress.training.result import LONG_WAIT, StageResult, result_of, waiting_notice
 from fitcompress.training.scoring import add_scores, mean_scores
 from fitcompress.training.setup import Position, Setup, check_settings, fit_steps, step_seed
 
@@ -66,6 +67,7 @@ def train(
     device: str = "auto",
     precision: str = "auto",
     layout: str = "contiguous",
+    compiles: str = "off",
     emit: Emit = ignore,
     resume: bool = False,
     num_workers: int = 0,
@@ -83,6 +85,7 @@ def train(
         accumulate: batches of each process in a step.
         checkpoint_path: written after each epoch, every ten minutes, and on SIGINT or SIGTERM.
         layout: "contiguous" or "channels-last", of what is trained.
+        compiles: "on", "off" or "auto" (long stages on CUDA); where that fails it is said and left.
         stage: its name in events and messages; a part of the seed.
         resume: go on from `checkpoint_path` where it exists; a finished stage is only loaded.
         recipe_hash: whatever else the stage depends on; a checkpoint with another is refused.
@@ -112,6 +115,8 @@ def train(
         if layout == "channels-last":
             to_channels_last(objective.trained)
         loop = _Loop(setup, objective, crew, train_data, held_out_data, stop, emit)
+        if is_worth_compiling(compiles, device, setup.num_steps):
+            loop.compile()
         if resume:
             loop.restore()
         return loop.run()
@@ -154,6 +159,13 @@ class _Loop:
         self.meter = LossMeter(self.device)
         self.history: list[dict[str, Any]] = []
 
+    def compile(self) -> None:
+        """Compiles the networks, with a trial on the first images."""
+        batch = self._on_device(self.train_data.batch(range(self.setup.batch_size)))
+        with self.accelerator.autocast():
+            said = compile_networks(self.objective, batch)
+        self.emit(Notice(topic="training", message=f"{self.setup.stage}: {said}"))
+
     def run(self) -> StageResult:
         setup = self.setup
         started = {"num_epochs": setup.epochs, "num_steps_per_epoch": setup.steps_per_epoch}
@@ -169,7 +181,7 @@ class _Loop:
         while self.position.epoch < setup.epochs:
             self._run_epoch()
         self.crew.hand_on(self.objective.trained)
-        result = self._result()
+        result = result_of(self.setup, self.position, self.history)
         if result.waiting_share > LONG_WAIT:
             self.emit(waiting_notice(result, setup.num_workers))
         self.emit(
@@ -325,7 +337,7 @@ class _Loop:
     def _scores(self, batch: Batch) -> Scores:
         if self.crew.num == 1:  # several have other numbers of batches and cannot agree here
             self._stop_if_asked()
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), uncompiled():
             return self.objective.evaluate(self._on_device(batch))
 
     def _epoch_record(self, held_out: dict[str, float]) -> dict[str, Any]:
@@ -370,22 +382,6 @@ class _Loop:
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
         write_checkpoint(self.setup.checkpoint_path, content)
-
-    def _result(self) -> StageResult:
-        num_images = self._num_steps_done * self.setup.images_per_step
-        seconds = self.position.seconds
-        last = self.history[-1] if self.history else {"losses": {}, "held_out": {}}
-        return StageResult(
-            stage=self.setup.stage,
-            epochs=self.position.epoch,
-            num_images=num_images,
-            seconds=seconds,
-            images_per_s=num_images / seconds if seconds else 0.0,
-            waiting_share=self.position.waiting_seconds / seconds if seconds else 0.0,
-            losses=last["losses"],
-            held_out=last["held_out"],
-            history=tuple(self.history),
-        )
 
     def _on_device(self, batch: Batch) -> Batch:
         return batch.to(self.device, non_blocking=True)

@@ -50,6 +50,10 @@ class Objective(Protocol):
     def trained(self) -> nn.Module:
         """Everything that is optimised and checkpointed."""
 
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """What is worth compiling: the networks that each batch goes through."""
+
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """What is minimised, under "loss", and its parts by name.
 
@@ -121,6 +125,10 @@ class HintObjective(nn.Module):
         self.reduction: HintReduction = reduction
         self._regressors, self._statistics = list(regressors), list(statistics)
 
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return self.teacher, self.trained["student"]
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.teacher.eval()
@@ -191,6 +199,10 @@ class DistillObjective(nn.Module):
         self.output_kinds = tuple(output_kinds)
         self.is_labelled = is_labelled
         self._main = _main_output(self.output_kinds)
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return self.teacher, self.trained
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -300,6 +312,10 @@ class SupervisedObjective(nn.Module):
         self.trained: nn.Module = student
         self.label_smoothing = label_smoothing
         self.output_kind: OutputKind = output_kind
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return (self.trained,)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:  # noqa: ARG002
         return {"loss": self._loss(batch, self._logits(batch))}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fitcompress.events import Notice
+from fitcompress.training.setup import Position, Setup
 
-__all__ = ["LONG_WAIT", "StageResult", "waiting_notice"]
+__all__ = ["LONG_WAIT", "StageResult", "result_of", "waiting_notice"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,24 @@ class StageResult:
     """Per epoch: "epoch" (from 1), "losses", "held_out", "seconds", "images_per_s"."""
     flops_per_image: int = 0
     """Floating-point operations of one image in a training step; 0 where nobody counted."""
+
+
+def result_of(setup: Setup, position: Position, history: Sequence[dict[str, Any]]) -> StageResult:
+    """The result of a stage that stands at `position`."""
+    num_steps = position.epoch * setup.steps_per_epoch + position.step
+    num_images, seconds = num_steps * setup.images_per_step, position.seconds
+    last = history[-1] if history else {"losses": {}, "held_out": {}}
+    return StageResult(
+        stage=setup.stage,
+        epochs=position.epoch,
+        num_images=num_images,
+        seconds=seconds,
+        images_per_s=num_images / seconds if seconds else 0.0,
+        waiting_share=position.waiting_seconds / seconds if seconds else 0.0,
+        losses=last["losses"],
+        held_out=last["held_out"],
+        history=tuple(history),
+    )
 
 
 LONG_WAIT = 0.2
