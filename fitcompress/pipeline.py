@@ -40,11 +40,12 @@ from fitcompress.stages import (
     train_baseline,
     train_hints,
     train_student,
+    training_seconds,
 )
 from fitcompress.teacher import Teacher, open_teacher
 from fitcompress.teacher_cache import drop_answers
 from fitcompress.training import StageResult, resolve_device
-from fitcompress.tuning import as_chosen, tuned
+from fitcompress.tuning import as_chosen, compiling, tuned
 
 __all__ = [
     "demo",
@@ -104,7 +105,10 @@ def distill(
     before = predict_split(planned.teacher, session.data.evaluation, session.device)
     if opened.num_classes:
         check_teacher(before, opened.name, data.evaluation_split)
-    emit(estimate_cost(session, planned))
+    seconds = training_seconds(session, planned)
+    emit(estimate_cost(session, planned, seconds))
+    session = compiling(session, seconds)
+    run.write_text("recipe.toml", recipe_to_toml(session.recipe))
     if planned.inherits:
         inherit_statistics(session, planned.student)
     models = {"teacher": planned.teacher, "student": planned.student}

@@ -258,11 +258,14 @@ class RunRecipe:
     teacher_precision: str = "auto"
     """Of the teacher while it teaches: "fp32", "bf16", "fp16" or "auto" (the fastest that is
     measured to say the same)."""
+    teacher_layout: str = "auto"
+    """How the teacher's maps lie in memory as it teaches: "contiguous", "channels-last" or "auto":
+    the faster one, as measured."""
     layout: str = "auto"
-    """How maps lie in memory: "contiguous", "channels-last" or "auto" (the faster one for the
-    teacher, as measured)."""
+    """The same of what is trained; "auto" is channels-last on CUDA, else contiguous."""
     compile: str = "auto"
-    """Whether networks are compiled: "on", "off" or "auto" (long stages on CUDA)."""
+    """Whether networks are compiled: "on", "off" or "auto" (when training takes over ten minutes).
+    """
     cache_teacher: str = "auto"
     """Where the teacher's answers are kept: "auto" (with the run, until it is finished), "off", or
     a directory."""
@@ -276,7 +279,9 @@ class RunRecipe:
         check_at_least(0, "run.cache_gb", self.cache_gb)
         for name in ("precision", "teacher_precision"):
             check_one_of(("auto", "fp32", "bf16", "fp16"), f"run.{name}", getattr(self, name))
-        check_one_of(("auto", "contiguous", "channels-last"), "run.layout", self.layout)
+        for name in ("layout", "teacher_layout"):
+            known = ("auto", "contiguous", "channels-last")
+            check_one_of(known, f"run.{name}", getattr(self, name))
         check_one_of(("auto", "on", "off"), "run.compile", self.compile)
         check(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None,

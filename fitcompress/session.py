@@ -42,7 +42,7 @@ class Session:
     def form(self) -> dict[str, str]:
         """How the teacher runs while it teaches."""
         run = self.recipe.run
-        return {"precision": run.teacher_precision, "layout": run.layout}
+        return {"precision": run.teacher_precision, "layout": run.teacher_layout}
 
     def views(self, spec: InputSpec) -> tuple[Views, Views]:
         """Augmented training views and plain held-out views of a network's size."""

@@ -49,13 +49,14 @@ __all__ = [
     "train_baseline",
     "train_hints",
     "train_student",
+    "training_seconds",
 ]
 
 _CONFIRMED_IMAGES = 4
 _PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
 """Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
-_FREE = ("run.out", "run.device", "run.baseline", "data.num_workers")
-"""Settings that change nothing in the stages themselves."""
+_FREE = ("run.out", "run.device", "run.baseline", "run.compile", "data.num_workers")
+"""Settings that change nothing in the stages themselves, but for rounding."""
 
 
 def _run_stage(
@@ -90,7 +91,7 @@ def _run_stage(
         device=recipe.run.device,
         precision=recipe.run.precision,
         layout=recipe.run.layout,
-        compiles=recipe.run.compile,
+        compiles=recipe.run.compile == "on",
         emit=session.emit,
         resume=session.resume,
         num_workers=recipe.data.num_workers,
@@ -250,8 +251,8 @@ def inherit_statistics(session: Session, model: Model) -> None:
     reestimate_batch_norms(network, [batch.to(session.device) for batch in batches], len(batches))
 
 
-def estimate_cost(session: Session, planned: Planned) -> Notice:
-    """How long training will take and what it will write, from a measured step of copies."""
+def training_seconds(session: Session, planned: Planned) -> float:
+    """How long training will take, from a measured step of copies."""
     recipe, student = session.recipe, planned.student
     per_epoch = len(session.data.train)
     size = min(recipe.data.batch_size, per_epoch)
@@ -264,7 +265,12 @@ def estimate_cost(session: Session, planned: Planned) -> Notice:
     epochs1, epochs2 = recipe.stage1.epochs or 0, recipe.stage2.epochs or 0
     seconds = epochs1 * stage1 + epochs2 * (teacher_s + student_s)
     seconds += (epochs1 + epochs2) * student_s if recipe.run.baseline else 0
-    return _estimate(session, student, seconds * (per_epoch // size), recipe.run.baseline + 2)
+    return seconds * (per_epoch // size)
+
+
+def estimate_cost(session: Session, planned: Planned, seconds: float) -> Notice:
+    """How long training will take and what it will write."""
+    return _estimate(session, planned.student, seconds, session.recipe.run.baseline + 2)
 
 
 def _estimate_adaptation(session: Session, model: Model, epochs: int) -> Notice:

@@ -172,7 +172,7 @@ class Keeper:
                 data.mixup,
             ),
             *(data.seed, data.num_views, len(data), data.images.num_bytes),
-            (self.recipe.run.teacher_precision, self.recipe.run.layout),
+            (self.recipe.run.teacher_precision, self.recipe.run.teacher_layout),
         )
         return hashlib.sha256(repr(facts).encode() + data.labels.tobytes()).hexdigest()
 

@@ -1,5 +1,5 @@
-"""How a teacher runs while it teaches: the fastest precision and layout in which it says the same.
-Layer: pipeline.
+"""How the networks run: for the teacher the fastest precision and layout in which it says the same,
+and whether it pays to compile. Layer: pipeline.
 
 Measured once, when a run begins; what was chosen stands in the run's recipe from then on, so that a
 resumed run, or another from that recipe, computes the same bits.
@@ -26,7 +26,7 @@ from fitcompress.training import has_bf16
 from fitcompress.training.crew import Crew
 from fitcompress.training.device import start_accelerator
 
-__all__ = ["as_chosen", "tuned"]
+__all__ = ["as_chosen", "compiling", "tuned"]
 
 _TOLERANCE = 0.01
 """How far the outputs may be from those in float32, as a share of their norm."""
@@ -34,6 +34,11 @@ _WORTH = 1.1
 """So many times as fast as the usual form another must be to be chosen: less is noise."""
 _NUM_IMAGES, _NUM_ROUNDS, _SECONDS = 16, 9, 3.0
 """What is measured on, how often, and for about how long."""
+
+
+_LONG = 600.0
+"""Seconds of training from which some minutes of compiling come back."""
+_CHOSEN = ("teacher_precision", "teacher_layout", "compile")
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,24 @@ def tuned(session: Session, teacher: Teacher) -> Session:
         found = _fastest(session, teacher, forms) if crew.is_first else None
         chosen = crew.gathered(found)[0]
     run = session.recipe.run
-    run = replace(run, teacher_precision=chosen.precision, layout=chosen.layout)
+    run = replace(run, teacher_precision=chosen.precision, teacher_layout=chosen.layout)
+    return replace(session, recipe=replace(session.recipe, run=run))
+
+
+def compiling(session: Session, seconds: float) -> Session:
+    """The session with a decision on compiling, for a training that takes so long."""
+    run = session.recipe.run
+    if run.compile == "auto":
+        crew = Crew(start_accelerator(session.device, "fp32"))
+        is_long = crew.gathered(session.device != "mps" and seconds > _LONG)[0]
+        run = replace(run, compile="on" if is_long else "off")
     return replace(session, recipe=replace(session.recipe, run=run))
 
 
 def as_chosen(recipe: Recipe, stored: Recipe) -> Recipe:
     """The recipe of a run that goes on, with what was chosen when it began."""
     run, before = recipe.run, stored.run
-    open_ones = {
-        name: getattr(before, name)
-        for name in ("teacher_precision", "layout")
-        if getattr(run, name) == "auto"
-    }
+    open_ones = {name: getattr(before, name) for name in _CHOSEN if getattr(run, name) == "auto"}
     return replace(recipe, run=replace(run, **open_ones))
 
 
@@ -80,7 +91,7 @@ def _precisions(session: Session) -> list[str]:
 
 
 def _layouts(session: Session) -> list[str]:
-    asked = session.recipe.run.layout
+    asked = session.recipe.run.teacher_layout
     return ["contiguous", "channels-last"] if asked == "auto" else [asked]
 
 

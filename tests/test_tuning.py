@@ -28,7 +28,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def session(tmp_path: Path, images: Path) -> Session:
-    recipe = toy_runs.toy_recipe(images, tmp_path / "run", run__layout="auto")
+    recipe = toy_runs.toy_recipe(images, tmp_path / "run", run__teacher_layout="auto")
     data = load_data(recipe.data, seed=0, emit=ignore)
     return Session(recipe, data, ignore, RunDir.create(tmp_path / "run", force=False))
 
@@ -51,7 +51,7 @@ def test_a_layout_must_be_faster_by_more_than_noise(monkeypatch, session, speedu
     measured(monkeypatch, channels_last_fp32=speedup)
     said: list[Event] = []
     session = replace(session, emit=said.append)
-    assert tuning.tuned(session, toy_runs.toy_teacher()).recipe.run.layout == layout
+    assert tuning.tuned(session, toy_runs.toy_teacher()).recipe.run.teacher_layout == layout
     (notice,) = said
     assert f"channels-last fp32 is {speedup:.2f}x as fast" in notice.message
 
@@ -62,12 +62,12 @@ def test_a_precision_must_say_the_same(monkeypatch, session, tolerance, precisio
     monkeypatch.setattr(tuning, "_TOLERANCE", tolerance)
     measured(monkeypatch, contiguous_bf16=3.0)
     run = tuning.tuned(session, toy_runs.toy_teacher()).recipe.run
-    assert (run.teacher_precision, run.layout) == (precision, "contiguous")
+    assert (run.teacher_precision, run.teacher_layout) == (precision, "contiguous")
 
 
 def test_what_is_asked_for_is_not_measured(monkeypatch, session):
     monkeypatch.setattr(tuning, "paired_latency", None)
-    run = replace(session.recipe.run, teacher_precision="bf16", layout="channels-last")
+    run = replace(session.recipe.run, teacher_precision="bf16", teacher_layout="channels-last")
     asked = replace(session, recipe=replace(session.recipe, run=run))
     assert tuning.tuned(asked, toy_runs.toy_teacher()).recipe.run == run
 
@@ -102,11 +102,21 @@ def test_channels_last_computes_the_same():
 
 
 def test_a_run_that_goes_on_keeps_what_was_chosen(monkeypatch, tmp_path, images):
-    recipe = toy_runs.toy_recipe(images, tmp_path / "run", run__layout="auto")
+    recipe = toy_runs.toy_recipe(images, tmp_path / "run", run__teacher_layout="auto")
     measured(monkeypatch, channels_last_fp32=2.0)
     distill(recipe, teacher=toy_runs.toy_teacher())
     stored = load_recipe(tmp_path / "run" / "recipe.toml")
-    assert (stored.run.teacher_precision, stored.run.layout) == ("fp32", "channels-last")
+    assert (stored.run.teacher_precision, stored.run.teacher_layout) == ("fp32", "channels-last")
     assert tuning.as_chosen(recipe, stored).run == stored.run
-    asked = replace(recipe, run=replace(recipe.run, layout="contiguous"))
-    assert tuning.as_chosen(asked, stored).run.layout == "contiguous"
+    asked = replace(recipe, run=replace(recipe.run, teacher_layout="contiguous"))
+    assert tuning.as_chosen(asked, stored).run.teacher_layout == "contiguous"
+
+
+@pytest.mark.parametrize(
+    "asked, seconds, expected",
+    [("auto", 700, "on"), ("auto", 500, "off"), ("on", 1, "on"), ("off", 9000, "off")],
+)
+def test_long_trainings_are_compiled(session, asked, seconds, expected):
+    run = replace(session.recipe.run, compile=asked)
+    session = replace(session, recipe=replace(session.recipe, run=run))
+    assert tuning.compiling(session, seconds).recipe.run.compile == expected

@@ -208,15 +208,21 @@ MACHINE = Group(
             choices=("auto", "fp32", "bf16", "fp16"),
         ),
         Flag(
+            "--teacher-layout",
+            "run.teacher_layout",
+            "How its maps lie in memory meanwhile; auto is the faster one, measured.",
+            choices=("auto", "contiguous", "channels-last"),
+        ),
+        Flag(
             "--layout",
             "run.layout",
-            "How maps lie in memory; auto is the faster one for the teacher, as measured.",
+            "The same of what is trained; auto is channels-last on CUDA.",
             choices=("auto", "contiguous", "channels-last"),
         ),
         Flag(
             "--compile",
             "run.compile",
-            "Compile the networks (torch.compile); auto is for long stages on CUDA.",
+            "Compile the networks (torch.compile); auto does when training takes over ten minutes.",
             choices=("auto", "on", "off"),
         ),
     ),

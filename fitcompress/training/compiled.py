@@ -10,15 +10,7 @@ import torch
 from fitcompress.data import Batch
 from fitcompress.training.objectives import Objective
 
-__all__ = ["compile_networks", "is_worth_compiling", "uncompiled"]
-
-_MIN_STEPS = 500
-"""Of a stage, from which a minute or two of compiling come back."""
-
-
-def is_worth_compiling(asked: str, device: str, num_steps: int) -> bool:
-    """What "on", "off" or "auto" means here: "auto" compiles long stages on CUDA."""
-    return asked == "on" or (asked == "auto" and device == "cuda" and num_steps >= _MIN_STEPS)
+__all__ = ["compile_networks", "uncompiled"]
 
 
 def compile_networks(objective: Objective, batch: Batch) -> str:
@@ -47,9 +39,8 @@ def compile_networks(objective: Objective, batch: Batch) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what was wrong first."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """The first line of what went wrong, inside of the compiler where it says so."""
+    error = getattr(error, "inner_exception", error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

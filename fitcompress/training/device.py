@@ -18,6 +18,7 @@ __all__ = [
     "preserved_modes",
     "preserved_random_state",
     "resolve_device",
+    "resolve_layout",
     "resolve_precision",
     "start_accelerator",
     "to_channels_last",
@@ -65,6 +66,13 @@ def resolve_precision(name: str, device: str) -> str:
         raise RecipeError(
             "choosing the precision: fp16 needs a GPU", advice="Use fp32 or bf16 on the CPU."
         )
+    return name
+
+
+def resolve_layout(name: str, device: str) -> str:
+    """The layout asked for; "auto" is channels-last on CUDA, where convolutions are fast in it."""
+    if name == "auto":
+        return "channels-last" if device == "cuda" else "contiguous"
     return name
 
 

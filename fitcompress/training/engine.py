@@ -26,12 +26,13 @@ from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, EpochFinished, Notice, StageFinished, StageStarted, ignore
 from fitcompress.recipe import OptimRecipe
 from fitcompress.training.checkpoint import all_finite, read_checkpoint, write_checkpoint
-from fitcompress.training.compiled import compile_networks, is_worth_compiling, uncompiled
+from fitcompress.training.compiled import compile_networks, uncompiled
 from fitcompress.training.crew import Crew
 from fitcompress.training.device import (
     preserved_modes,
     preserved_random_state,
     resolve_device,
+    resolve_layout,
     resolve_precision,
     start_accelerator,
     to_channels_last,
@@ -67,7 +68,7 @@ def train(
     device: str = "auto",
     precision: str = "auto",
     layout: str = "contiguous",
-    compiles: str = "off",
+    compiles: bool = False,
     emit: Emit = ignore,
     resume: bool = False,
     num_workers: int = 0,
@@ -84,8 +85,8 @@ def train(
         batch_size: of a process; capped so that an epoch has a step.
         accumulate: batches of each process in a step.
         checkpoint_path: written after each epoch, every ten minutes, and on SIGINT or SIGTERM.
-        layout: "contiguous" or "channels-last", of what is trained.
-        compiles: "on", "off" or "auto" (long stages on CUDA); where that fails it is said and left.
+        layout: "contiguous", "channels-last" or "auto" (channels-last on CUDA), of what is trained.
+        compiles: compile the networks; where that fails it is said, and they run as they are.
         stage: its name in events and messages; a part of the seed.
         resume: go on from `checkpoint_path` where it exists; a finished stage is only loaded.
         recipe_hash: whatever else the stage depends on; a checkpoint with another is refused.
@@ -112,10 +113,10 @@ def train(
         checkpoint_path=checkpoint_path,
     )
     with _borrowed(objective, device) as stop:
-        if layout == "channels-last":
+        if resolve_layout(layout, device) == "channels-last":
             to_channels_last(objective.trained)
         loop = _Loop(setup, objective, crew, train_data, held_out_data, stop, emit)
-        if is_worth_compiling(compiles, device, setup.num_steps):
+        if compiles:
             loop.compile()
         if resume:
             loop.restore()

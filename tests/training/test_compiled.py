@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from toy_training import digest, make_distill, run_distill, summary
 
-from fitcompress.training.compiled import is_worth_compiling
-
 
 @pytest.fixture(autouse=True)
 def without_a_c_compiler(monkeypatch):
@@ -34,7 +32,7 @@ def test_a_compiled_stage_learns_what_a_plain_one_learns(tmp_path):
     events = []
     plain, _ = run_distill(tmp_path / "a", objective=without_dropout())
     found, _ = run_distill(
-        tmp_path / "b", objective=without_dropout(), compiles="on", emit=events.append
+        tmp_path / "b", objective=without_dropout(), compiles=True, emit=events.append
     )
     assert "stage2: compiled" in messages(events)
     for one, other in zip(plain.history, found.history, strict=True):
@@ -53,7 +51,7 @@ def test_the_networks_that_run_are_the_compiled_ones(tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(nn.Module, "compile", partialmethod(_plain_compile, backend=counting))
-    run_distill(tmp_path / "a", epochs=1, compiles="on")
+    run_distill(tmp_path / "a", epochs=1, compiles=True)
     assert len(calls) >= 2 * 6, "teacher and student, in each of six steps"
 
 
@@ -61,11 +59,11 @@ _plain_compile = nn.Module.compile
 
 
 def test_a_compiled_run_resumes_to_the_same_bits(tmp_path):
-    whole, objective = run_distill(tmp_path / "a", compiles="on")
+    whole, objective = run_distill(tmp_path / "a", compiles=True)
     torch.compiler.reset()
-    run_distill(tmp_path / "a", compiles="on", resume=True)
+    run_distill(tmp_path / "a", compiles=True, resume=True)
     torch.compiler.reset()
-    again, other = run_distill(tmp_path / "b", compiles="on")
+    again, other = run_distill(tmp_path / "b", compiles=True)
     assert summary(whole, objective.trained) == summary(again, other.trained)
 
 
@@ -76,22 +74,8 @@ def test_where_the_compiler_fails_it_is_said_and_nothing_is_changed(tmp_path, mo
     monkeypatch.setattr(nn.Module, "compile", partialmethod(_plain_compile, backend=failing))
     events = []
     plain, one = run_distill(tmp_path / "a")
-    found, other = run_distill(tmp_path / "b", compiles="on", emit=events.append)
+    found, other = run_distill(tmp_path / "b", compiles=True, emit=events.append)
     (said,) = [message for message in messages(events) if "compiled" in message]
     assert said.startswith("stage2: not compiled: ") and "no such processor" in said
     assert summary(plain, one.trained) == summary(found, other.trained)
     assert digest(one.teacher) == digest(other.teacher)
-
-
-@pytest.mark.parametrize(
-    "asked, device, num_steps, expected",
-    [
-        ("on", "cpu", 1, True),
-        ("off", "cuda", 10_000, False),
-        ("auto", "cpu", 10_000, False),
-        ("auto", "cuda", 10_000, True),
-        ("auto", "cuda", 100, False),
-    ],
-)
-def test_auto_compiles_long_stages_on_gpus(asked, device, num_steps, expected):
-    assert is_worth_compiling(asked, device, num_steps) is expected
