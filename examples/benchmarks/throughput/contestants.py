@@ -1,0 +1,382 @@
+"""The ways to distill that are compared: each makes a step of training on a batch in memory.
+
+All get the same teacher (random weights: they cost the same), the same student, which fitcompress
+made, and the same batch. `STEPS` has them by name; each is called with a `Pair` and returns a step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fitcompress.data import ArrayImages, Batch, Preprocess, make_dataset
+from fitcompress.events import ignore
+from fitcompress.parts import StageCost, cut_at, freeze_teacher, stage_cost
+from fitcompress.planning import Planned, make_regressors, plan_run
+from fitcompress.recipe import OptimRecipe, Recipe, resolve_recipe
+from fitcompress.spec import InputSpec
+from fitcompress.teacher import Teacher, teacher_from_module
+from fitcompress.training import DistillObjective, HintObjective, Objective
+from fitcompress.training.crew import Crew
+from fitcompress.training.device import resolve_precision, start_accelerator, to_channels_last
+
+Step = Callable[[], object]
+
+SIDES = {"resnet56": 32, "resnet50": 224, "deit_small_patch16_224": 224}
+"""Teachers and the sides of their images."""
+TAU, RATE = 4.0, 1e-3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher, its student and a batch, on a device."""
+
+    name: str
+    batch_size: int
+    device: str
+    compiles: bool
+    teacher_layout: str = "channels-last"
+
+    @property
+    def module(self) -> nn.Module:
+        """The teacher as its user has it."""
+        torch.manual_seed(0)
+        if self.name == "resnet56":
+            sys.path.insert(0, str(Path(__file__).parents[2] / "cifar10"))
+            from resnet_cifar import resnet56
+
+            return resnet56().eval()
+        import timm
+
+        return timm.create_model(self.name).eval()
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return resolve_recipe(settings={"student.depth_mult": 2.0, "student.width_mult": 0.3})
+
+    @cached_property
+    def spec(self) -> InputSpec:
+        side = SIDES[self.name]
+        return InputSpec(shape=(3, side, side), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return teacher_from_module(self.module, self.spec)
+
+    @cached_property
+    def planned(self) -> Planned:
+        return plan_run(self.teacher, self.recipe, emit=ignore)
+
+    @property
+    def student(self) -> nn.Module:
+        return self.planned.student.network.to(self.device).train()
+
+    @cached_property
+    def batch(self) -> Batch:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (self.batch_size, *self.spec.shape), generator=generator)
+        ids = torch.arange(self.batch_size)
+        return Batch(images.to(torch.uint8), ids % 10, ids).to(self.device)
+
+    @cached_property
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """The batch as other tools take it: normalised images, and labels."""
+        return Preprocess(self.spec).to(self.device)(self.batch.images), self.batch.labels
+
+    @property
+    def precision(self) -> str:
+        return resolve_precision("auto", self.device)
+
+    def autocast(self) -> torch.autocast:
+        is_on = self.device == "cuda"
+        return torch.autocast(self.device, torch.bfloat16, enabled=is_on)
+
+    def costs(self) -> tuple[StageCost, StageCost]:
+        """Of the cut step of stage 1, and of the step of both whole networks."""
+        teacher, student = self.planned.teacher, self.planned.student
+        hints = [pair.hint.node for pair in self.planned.pairs]
+        guided = [pair.guided.node for pair in self.planned.pairs]
+        return stage_cost(teacher, student, hints, guided), stage_cost(teacher, student)
+
+
+# --- fitcompress -----------------------------------------------------------------------------
+
+
+def _engine_step(pair: Pair, objective: Objective, batch: Batch) -> Step:
+    """A step of the training loop itself, on a batch that is there already."""
+    from fitcompress.training.engine import _Loop
+    from fitcompress.training.interrupts import StopRequest
+    from fitcompress.training.setup import Setup
+
+    crew = Crew(start_accelerator(pair.device, pair.precision))
+    setup = Setup(
+        stage="stage",
+        epochs=1,
+        batch_size=len(batch),
+        accumulate=1,
+        num_processes=1,
+        steps_per_epoch=1_000_000,
+        seed=0,
+        optim=OptimRecipe(),
+        recipe_hash="",
+        num_workers=0,
+        checkpoint_path=Path("none"),
+    )
+    if pair.device == "cuda":
+        to_channels_last(objective.trained)
+    pixels = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+    views = make_dataset(
+        ArrayImages(pixels, batch.labels.cpu().numpy()), pair.spec, augment="none", seed=0
+    )
+    loop = _Loop(setup, objective, crew, views, None, StopRequest(), ignore)
+    if pair.compiles:
+        loop.compile()
+    objective.train()
+    return lambda: loop._step([batch])
+
+
+def stage_1(pair: Pair) -> Step:
+    planned = pair.planned
+    frozen = freeze_teacher(
+        planned.teacher, [p.hint.node for p in planned.pairs], **_form(pair)
+    ).network
+    guided = cut_at(planned.student, [p.guided.node for p in planned.pairs])
+    regressors = [regressor for regressor, _ in make_regressors(planned.pairs, pair.recipe.hints)]
+    objective = HintObjective(
+        frozen,
+        guided,
+        regressors,
+        teacher_preprocess=Preprocess(pair.spec),
+        student_preprocess=Preprocess(pair.spec),
+    )
+    return _engine_step(pair, objective, pair.batch)
+
+
+def stage_2(pair: Pair) -> Step:
+    return _engine_step(pair, _distill(pair), pair.batch)
+
+
+def stage_2_cached(pair: Pair) -> Step:
+    """With the teacher's answers at hand."""
+    objective = _distill(pair)
+    objective.to(torch.device(pair.device))
+    answers = objective.ask(pair.batch)
+    batch = Batch(pair.batch.images, pair.batch.labels, pair.batch.ids, answers=answers)
+    return _engine_step(pair, objective, batch)
+
+
+def _distill(pair: Pair) -> DistillObjective:
+    return DistillObjective(
+        freeze_teacher(pair.planned.teacher, **_form(pair)).network,
+        pair.planned.student.network,
+        pair.recipe.stage2,
+        teacher_preprocess=Preprocess(pair.spec),
+        student_preprocess=Preprocess(pair.spec),
+    )
+
+
+def _form(pair: Pair) -> dict[str, str]:
+    return {"precision": pair.precision, "layout": pair.teacher_layout}
+
+
+# --- the others --------------------------------------------------------------------------------
+
+
+def plain_stage_1(pair: Pair) -> Step:
+    """As the CIFAR benchmark repositories do it: both networks whole, the features by hooks, their
+    mean squared error through a regressor."""
+    teacher, student = pair.module.to(pair.device), pair.student
+    names = [(p.hint.name, p.guided.name) for p in pair.planned.pairs]
+    (regressor,) = (r for r, _ in make_regressors(pair.planned.pairs, pair.recipe.hints))
+    regressor = regressor.to(pair.device)
+    seen: dict[str, Tensor] = {}
+    for network, name, key in ((teacher, names[0][0], "t"), (student, names[0][1], "s")):
+        network.get_submodule(name).register_forward_hook(
+            lambda _, __, value, key=key: seen.__setitem__(key, value)
+        )
+    optimizer = _sgd([*student.parameters(), *regressor.parameters()])
+    x, _ = pair.inputs
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.no_grad():
+            teacher(x)
+        student(x)
+        functional.mse_loss(regressor(seen["s"]), regressor.target(seen["t"])).backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_stage_2(pair: Pair) -> Step:
+    """Both networks as they are, in float32, KL divergence and cross-entropy."""
+    teacher, student = pair.module.to(pair.device), pair.student
+    optimizer = _sgd(student.parameters())
+    x, labels = pair.inputs
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.no_grad():
+            said = teacher(x)
+        _kd(student(x), said, labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def timm_stage_2(pair: Pair) -> Step:
+    """timm's own distillation task, compiled, channels-last, in bfloat16 on GPUs."""
+    from timm.task import LogitDistillationTask
+
+    teacher, student = pair.module.to(pair.device), pair.student
+    config = {"mean": pair.spec.mean, "std": pair.spec.std}
+    num_classes = teacher(pair.inputs[0][:1]).shape[1]
+    for network in (teacher, student):
+        network.pretrained_cfg, network.num_classes, network.in_chans = config, num_classes, 3
+        if pair.device == "cuda" or pair.teacher_layout == "channels-last":
+            network.to(memory_format=torch.channels_last)
+    task = LogitDistillationTask(
+        student,
+        teacher,
+        criterion=nn.CrossEntropyLoss(),
+        task_loss_weight=0.1,
+        temperature=TAU,
+        device=torch.device(pair.device),
+        verbose=False,
+    )
+    if pair.compiles:
+        task.compile(backend="inductor")
+    task.train()
+    optimizer = _sgd(student.parameters())
+    x, labels = pair.inputs
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with pair.autocast():
+            loss = task(x, labels)["loss"]
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def torchdistill_stage_2(pair: Pair) -> Step:
+    """torchdistill's distillation box with its KD loss, which has no mixed precision."""
+    from torchdistill.core.distillation import get_distillation_box
+
+    kd = {
+        "student_module_path": ".",
+        "student_module_io": "output",
+        "teacher_module_path": ".",
+        "teacher_module_io": "output",
+        "temperature": TAU,
+        "alpha": 0.1,
+        "reduction": "batchmean",
+    }
+    config = {
+        "num_epochs": 1,
+        "teacher": {
+            "forward_proc": "forward_batch_only",
+            "requires_grad": False,
+            "forward_hook": {"input": [], "output": []},
+        },
+        "student": {
+            "forward_proc": "forward_batch_only",
+            "requires_grad": True,
+            "forward_hook": {"input": [], "output": []},
+        },
+        "criterion": {
+            "key": "WeightedSumLoss",
+            "kwargs": {
+                "sub_terms": {"kd": {"criterion": {"key": "KDLoss", "kwargs": kd}, "weight": 1.0}}
+            },
+        },
+        "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9}},
+    }
+    teacher, student = pair.module.to(pair.device), pair.student
+    box = get_distillation_box(
+        teacher, student, {}, config, torch.device(pair.device), None, False, 1.0
+    )
+    x, labels = pair.inputs
+
+    def step() -> None:
+        box.post_forward_process(box.forward_process(x, labels, {}))
+
+    return step
+
+
+# --- the limits --------------------------------------------------------------------------------
+
+
+def student_alone(pair: Pair) -> Step:
+    """Forward, backward and step of the student, as fast as it goes here, without a teacher."""
+    student = pair.student
+    if pair.device == "cuda":
+        to_channels_last(student)
+    if pair.compiles:
+        student.compile(dynamic=False)
+    optimizer = torch.optim.AdamW(student.parameters(), RATE, fused=True)
+    x, labels = pair.inputs
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with pair.autocast():
+            loss = functional.cross_entropy(student(x), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def by_hand(pair: Pair) -> Step:
+    """A compiled teacher forward and a compiled student step, written by hand."""
+    teacher, student = pair.module.to(pair.device), pair.student
+    for network in (teacher, student):
+        if pair.device == "cuda" or (network is teacher and pair.teacher_layout != "contiguous"):
+            to_channels_last(network)
+        if pair.compiles:
+            network.compile(dynamic=False)
+    optimizer = torch.optim.AdamW(student.parameters(), RATE, fused=True)
+    x, labels = pair.inputs
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with pair.autocast():
+            with torch.no_grad():
+                said = teacher(x)
+            loss = _kd(student(x), said, labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _kd(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    soft = functional.kl_div(
+        (student / TAU).log_softmax(1), (teacher / TAU).softmax(1), reduction="batchmean"
+    )
+    return 0.9 * TAU**2 * soft + 0.1 * functional.cross_entropy(student, labels)
+
+
+def _sgd(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, RATE, momentum=0.9)  # type: ignore[arg-type]
+
+
+STEPS: dict[str, Callable[[Pair], Step]] = {
+    "fitcompress stage 1": stage_1,
+    "fitcompress stage 2": stage_2,
+    "fitcompress stage 2, cached": stage_2_cached,
+    "plain loop, stage 1": plain_stage_1,
+    "plain loop, stage 2": plain_stage_2,
+    "timm, stage 2": timm_stage_2,
+    "torchdistill, stage 2": torchdistill_stage_2,
+    "student alone": student_alone,
+    "by hand, stage 2": by_hand,
+}
