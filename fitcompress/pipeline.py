@@ -30,7 +30,7 @@ from fitcompress.planning import make_model, plan_run, with_state
 from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
 from fitcompress.report import Report
 from fitcompress.rundir import RunDir, is_first_process
-from fitcompress.session import Session, resolve_epochs
+from fitcompress.session import Session, on_its_threads, resolve_epochs
 from fitcompress.settings import with_settings
 from fitcompress.stages import (
     adapt_teacher,
@@ -70,6 +70,7 @@ _DEMO = {
 }
 
 
+@on_its_threads
 def distill(
     recipe: Recipe,
     *,
@@ -247,6 +248,7 @@ def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
     ]
 
 
+@on_its_threads
 def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
     """The model folder `recipe.run.out`: a timm model fine-tuned on the recipe's data.
 
@@ -273,6 +275,7 @@ def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
     return folder
 
 
+@on_its_threads
 def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
     """The accuracy of any model (a folder, a teacher, an ONNX file) on the evaluation split."""
     data = _load(recipe, emit)

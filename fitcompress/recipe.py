@@ -187,6 +187,9 @@ class OptimRecipe:
     """"cosine" or "constant"."""
     warmup_epochs: float = 0.5
     grad_clip: float | None = 1.0
+    ema: float = 0.0
+    """Decay of the moving average of the weights, which is then what the stage ends with (0.999 or
+    so); 0 takes the last weights."""
 
     def __post_init__(self) -> None:
         check_positive("optim.lr", self.lr)
@@ -194,6 +197,7 @@ class OptimRecipe:
         check_one_of(("cosine", "constant"), "optim.schedule", self.schedule)
         check_at_least(0, "optim.warmup_epochs", self.warmup_epochs)
         check_positive("optim.grad_clip", self.grad_clip)
+        check(0 <= self.ema < 1, "optim.ema", "at least 0 and below 1", self.ema)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,7 +258,7 @@ class RunRecipe:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
-    """"fp32", "bf16", "fp16" or "auto" (bf16 on CUDA, else fp32)."""
+    """"fp32", "bf16", "fp16" or "auto" (bf16 on CUDA and on processors with AMX, else fp32)."""
     teacher_precision: str = "auto"
     """Of the teacher while it teaches: "fp32", "bf16", "fp16" or "auto" (the fastest that is
     measured to say the same)."""
@@ -266,6 +270,11 @@ class RunRecipe:
     compile: str = "auto"
     """Whether networks are compiled: "on", "off" or "auto" (when training takes over ten minutes).
     """
+    auto_batch: bool = False
+    """Where memory runs out, halve the batch and accumulate twice as many."""
+    threads: int | None = None
+    """Of the processor, for each process; None is the cores that the machine grants, divided among
+    the processes on it, or OMP_NUM_THREADS."""
     cache_teacher: str = "auto"
     """Where the teacher's answers are kept: "auto" (with the run, until it is finished), "off", or
     a directory."""
@@ -277,6 +286,7 @@ class RunRecipe:
     def __post_init__(self) -> None:
         check_at_least(0, "run.seed", self.seed)
         check_at_least(0, "run.cache_gb", self.cache_gb)
+        check_at_least(1, "run.threads", self.threads)
         for name in ("precision", "teacher_precision"):
             check_one_of(("auto", "fp32", "bf16", "fp16"), f"run.{name}", getattr(self, name))
         for name in ("layout", "teacher_layout"):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import islice
+from typing import ParamSpec, TypeVar
 
 from fitcompress.data import Batch, DataBundle, Views, make_dataset, make_loader
 from fitcompress.events import Emit
 from fitcompress.recipe import Recipe
 from fitcompress.rundir import RunDir
 from fitcompress.spec import InputSpec
-from fitcompress.training import resolve_device
+from fitcompress.training import resolve_device, used_threads
 
-__all__ = ["Session", "plain_batches", "resolve_epochs"]
+__all__ = ["Session", "on_its_threads", "plain_batches", "resolve_epochs"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 _STATISTICS_BATCHES = 32
 _SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 45_000, 1_500_000
@@ -78,6 +84,19 @@ def resolve_epochs(recipe: Recipe, data: DataBundle) -> Recipe:
         ),
         stage2=replace(recipe.stage2, epochs=stage2),
     )
+
+
+def on_its_threads(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A command that computes with the threads that the recipe among its arguments names."""
+
+    @wraps(command)
+    def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        values = (*arguments, *options.values())
+        recipe = next(value for value in values if isinstance(value, Recipe))
+        with used_threads(recipe.run.threads):
+            return command(*arguments, **options)
+
+    return run
 
 
 def plain_batches(session: Session, spec: InputSpec) -> list[Batch]:

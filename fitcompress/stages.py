@@ -55,7 +55,7 @@ __all__ = [
 _CONFIRMED_IMAGES = 4
 _PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
 """Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
-_FREE = ("run.out", "run.device", "run.baseline", "run.compile", "data.num_workers")
+_FREE = ("run.out", "run.device", "run.baseline", "run.compile", "run.threads", "data.num_workers")
 """Settings that change nothing in the stages themselves, but for rounding."""
 
 
@@ -96,6 +96,7 @@ def _run_stage(
         resume=session.resume,
         num_workers=recipe.data.num_workers,
         accumulate=recipe.data.accumulate,
+        auto_batch=recipe.run.auto_batch,
         recipe_hash=_recipe_hash(recipe, subject),
     )
     return replace(result, flops_per_image=cost.step_flops)

@@ -152,8 +152,15 @@ _DATA = Flag(
     "Folder of images, a timm data set (hfds/, wds/, torch/, tfds/), or builtin.",
 )
 _LIMIT = Flag("--limit", "data.limit", "At most so many training images (a stratified sample).")
-_BATCH_SIZE = Flag("--batch-size", "data.batch_size", "Images per step.")
+_BATCH_SIZE = Flag("--batch-size", "data.batch_size", "Images that a process takes at once.")
 _WORKERS = Flag("--workers", "data.num_workers", "Processes that decode images; 0 decodes inline.")
+_AUTO_BATCH = Flag(
+    "--auto-batch",
+    "run.auto_batch",
+    "Where memory runs out, halve the batch and average the gradients of twice as many.",
+    constant=True,
+)
+
 
 DATA = Group("Data", (_DATA, _LIMIT, _BATCH_SIZE, _WORKERS))
 
@@ -179,6 +186,7 @@ TRAINING = Group(
             "run.cache_teacher",
             "Where the teacher's answers to views that come again are kept: auto, off, a folder.",
         ),
+        _AUTO_BATCH,
     ),
 )
 
@@ -187,6 +195,7 @@ FINE_TUNING = Group(
     (
         Flag("--epochs", "teacher.epochs", "Epochs of training."),
         Flag("--lr", "teacher.lr", "Learning rate."),
+        _AUTO_BATCH,
     ),
 )
 
@@ -195,10 +204,11 @@ MACHINE = Group(
     (
         Flag("--seed", "run.seed", "All randomness follows from it."),
         Flag("--device", "run.device", "auto, cpu, cuda, cuda:1 or mps."),
+        Flag("--threads", "run.threads", "Of the processor; without it, the cores at hand."),
         Flag(
             "--precision",
             "run.precision",
-            "auto is bf16 on CUDA, else fp32.",
+            "auto is bf16 on CUDA and on processors with AMX, else fp32.",
             choices=("auto", "fp32", "bf16", "fp16"),
         ),
         Flag(

@@ -33,6 +33,16 @@ class PixelCache:
         value: Pixels = self._values[index]
         return value
 
+    @property
+    def num_known(self) -> int:
+        """How many have been computed."""
+        return int(self._is_known.sum())
+
+    @property
+    def values(self) -> Pixels:
+        """All of them; those that are not known are zeros."""
+        return self._values
+
     def __reduce__(self) -> tuple[type[PixelCache], tuple[tuple[int, ...]]]:
         return PixelCache, (self._shape,)
 

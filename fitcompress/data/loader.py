@@ -66,7 +66,8 @@ def make_loader(
         batch_size: images in a batch; the last may have fewer unless `drop_last`.
         shuffle_seed: None keeps the order of the data set.
         epoch: with the seed decides the order.
-        num_workers: processes that prepare batches; they change nothing but the speed.
+        num_workers: processes that prepare batches; they change nothing but the speed. There are
+            none where the views are settled on a device.
         start_batch: so many batches are left out, undecoded: what follows is as if they had been
             read.
         drop_last: leave out what is not a whole number of so many batches; 0 leaves out nothing.
@@ -82,9 +83,9 @@ def make_loader(
     return DataLoader(
         _ByBatch(dataset),
         batch_sampler=batches,
-        num_workers=num_workers,
+        num_workers=0 if dataset.is_settled else num_workers,
         collate_fn=_as_it_is,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory and not dataset.is_settled,
         # Else each iterator draws a seed for its workers from torch's global generator, which
         # dropout draws from too.
         generator=torch.Generator(),

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -62,8 +63,9 @@ def strong_view(image: Image.Image, spec: InputSpec, word: int) -> Pixels:
         return _pixels(v2.Compose([crop, v2.RandomHorizontalFlip(), jitter])(image))
 
 
-def move(plain: Pixels, uniforms: npt.NDArray[np.float64], *, padding: float) -> Pixels:
-    """Each image of NCHW shifted by up to `padding` of its sides and, half of them, mirrored.
+def move(plain: Tensor, uniforms: npt.NDArray[np.float64], *, padding: float) -> Tensor:
+    """Each image of NCHW shifted by up to `padding` of its sides and, half of them, mirrored; on
+    the images' device.
 
     The same as a random crop of the image padded by reflection, then a horizontal flip. `uniforms`,
     shape (N, 3), decide the vertical and horizontal shift and the flip.
@@ -72,18 +74,22 @@ def move(plain: Pixels, uniforms: npt.NDArray[np.float64], *, padding: float) ->
     rows = _shifted(height, uniforms[:, 0], padding)
     columns = _shifted(width, uniforms[:, 1], padding)
     columns = np.where(uniforms[:, 2, None] < 0.5, columns[:, ::-1], columns)
+    places = (np.arange(num)[:, None], np.arange(channels)[None], rows[:, None], columns[:, None])
+    samples, planes, rows_N1H, columns_N1W = (
+        torch.from_numpy(place).to(plain.device) for place in places
+    )
     return plain[
-        np.arange(num)[:, None, None, None],
-        np.arange(channels)[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
+        samples[..., None, None],
+        planes[..., None, None],
+        rows_N1H[..., None],
+        columns_N1W[:, :, None],
     ]
 
 
-def mix(images: Pixels, partners: Pixels, lam: npt.NDArray[np.float32]) -> Pixels:
-    """lam x image + (1 - lam) x partner, rounded."""
-    weight = lam[:, None, None, None]
-    return np.rint(images * weight + partners * (1 - weight)).astype(np.uint8)
+def mix(images: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
+    """lam x image + (1 - lam) x partner, rounded: uint8. `lam`: float32, one for each image."""
+    weight = lam.to(images.device)[:, None, None, None]
+    return torch.round(images * weight + partners * (1 - weight)).to(torch.uint8)
 
 
 def _covering_size(native: tuple[int, int], target: tuple[int, int], crop_pct: float) -> list[int]:

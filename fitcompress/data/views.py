@@ -1,7 +1,8 @@
 """What a network sees of an image: a uint8 view of its size. Layer: images, pixels, draws; knows
 no loader and no training.
 
-The plain view (resized, cropped in the centre) is cached for sets that fit in memory. Augmentation
+The plain view (resized, cropped in the centre) is kept for sets that fit in memory, where training
+runs. Augmentation
 is a pure function of (seed, sample id, epoch): "flip" and "crop" move plain views by whole pixels,
 whole batches at once; "strong" uses torchvision's random transforms on the native image, under a
 generator seeded by those three.
@@ -15,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -106,6 +106,7 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         num_bytes = len(images) * int(np.prod(spec.shape))
         is_cached = augment != "strong" and num_bytes <= cache_bytes
         self._cache = PixelCache((len(images), *spec.shape)) if is_cached else None
+        self._settled: Tensor | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose views the next items and batches show; after `num_views` epochs
@@ -113,12 +114,29 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         """
         self.epoch = epoch % self.num_views if self.num_views else epoch
 
+    def settle(self, device: torch.device) -> None:
+        """Puts the plain views of a set that is kept in memory on the device, once half of them are
+        known: batches are made there from then on, of the same bits, and need no workers.
+        """
+        if self._settled is not None or self._cache is None:
+            return
+        if 2 * self._cache.num_known < len(self):
+            return
+        for index in range(len(self)):
+            self._plain(index)
+        self._settled = torch.from_numpy(self._cache.values).to(device)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether batches are made on the device."""
+        return self._settled is not None
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         """(uint8 CHW view, label or -1, id). Mixup is a matter of batches."""
-        return torch.from_numpy(self._views([index])[0]), int(self.labels[index]), index
+        return self._views([index])[0], int(self.labels[index]), index
 
     def batch(self, ids: Sequence[int]) -> Batch:
         """The views of some samples. Each is the same in whatever batch it comes."""
@@ -126,34 +144,40 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         ids_N = torch.tensor(list(ids), dtype=torch.int64)
         answers = self.answers(ids, self.epoch) if self.answers else ()
         if not self.mixup:
-            return Batch(torch.from_numpy(images), labels, ids_N, answers=answers)
+            return Batch(images, labels, ids_N, answers=answers)
         partners, lam = self._partners(ids)
-        mixed = torch.from_numpy(mix(images, self._views(partners.tolist()), lam))
+        mixed = mix(images, self._views(partners.tolist()), lam)
         mix_labels = torch.from_numpy(self.labels[partners])
-        return Batch(mixed, labels, ids_N, mix_labels, torch.from_numpy(lam), answers)
+        return Batch(mixed, labels, ids_N, mix_labels, lam, answers)
 
-    def _views(self, ids: Sequence[int]) -> Pixels:
+    def _views(self, ids: Sequence[int]) -> Tensor:
         """uint8 NCHW."""
         if self.augment == "strong":
             words = draw_words(self.seed, Stream.VIEW, ids, epoch=self.epoch, num=1)[:, 0]
             pairs = zip(ids, words, strict=True)
-            return np.stack([strong_view(self.images.load(i), self.spec, int(w)) for i, w in pairs])
-        plain = np.stack([self._plain(i) for i in ids])
+            views = [strong_view(self.images.load(i), self.spec, int(w)) for i, w in pairs]
+            return torch.from_numpy(np.stack(views))
+        plain = self._plain_views(ids)
         if self.augment == "none":
             return plain
         words = draw_words(self.seed, Stream.VIEW, ids, epoch=self.epoch, num=3)
         return move(plain, to_uniform(words), padding=_CROP_PADDING * (self.augment == "crop"))
+
+    def _plain_views(self, ids: Sequence[int]) -> Tensor:
+        if self._settled is None:
+            return torch.from_numpy(np.stack([self._plain(i) for i in ids]))
+        return self._settled[torch.tensor(list(ids), device=self._settled.device)]
 
     def _plain(self, index: int) -> Pixels:
         if self._cache is None:
             return plain_view(self.images.load(index), self.spec)
         return self._cache.get(index, lambda: plain_view(self.images.load(index), self.spec))
 
-    def _partners(self, ids: Sequence[int]) -> tuple[Indices, npt.NDArray[np.float32]]:
+    def _partners(self, ids: Sequence[int]) -> tuple[Indices, Tensor]:
         """Each sample's mixup partner, and its own weight (mixup, Zhang et al. 2018, section 2)."""
         words = draw_words(self.seed, Stream.MIX, ids, epoch=self.epoch, num=2)
         partners = (to_uniform(words[:, 0]) * len(self)).astype(np.int64)
-        return partners, to_beta(words[:, 1], self.mixup).astype(np.float32)
+        return partners, torch.from_numpy(to_beta(words[:, 1], self.mixup).astype(np.float32))
 
 
 def make_dataset(

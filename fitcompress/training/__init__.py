@@ -6,7 +6,12 @@ anywhere and goes on to the same bits.
 """
 
 from fitcompress.training.checkpoint import read_checkpoint
-from fitcompress.training.device import has_bf16, resolve_device, resolve_precision
+from fitcompress.training.device import (
+    has_bf16,
+    resolve_device,
+    resolve_precision,
+    used_threads,
+)
 from fitcompress.training.engine import train
 from fitcompress.training.interrupts import Interrupted, stop_on_signals
 from fitcompress.training.objectives import (
@@ -42,4 +47,5 @@ __all__ = [
     "standardise_hints",
     "stop_on_signals",
     "train",
+    "used_threads",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import loky
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -22,6 +24,7 @@ __all__ = [
     "resolve_precision",
     "start_accelerator",
     "to_channels_last",
+    "used_threads",
 ]
 
 _MIXED_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -51,13 +54,15 @@ def resolve_device(name: str) -> str:
 
 
 def resolve_precision(name: str, device: str) -> str:
-    """The precision asked for, "fp32", "bf16" or "fp16"; "auto" is bf16 on CUDA where it can.
+    """The precision asked for, "fp32", "bf16" or "fp16"; "auto" is bf16 where the GPU, or a matrix
+    unit of the CPU, computes in it.
 
     Raises:
         RecipeError: unknown, or fp16 on the CPU, where it has no use.
     """
     if name == "auto":
-        return "bf16" if device == "cuda" and has_bf16(device) else "fp32"
+        is_fast = has_bf16(device) if device == "cuda" else device == "cpu" and _has_amx()
+        return "bf16" if is_fast else "fp32"
     if name not in _MIXED_PRECISIONS:
         raise RecipeError(
             f"choosing the precision: no {name!r}", advice="Use fp32, bf16, fp16 or auto."
@@ -80,8 +85,29 @@ def has_bf16(device: str) -> bool:
     """Whether the device multiplies bfloat16 in hardware."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    units = (torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported)
-    return device == "cpu" and any(bool(is_there()) for is_there in units)
+    return device == "cpu" and (_has_amx() or bool(torch.cpu._is_avx512_bf16_supported()))
+
+
+def _has_amx() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def used_threads(num: int | None) -> Iterator[int]:
+    """Inside, torch computes with so many threads of the processor; they come back at the end.
+
+    None: OMP_NUM_THREADS where a person has set it; launchers of several processes set it to 1,
+    which does not count. Else the cores that the machine grants (the process's affinity and the
+    quota of its container, at which torch does not look), divided among the processes on it.
+    """
+    before, siblings = torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if num is None and ("OMP_NUM_THREADS" not in os.environ or siblings > 1):
+        num = max(1, loky.cpu_count(only_physical_cores=True) // siblings)
+    torch.set_num_threads(num or before)
+    try:
+        yield num or before
+    finally:
+        torch.set_num_threads(before)
 
 
 def start_accelerator(device: str, precision: str) -> Accelerator:

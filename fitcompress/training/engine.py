@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fitcompress.data import Batch, Views, in_groups, make_loader
 from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, EpochFinished, Notice, StageFinished, StageStarted, ignore
 from fitcompress.recipe import OptimRecipe
+from fitcompress.training.average import WeightAverage
 from fitcompress.training.checkpoint import all_finite, read_checkpoint, write_checkpoint
 from fitcompress.training.compiled import compile_networks, uncompiled
 from fitcompress.training.crew import Crew
@@ -38,11 +39,18 @@ from fitcompress.training.device import (
     to_channels_last,
 )
 from fitcompress.training.interrupts import Interrupted, StopRequest, stop_on_signals
+from fitcompress.training.memory import in_memory
 from fitcompress.training.meter import ADVICE_DIVERGED, LossMeter
 from fitcompress.training.objectives import Objective, Scores
 from fitcompress.training.optimizer import build_optimizer, set_learning_rate
 from fitcompress.training.progress import ProgressReporter
-from fitcompress.training.result import LONG_WAIT, StageResult, result_of, waiting_notice
+from fitcompress.training.result import (
+    LONG_WAIT,
+    StageResult,
+    epoch_record,
+    result_of,
+    waiting_notice,
+)
 from fitcompress.training.scoring import add_scores, mean_scores
 from fitcompress.training.setup import Position, Setup, check_settings, fit_steps, step_seed
 
@@ -73,6 +81,7 @@ def train(
     resume: bool = False,
     num_workers: int = 0,
     accumulate: int = 1,
+    auto_batch: bool = False,
     recipe_hash: str = "",
 ) -> StageResult:
     """Trains `objective.trained` in place, up to the last epoch, and returns what that cost.
@@ -84,6 +93,7 @@ def train(
         held_out_data: evaluated after each epoch; None or an empty set leaves that out.
         batch_size: of a process; capped so that an epoch has a step.
         accumulate: batches of each process in a step.
+        auto_batch: halve the batch and double `accumulate` where memory runs out.
         checkpoint_path: written after each epoch, every ten minutes, and on SIGINT or SIGTERM.
         layout: "contiguous", "channels-last" or "auto" (channels-last on CUDA), of what is trained.
         compiles: compile the networks; where that fails it is said, and they run as they are.
@@ -92,7 +102,8 @@ def train(
         recipe_hash: whatever else the stage depends on; a checkpoint with another is refused.
 
     Raises:
-        TrainingError: a loss or weight is not finite; a checkpoint cannot be written or resumed.
+        TrainingError: a loss or weight is not finite; a checkpoint cannot be written or resumed;
+            memory ran out.
         DataError: there are no training images.
         Interrupted: SIGINT or SIGTERM came; the checkpoint holds everything up to that step.
     """
@@ -111,27 +122,25 @@ def train(
         recipe_hash=recipe_hash,
         num_workers=num_workers,
         checkpoint_path=checkpoint_path,
+        auto_batch=auto_batch,
     )
-    with _borrowed(objective, device) as stop:
-        if resolve_layout(layout, device) == "channels-last":
-            to_channels_last(objective.trained)
-        loop = _Loop(setup, objective, crew, train_data, held_out_data, stop, emit)
-        if compiles:
-            loop.compile()
-        if resume:
-            loop.restore()
-        return loop.run()
-
-
-@contextmanager
-def _borrowed(objective: Objective, device: str) -> Iterator[StopRequest]:
-    """Signals become a request to stop; training flags and random state come back at the end."""
     with (
         stop_on_signals() as stop,
         preserved_random_state(device),
         preserved_modes(objective.modules()),
     ):
-        yield stop
+        if resolve_layout(layout, device) == "channels-last":
+            to_channels_last(objective.trained)
+
+        def attempt(setup: Setup, resume: bool) -> StageResult:
+            loop = _Loop(setup, objective, crew, train_data, held_out_data, stop, emit)
+            if compiles:
+                loop.compile()
+            if resume:
+                loop.restore()
+            return loop.run()
+
+        return in_memory(attempt, setup, resume, emit)
 
 
 class _Loop:
@@ -153,6 +162,7 @@ class _Loop:
         self.stop, self.emit = stop, emit
         self.device: torch.device = self.accelerator.device
         objective.to(self.device)
+        self.average = WeightAverage(objective.trained, setup.optim.ema)
         self.optimizer = build_optimizer(objective.trained, setup.optim)
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
         self.losses = crew.joined(objective)
@@ -179,8 +189,11 @@ class _Loop:
             first_step=self._num_steps_done,
             batch_size=setup.images_per_step,
         )
+        if setup.auto_batch and not setup.checkpoint_path.exists():
+            self._save()  # what smaller batches would go on from
         while self.position.epoch < setup.epochs:
             self._run_epoch()
+        self.average.settle()
         self.crew.hand_on(self.objective.trained)
         result = result_of(self.setup, self.position, self.history)
         if result.waiting_share > LONG_WAIT:
@@ -210,6 +223,7 @@ class _Loop:
         try:
             self.objective.trained.load_state_dict(content["trained"])
             self.optimizer.load_state_dict(content["optimizer"])
+            self.average.restore(content["average"])
         except (RuntimeError, ValueError) as error:
             raise TrainingError(
                 f"resuming {self.setup.stage}: '{self.setup.checkpoint_path}'"
@@ -225,7 +239,9 @@ class _Loop:
     def _run_epoch(self) -> None:
         self._train_steps()
         self.meter.check(self.setup.stage, self.position.epoch + 1)
-        record = self._epoch_record(self._evaluate())
+        held_out = self._evaluate()
+        losses = self.crew.means(self.meter.means())
+        record = epoch_record(self.setup, self.position, losses, held_out)
         self.history.append(record)
         self.position = Position(
             epoch=record["epoch"],
@@ -241,6 +257,7 @@ class _Loop:
         setup, position = self.setup, self.position
         self.objective.train()
         self.train_data.set_epoch(position.epoch)
+        self.train_data.settle(self.device)
         loader = make_loader(
             self.train_data,
             setup.batch_size,
@@ -295,6 +312,7 @@ class _Loop:
         losses = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         self.meter.add({**losses, "lr": rate}, self.position.step + 1)
         self.position.step += 1
+        self.average.update(self._num_steps_done)
 
     def _accumulate(self, batch: Batch, place: int) -> dict[str, Tensor | float]:
         """Adds the gradients of one micro-batch, the `place`-th of this process in the step."""
@@ -326,31 +344,20 @@ class _Loop:
         if self.held_out_data is None or len(self.held_out_data) == 0:
             return {}
         self.objective.train(False)
-        self.crew.hand_on(self.objective.trained)
+        self.held_out_data.settle(self.device)
+        share, workers = (self.crew.index, self.crew.num), self.setup.num_workers
         loader = make_loader(
-            self.held_out_data,
-            self.setup.batch_size,
-            num_workers=self.setup.num_workers,
-            share=(self.crew.index, self.crew.num),
+            self.held_out_data, self.setup.batch_size, num_workers=workers, share=share
         )
-        return mean_scores(add_scores(map(self._scores, loader)), self.crew)
+        with self.average.shown():
+            self.crew.hand_on(self.objective.trained)
+            return mean_scores(add_scores(map(self._scores, loader)), self.crew)
 
     def _scores(self, batch: Batch) -> Scores:
         if self.crew.num == 1:  # several have other numbers of batches and cannot agree here
             self._stop_if_asked()
         with torch.no_grad(), self.accelerator.autocast(), uncompiled():
             return self.objective.evaluate(self._on_device(batch))
-
-    def _epoch_record(self, held_out: dict[str, float]) -> dict[str, Any]:
-        seconds = self.position.epoch_seconds
-        num_images = self.setup.steps_per_epoch * self.setup.images_per_step
-        return {
-            "epoch": self.position.epoch + 1,
-            "losses": self.crew.means(self.meter.means()),
-            "held_out": held_out,
-            "seconds": seconds,
-            "images_per_s": num_images / max(seconds, 1e-9),
-        }
 
     def _stop_if_asked(self) -> None:
         """Several processes must stop after the same step."""
@@ -380,6 +387,7 @@ class _Loop:
             "meter": self.meter.state(),
             "trained": state,
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state(),
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
         write_checkpoint(self.setup.checkpoint_path, content)

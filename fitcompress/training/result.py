@@ -9,7 +9,7 @@ from typing import Any
 from fitcompress.events import Notice
 from fitcompress.training.setup import Position, Setup
 
-__all__ = ["LONG_WAIT", "StageResult", "result_of", "waiting_notice"]
+__all__ = ["LONG_WAIT", "StageResult", "epoch_record", "result_of", "waiting_notice"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,21 @@ class StageResult:
     """Per epoch: "epoch" (from 1), "losses", "held_out", "seconds", "images_per_s"."""
     flops_per_image: int = 0
     """Floating-point operations of one image in a training step; 0 where nobody counted."""
+
+
+def epoch_record(
+    setup: Setup, position: Position, losses: dict[str, float], held_out: dict[str, float]
+) -> dict[str, Any]:
+    """The epoch that `position` has come to the end of, as a row of `StageResult.history`."""
+    seconds = position.epoch_seconds
+    num_images = setup.steps_per_epoch * setup.images_per_step
+    return {
+        "epoch": position.epoch + 1,
+        "losses": losses,
+        "held_out": held_out,
+        "seconds": seconds,
+        "images_per_s": num_images / max(seconds, 1e-9),
+    }
 
 
 def result_of(setup: Setup, position: Position, history: Sequence[dict[str, Any]]) -> StageResult:

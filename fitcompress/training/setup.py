@@ -66,6 +66,16 @@ class Setup:
     recipe_hash: str
     num_workers: int
     checkpoint_path: Path
+    auto_batch: bool = False
+    """Whether batches may be made smaller where memory runs out, and more of them taken."""
+
+    def __post_init__(self) -> None:
+        if self.auto_batch and self.num_processes > 1:
+            raise TrainingError(
+                f"training {self.stage}: batches cannot be made smaller in one of"
+                f" {self.num_processes} processes: the others would wait for it",
+                advice="Leave out --auto-batch, and use a --batch-size that fits.",
+            )
 
     @property
     def batches_per_step(self) -> int:
@@ -82,8 +92,9 @@ class Setup:
 
     @property
     def settings(self) -> dict[str, Any]:
+        sizes = ("images_per_step",) if self.auto_batch else ("batch_size", "accumulate")
         fields = (
-            *("stage", "epochs", "batch_size", "accumulate", "num_processes", "steps_per_epoch"),
+            *("stage", "epochs", *sizes, "num_processes", "steps_per_epoch"),
             *("seed", "recipe_hash"),
         )
         return {name: getattr(self, name) for name in fields} | asdict(self.optim)

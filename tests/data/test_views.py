@@ -279,3 +279,32 @@ def test_wrong_settings_are_refused(array_images, spec_of, settings, message):
 def test_networks_of_other_channels_are_refused(array_images, spec_of):
     with pytest.raises(RecipeError, match="a network of 1 or 3 channels, got 4"):
         make_dataset(array_images(), spec_of(4, 8, 8), augment="none", seed=0)
+
+
+@pytest.mark.parametrize("augment, mixup", [("none", 0), ("flip", 0), ("crop", 0), ("crop", 0.3)])
+def test_settled_views_are_the_same_and_decode_no_more(array_images, spec_of, augment, mixup):
+    images = array_images(num=24)
+    ways = {"augment": augment, "seed": 1, "mixup": mixup}
+    views, moved = (make_dataset(images, spec_of(3, 16, 16), **ways) for _ in range(2))
+    moved.settle(torch.device("cpu"))
+    assert not moved.is_settled  # nothing is known yet
+    moved.batch(range(13))
+    moved.settle(torch.device("cpu"))
+    assert moved.is_settled
+    moved.images = None
+    for epoch in range(3):
+        views.set_epoch(epoch)
+        moved.set_epoch(epoch)
+        ids = [5, 0, 23, 5, 17]
+        own, other = views.batch(ids), moved.batch(ids)
+        assert torch.equal(own.images, other.images)
+        assert torch.equal(own.labels, other.labels)
+        assert torch.equal(views[3][0], moved[3][0])
+
+
+def test_what_is_not_kept_in_memory_does_not_settle(array_images, spec_of):
+    for settings in ({"augment": "strong"}, {"augment": "crop", "cache_bytes": 10}):
+        views = make_dataset(array_images(num=6), spec_of(3, 16, 16), seed=0, **settings)
+        views.batch(range(6))
+        views.settle(torch.device("cpu"))
+        assert not views.is_settled

@@ -13,6 +13,7 @@ from fitcompress.training.device import (
     resolve_precision,
     start_accelerator,
     to_channels_last,
+    used_threads,
 )
 
 
@@ -29,7 +30,7 @@ def test_auto_takes_the_cpu_where_there_is_nothing_else(only_cpu):
 
 def test_auto_takes_cuda_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert resolve_device("auto") == "cuda"
     assert resolve_precision("auto", "cuda") == "bf16"
 
@@ -69,3 +70,30 @@ def test_only_weights_of_2d_convolutions_change_their_layout():
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert net[1].weight.is_contiguous()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
+
+
+def test_auto_is_bf16_on_a_processor_with_a_matrix_unit(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert resolve_precision("auto", "cpu") == "bf16"
+
+
+@pytest.mark.parametrize(
+    "asked, environment, expected",
+    [
+        (None, {}, 6),
+        (None, {"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, 1),
+        (None, {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 3),
+        (None, {"OMP_NUM_THREADS": "5"}, None),
+        (4, {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 4),
+    ],
+)
+def test_threads_are_the_cores_at_hand(asked, environment, expected, monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("loky.cpu_count", lambda only_physical_cores: 6)
+    before = torch.get_num_threads()
+    with used_threads(asked) as num:
+        assert num == torch.get_num_threads() == (expected or before)
+    assert torch.get_num_threads() == before

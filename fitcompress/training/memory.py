@@ -1,0 +1,52 @@
+"""Batches that fit into memory. Layer: training."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from fitcompress.errors import TrainingError
+from fitcompress.events import Emit, Notice
+from fitcompress.training.result import StageResult
+from fitcompress.training.setup import Setup
+
+__all__ = ["in_memory"]
+
+
+def in_memory(
+    attempt: Callable[[Setup, bool], StageResult], setup: Setup, resume: bool, emit: Emit
+) -> StageResult:
+    """The result of `attempt(setup, resume)`. Where memory runs out and the set-up allows it, the
+    attempt goes on from its checkpoint with smaller batches, more of them to a step: each step sees
+    the same images.
+
+    Raises:
+        TrainingError: memory ran out, and batches may not be smaller, or cannot be.
+    """
+    while True:
+        try:
+            return attempt(setup, resume)
+        except torch.OutOfMemoryError as error:
+            said = str(error).splitlines()[0]
+        setup, resume = _smaller(setup, said), True
+        gc.collect()  # what failed may be held by its own traceback
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        message = (
+            f"{setup.stage}: memory ran out; from here on a step takes {setup.accumulate} batches"
+            f" of {setup.batch_size} images (batch norms see that many at once)"
+        )
+        emit(Notice(topic="training", message=message))
+
+
+def _smaller(setup: Setup, said: str) -> Setup:
+    size = setup.batch_size
+    if not setup.auto_batch or size == 1:
+        what = f"training {setup.stage}: memory ran out with batches of {size} ({said})"
+        advice = "Use a smaller --batch-size with a larger data.accumulate, or --auto-batch."
+        raise TrainingError(what, advice=advice if size > 1 else "One image is too much for it.")
+    parts = next(factor for factor in range(2, size + 1) if size % factor == 0)
+    return replace(setup, batch_size=size // parts, accumulate=setup.accumulate * parts)

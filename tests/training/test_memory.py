@@ -1,0 +1,77 @@
+"""Memory runs out: batches become smaller and steps stay the same, or the error says what helps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy_training import digest, make_distill, make_views, run_distill
+
+from fitcompress.errors import TrainingError
+from fitcompress.events import Notice
+from fitcompress.recipe import OptimRecipe
+from fitcompress.training.setup import Setup
+
+
+def _cramped(most: int, from_batch: int = 0):
+    """An objective for which more than `most` images are too many, from some batch on."""
+    objective = make_distill()
+    losses, seen = objective.losses, []
+
+    def some_losses(batch, progress):
+        seen.append(len(batch))
+        found = losses(batch, progress)
+        if len(batch) > most and len(seen) > from_batch:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch")
+        return found
+
+    objective.losses = some_losses
+    return objective, seen
+
+
+@pytest.mark.parametrize("from_batch", [0, 10])
+def test_smaller_batches_go_on_with_the_same_steps(from_batch, tmp_path):
+    said = []
+    objective, seen = _cramped(2, from_batch)
+    data = {"train_data": make_views(48), "epochs": 2}
+    result, _ = run_distill(
+        tmp_path / "a.pt", objective=objective, auto_batch=True, emit=said.append, **data
+    )
+    notices = [event.message for event in said if isinstance(event, Notice)]
+    assert [notice.split("takes ")[1][:24] for notice in notices] == [
+        "2 batches of 4 images (b",
+        "4 batches of 2 images (b",
+    ]
+    assert result.num_images == 96 and seen[-1] == 2
+    if from_batch == 0:  # every step was one of small batches
+        _, other = run_distill(tmp_path / "b.pt", batch_size=2, accumulate=4, **data)
+        assert digest(objective.trained) == digest(other.trained)
+
+
+def test_an_odd_batch_is_divided_by_what_divides_it(tmp_path):
+    objective, seen = _cramped(3)
+    run_distill(tmp_path / "a.pt", objective=objective, auto_batch=True, batch_size=9, epochs=1)
+    assert seen[0] == 9 and seen[-1] == 3
+
+
+@pytest.mark.parametrize("settings", [{}, {"auto_batch": True, "batch_size": 1}])
+def test_where_nothing_helps_the_error_says_so(settings, tmp_path):
+    objective, _ = _cramped(0)
+    with pytest.raises(TrainingError, match=r"memory ran out with batches of \d") as caught:
+        run_distill(tmp_path / "a.pt", objective=objective, **settings)
+    assert "Tried to allocate" in str(caught.value)
+    assert ("--auto-batch" in caught.value.advice) != bool(settings)
+
+
+def test_several_processes_are_refused(tmp_path):
+    common = {"epochs": 1, "batch_size": 2, "accumulate": 1, "steps_per_epoch": 1, "seed": 0}
+    with pytest.raises(TrainingError, match="2 processes"):
+        Setup(
+            stage="stage1",
+            num_processes=2,
+            optim=OptimRecipe(),
+            recipe_hash="",
+            num_workers=0,
+            checkpoint_path=tmp_path,
+            auto_batch=True,
+            **common,
+        )
