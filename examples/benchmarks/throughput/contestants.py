@@ -7,7 +7,7 @@ made, and the same batch. `STEPS` has them by name; each is called with a `Pair`
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -189,27 +189,39 @@ def _form(pair: Pair) -> dict[str, str]:
 # --- the others --------------------------------------------------------------------------------
 
 
+class _Hinted(nn.Module):
+    """The whole student, which returns what its regressor makes of the guided layer."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.student = pair.student
+        (made,) = make_regressors(pair.planned.pairs, pair.recipe.hints)
+        self.regressor = made[0].to(pair.device)
+        self._seen: list[Tensor] = []
+        guided = self.student.get_submodule(pair.planned.pairs[0].guided.name)
+        guided.register_forward_hook(lambda _, __, value: self._seen.append(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.student(x)
+        said: Tensor = self.regressor(self._seen.pop())
+        return said
+
+
 def plain_stage_1(pair: Pair) -> Step:
     """As the CIFAR benchmark repositories do it: both networks whole, the features by hooks, their
     mean squared error through a regressor."""
-    teacher, student = pair.module.to(pair.device), pair.student
-    names = [(p.hint.name, p.guided.name) for p in pair.planned.pairs]
-    (regressor,) = (r for r, _ in make_regressors(pair.planned.pairs, pair.recipe.hints))
-    regressor = regressor.to(pair.device)
-    seen: dict[str, Tensor] = {}
-    for network, name, key in ((teacher, names[0][0], "t"), (student, names[0][1], "s")):
-        network.get_submodule(name).register_forward_hook(
-            lambda _, __, value, key=key: seen.__setitem__(key, value)
-        )
-    optimizer = _sgd([*student.parameters(), *regressor.parameters()])
+    teacher, hinted = pair.module.to(pair.device), _Hinted(pair)
+    seen: list[Tensor] = []
+    hint = teacher.get_submodule(pair.planned.pairs[0].hint.name)
+    hint.register_forward_hook(lambda _, __, value: seen.append(value))
+    optimizer = _sgd(hinted.parameters())
     x, _ = pair.inputs
 
     def step() -> None:
         optimizer.zero_grad()
         with torch.no_grad():
             teacher(x)
-        student(x)
-        functional.mse_loss(regressor(seen["s"]), regressor.target(seen["t"])).backward()
+        functional.mse_loss(hinted(x), seen.pop()).backward()
         optimizer.step()
 
     return step
@@ -240,7 +252,7 @@ def timm_stage_2(pair: Pair) -> Step:
     num_classes = teacher(pair.inputs[0][:1]).shape[1]
     for network in (teacher, student):
         network.pretrained_cfg, network.num_classes, network.in_chans = config, num_classes, 3
-        if pair.device == "cuda" or pair.teacher_layout == "channels-last":
+        if pair.device == "cuda" or (network is teacher and pair.teacher_layout != "contiguous"):
             network.to(memory_format=torch.channels_last)
     task = LogitDistillationTask(
         student,
@@ -267,10 +279,26 @@ def timm_stage_2(pair: Pair) -> Step:
     return step
 
 
-def torchdistill_stage_2(pair: Pair) -> Step:
-    """torchdistill's distillation box with its KD loss, which has no mixed precision."""
-    from torchdistill.core.distillation import get_distillation_box
+def torchdistill_stage_1(pair: Pair) -> Step:
+    """torchdistill's distillation box, with the teacher's hint as its hook sees it."""
+    hinted = _Hinted(pair)
+    (hint,) = (p.hint.name for p in pair.planned.pairs)
+    loss = {
+        "criterion": {"key": "MSELoss", "kwargs": {}},
+        "criterion_wrapper": {
+            "key": "SimpleLossWrapper",
+            "kwargs": {
+                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
+                "target": {"is_from_teacher": True, "module_path": hint, "io": "output"},
+            },
+        },
+        "weight": 1.0,
+    }
+    return _torchdistill(pair, hinted, [hint], loss)
 
+
+def torchdistill_stage_2(pair: Pair) -> Step:
+    """torchdistill's distillation box with its KD loss."""
     kd = {
         "student_module_path": ".",
         "student_module_io": "output",
@@ -280,30 +308,30 @@ def torchdistill_stage_2(pair: Pair) -> Step:
         "alpha": 0.1,
         "reduction": "batchmean",
     }
+    loss = {"criterion": {"key": "KDLoss", "kwargs": kd}, "weight": 1.0}
+    return _torchdistill(pair, pair.student, [], loss)
+
+
+def _torchdistill(
+    pair: Pair, student: nn.Module, hints: Sequence[str], loss: dict[str, object]
+) -> Step:
+    """A step of a stage of its, which has no mixed precision."""
+    from torchdistill.core.distillation import get_distillation_box
+
+    side = {"forward_proc": "forward_batch_only"}
     config = {
         "num_epochs": 1,
         "teacher": {
-            "forward_proc": "forward_batch_only",
+            **side,
             "requires_grad": False,
-            "forward_hook": {"input": [], "output": []},
+            "forward_hook": {"input": [], "output": list(hints)},
         },
-        "student": {
-            "forward_proc": "forward_batch_only",
-            "requires_grad": True,
-            "forward_hook": {"input": [], "output": []},
-        },
-        "criterion": {
-            "key": "WeightedSumLoss",
-            "kwargs": {
-                "sub_terms": {"kd": {"criterion": {"key": "KDLoss", "kwargs": kd}, "weight": 1.0}}
-            },
-        },
+        "student": {**side, "requires_grad": True, "forward_hook": {"input": [], "output": []}},
+        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"loss": loss}}},
         "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9}},
     }
-    teacher, student = pair.module.to(pair.device), pair.student
-    box = get_distillation_box(
-        teacher, student, {}, config, torch.device(pair.device), None, False, 1.0
-    )
+    teacher, device = pair.module.to(pair.device), torch.device(pair.device)
+    box = get_distillation_box(teacher, student, {}, config, device, None, False, 1.0)
     x, labels = pair.inputs
 
     def step() -> None:
@@ -376,6 +404,7 @@ STEPS: dict[str, Callable[[Pair], Step]] = {
     "plain loop, stage 1": plain_stage_1,
     "plain loop, stage 2": plain_stage_2,
     "timm, stage 2": timm_stage_2,
+    "torchdistill, stage 1": torchdistill_stage_1,
     "torchdistill, stage 2": torchdistill_stage_2,
     "student alone": student_alone,
     "by hand, stage 2": by_hand,

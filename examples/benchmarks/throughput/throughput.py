@@ -30,6 +30,7 @@ FIELDS = ("pair", "contestant", "round", "images_per_s", "first_step_s", "peak_m
 COMPARED = (
     ("fitcompress stage 1", "fitcompress stage 2"),
     ("fitcompress stage 1", "plain loop, stage 1"),
+    ("fitcompress stage 1", "torchdistill, stage 1"),
     ("fitcompress stage 2", "plain loop, stage 2"),
     ("fitcompress stage 2", "timm, stage 2"),
     ("fitcompress stage 2", "torchdistill, stage 2"),
