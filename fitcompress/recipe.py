@@ -272,6 +272,8 @@ class RunRecipe:
     """
     auto_batch: bool = False
     """Where memory runs out, halve the batch and accumulate twice as many."""
+    shard: bool = False
+    """Of several processes each keeps only a part of the networks as they train (FSDP2)."""
     threads: int | None = None
     """Of the processor, for each process; None is the cores that the machine grants, divided among
     the processes on it, or OMP_NUM_THREADS."""

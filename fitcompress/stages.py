@@ -97,6 +97,7 @@ def _run_stage(
         num_workers=recipe.data.num_workers,
         accumulate=recipe.data.accumulate,
         auto_batch=recipe.run.auto_batch,
+        shards=recipe.run.shard,
         recipe_hash=_recipe_hash(recipe, subject),
     )
     return replace(result, flops_per_image=cost.step_flops)

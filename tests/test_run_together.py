@@ -85,6 +85,14 @@ def test_two_processes_have_the_losses_of_one_that_accumulates(folder, together)
         assert own[1] == pytest.approx(other[1], rel=1e-3)
 
 
+def test_a_run_in_shards_has_the_losses_of_one_of_whole_networks(folder, together):
+    finish(start(folder, "shards", num=2, run__shard="true"))
+    shards, two = losses(folder / "shards"), losses(folder / "two")
+    assert [stage for stage, _ in shards] == [stage for stage, _ in two]
+    assert [loss for _, loss in shards] == pytest.approx([loss for _, loss in two], rel=1e-3)
+    assert (folder / "shards/results.json").is_file()
+
+
 def test_one_process_writes_and_speaks(folder, together):
     assert together.count("fitcompress report") == 1
     lines = (folder / "two/events.jsonl").read_text().splitlines()

@@ -1,6 +1,6 @@
 """A stage as one of several processes, for the tests that train together.
 
-    python toy_crew.py CHECKPOINT RESULT STAGE ACCUMULATE BATCH_SIZE EPOCHS
+    python toy_crew.py CHECKPOINT RESULT STAGE ACCUMULATE BATCH_SIZE EPOCHS SHARDS
 
 trains (or resumes) and writes losses and trained parameters to RESULT.<rank>.
 """
@@ -15,7 +15,7 @@ from toy_training import SPEC, Lower, make_distill, make_net, make_views, run_di
 
 from fitcompress.data import Preprocess
 from fitcompress.regressors import make_regressor
-from fitcompress.training import HintObjective
+from fitcompress.training import HintObjective, crew, shards
 
 
 def make_hints():
@@ -30,8 +30,31 @@ def make_hints():
     )
 
 
-def main(checkpoint: str, result: str, stage: str, accumulate: str, size: str, epochs: str) -> None:
+def spy_on_shards() -> list[dict[str, float]]:
+    """For each objective that is sharded from now on: the share of each weight, and of all the
+    teacher's, that this process holds. Layers of 64 weights are gathered on their own.
+    """
+    seen, into_shards = [], crew.into_shards
+
+    def spy(*arguments):
+        copy = into_shards(*arguments)
+        shares = {
+            name: weight.to_local().numel() / weight.numel()
+            for network in (copy.trained, copy.teacher)
+            for name, weight in network.named_parameters()
+        }
+        seen.append(shares)
+        return copy
+
+    shards._UNIT, crew.into_shards = 64, spy
+    return seen
+
+
+def main(
+    checkpoint: str, result: str, stage: str, accumulate: str, size: str, epochs: str, sharded: str
+) -> None:
     torch.set_num_threads(1)
+    sharing = spy_on_shards()
     objective = make_distill() if stage == "stage2" else make_hints()
     objective.teacher.requires_grad_(False)  # as a frozen teacher is
     outcome, objective = run_distill(
@@ -44,6 +67,7 @@ def main(checkpoint: str, result: str, stage: str, accumulate: str, size: str, e
         batch_size=int(size),
         epochs=int(epochs),
         resume=True,
+        shards=bool(int(sharded)),
     )
     content = {
         "losses": [record["losses"] for record in outcome.history],
@@ -51,6 +75,7 @@ def main(checkpoint: str, result: str, stage: str, accumulate: str, size: str, e
         "num_images": outcome.num_images,
         "parameters": dict(objective.trained.named_parameters()),
         "buffers": dict(objective.trained.named_buffers()),
+        "sharing": sharing,
     }
     torch.save(content, f"{result}.{os.environ.get('RANK', '0')}")
 

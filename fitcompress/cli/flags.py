@@ -146,6 +146,12 @@ HINTS = Group(
     ),
 )
 
+_SHARD = Flag(
+    "--shard",
+    "run.shard",
+    "Of several processes each keeps only a part of the networks (FSDP2), for large ones.",
+    constant=True,
+)
 _DATA = Flag(
     "--data",
     "data.source",
@@ -187,6 +193,7 @@ TRAINING = Group(
             "Where the teacher's answers to views that come again are kept: auto, off, a folder.",
         ),
         _AUTO_BATCH,
+        _SHARD,
     ),
 )
 
@@ -196,6 +203,7 @@ FINE_TUNING = Group(
         Flag("--epochs", "teacher.epochs", "Epochs of training."),
         Flag("--lr", "teacher.lr", "Learning rate."),
         _AUTO_BATCH,
+        _SHARD,
     ),
 )
 

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from fitcompress.errors import TrainingError
 
 __all__ = ["WeightAverage"]
 
@@ -23,9 +26,17 @@ class WeightAverage:
         trained: where it is trained; it is not changed but by `shown` and `settle`.
         decay: weight of the past at each step, such as 0.999; 0 keeps no average, and all of this
             does nothing.
+
+    Raises:
+        TrainingError: the network lies in shards, which cannot be copied.
     """
 
     def __init__(self, trained: nn.Module, decay: float) -> None:
+        if decay and any(isinstance(part, FSDPModule) for part in trained.modules()):
+            raise TrainingError(
+                "averaging the weights: there is no average of networks in shards",
+                advice="Use ema = 0, or leave out --shard.",
+            )
         self._trained = trained
         self._average = (
             ModelEmaV3(trained, decay=decay, use_warmup=True, warmup_power=_WARMUP_POWER)

@@ -12,20 +12,55 @@ import io
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fitcompress.errors import TrainingError
+from fitcompress.training.average import WeightAverage
+from fitcompress.training.shards import load_in_shards, load_optimizer, whole
 
-__all__ = ["FORMAT_VERSION", "all_finite", "read_checkpoint", "write_checkpoint"]
+__all__ = ["FORMAT_VERSION", "Learnt", "all_finite", "read_checkpoint", "write_checkpoint"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a field changes its meaning; other versions are refused."""
 
 _ADVICE_UNREADABLE = "Delete that file to train the stage again from its start, then use --resume."
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Everything that steps of training change."""
+
+    trained: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage
+    scaler: Any
+    """torch's GradScaler, or None."""
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes, whole; of several processes all must ask."""
+        return {
+            "trained": whole(self.trained.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "average": self.average.state(),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a stored state.
+
+        Raises:
+            RuntimeError, ValueError: it is that of another network.
+        """
+        load_in_shards(self.trained, state["trained"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.average.restore(state["average"])
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -1,15 +1,16 @@
 """The processes that train one network together, and what they tell each other. Layer: training.
 
-`accelerate launch` starts them, on one machine or on many; without it there is one. Each has the
-whole network and its own micro-batches; gradients are averaged in every step. The first process is
-the one that writes.
+`accelerate launch` starts them, on one machine or on many; without it there is one. Each has its
+own micro-batches, and the whole networks or its shards of them; gradients are averaged in every
+step. The first process is the one that writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from fitcompress.data import Batch
 from fitcompress.errors import TrainingError
 from fitcompress.rundir import is_first_process
 from fitcompress.training.objectives import Objective
+from fitcompress.training.shards import into_shards, sharded_modules, whole
 
 __all__ = ["Crew", "Losses"]
 
@@ -39,14 +41,26 @@ class Crew:
     """
 
     accelerator: Accelerator
+    shards: bool = False
+    """Whether each keeps only a part of the networks."""
 
     def __post_init__(self) -> None:
         kind = self.accelerator.distributed_type
         if kind not in _DATA_PARALLEL:
             raise TrainingError(
-                f"starting the processes: Accelerate is configured for {kind.value}, and only"
-                " data-parallel training is supported",
-                advice="Launch with `accelerate launch --multi_gpu`, or as one process.",
+                f"starting the processes: Accelerate is configured for {kind.value}, and here it"
+                " only starts processes that train on their own batches",
+                advice="Launch with `accelerate launch --multi_gpu`; --shard shards the networks.",
+            )
+        if self.shards and self.num == 1:
+            raise TrainingError(
+                "sharding the networks: there is one process, which would hold all of them",
+                advice="Start several with `accelerate launch` or `torchrun`.",
+            )
+        if self.shards and self.accelerator.scaler is not None:
+            raise TrainingError(
+                "sharding the networks: fp16 gradients cannot be scaled in shards",
+                advice="Use --precision bf16 or fp32.",
             )
         if self.is_first != is_first_process():
             raise TrainingError(
@@ -70,26 +84,54 @@ class Crew:
         """Whether this is the process that writes."""
         return self.index == 0
 
-    def joined(self, objective: Objective) -> Losses:
-        """The objective's losses, such that a backward pass averages gradients over all processes.
+    def joined(self, objective: Objective) -> tuple[Objective, Losses]:
+        """The objective to train, on the device, and its losses, such that a backward pass averages
+        gradients over all processes. In shards it is a copy of the one given.
 
         Buffers (running statistics) are the first process's, handed on before every forward pass;
         on GPUs batch norms normalise by the images of all processes.
         """
-        if self.num == 1:
-            return objective.losses
         device = self.accelerator.device
-        losses: nn.Module = _AsModule(objective)
-        if device.type == "cuda":
-            losses = nn.SyncBatchNorm.convert_sync_batchnorm(losses)
+        if self.num > 1 and device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+        if self.shards:
+            objective = into_shards(objective, device, self.num)
+            return objective, partial(self._losses_of_shards, objective)
+        objective.to(device)
+        if self.num == 1:
+            return objective, objective.losses
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(losses, device_ids=ids)
+        return objective, DistributedDataParallel(_AsModule(objective), device_ids=ids)
 
-    def without_averaging(self, losses: Losses) -> AbstractContextManager[Any]:
+    def _losses_of_shards(
+        self, objective: Objective, batch: Batch, progress: float
+    ) -> dict[str, Tensor | float]:
+        self.hand_on(objective.trained)
+        return objective.losses(batch, progress)
+
+    @contextmanager
+    def without_averaging(self, objective: Objective, losses: Losses) -> Iterator[None]:
         """Leaves gradients to be averaged with those of a later micro-batch."""
-        if isinstance(losses, DistributedDataParallel):
-            return losses.no_sync()
-        return nullcontext()
+        modules = sharded_modules(objective)
+        for module in modules:
+            module.set_requires_gradient_sync(False)
+        with losses.no_sync() if isinstance(losses, DistributedDataParallel) else nullcontext():
+            yield
+        for module in modules:
+            module.set_requires_gradient_sync(True)
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(index, number) of the parts in which batches are evaluated; in shards all see all, since
+        they compute together.
+        """
+        return (0, 1) if self.shards else (self.index, self.num)
+
+    def give_back(self, trained: Objective, given: Objective) -> None:
+        """Puts what was trained, whole, into the objective that `joined` was given."""
+        if trained is not given:
+            given.trained.load_state_dict(whole(trained.trained.state_dict()))
+            given.to(self.accelerator.device)
 
     def hand_on(self, module: nn.Module) -> None:
         """Gives every process the first one's buffers."""

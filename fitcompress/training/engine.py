@@ -26,7 +26,7 @@ from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, EpochFinished, Notice, StageFinished, StageStarted, ignore
 from fitcompress.recipe import OptimRecipe
 from fitcompress.training.average import WeightAverage
-from fitcompress.training.checkpoint import all_finite, read_checkpoint, write_checkpoint
+from fitcompress.training.checkpoint import Learnt, all_finite, read_checkpoint, write_checkpoint
 from fitcompress.training.compiled import compile_networks, uncompiled
 from fitcompress.training.crew import Crew
 from fitcompress.training.device import (
@@ -82,6 +82,7 @@ def train(
     num_workers: int = 0,
     accumulate: int = 1,
     auto_batch: bool = False,
+    shards: bool = False,
     recipe_hash: str = "",
 ) -> StageResult:
     """Trains `objective.trained` in place, up to the last epoch, and returns what that cost.
@@ -94,6 +95,7 @@ def train(
         batch_size: of a process; capped so that an epoch has a step.
         accumulate: batches of each process in a step.
         auto_batch: halve the batch and double `accumulate` where memory runs out.
+        shards: each process keeps a part of the networks.
         checkpoint_path: written after each epoch, every ten minutes, and on SIGINT or SIGTERM.
         layout: "contiguous", "channels-last" or "auto" (channels-last on CUDA), of what is trained.
         compiles: compile the networks; where that fails it is said, and they run as they are.
@@ -108,7 +110,7 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the checkpoint holds everything up to that step.
     """
     device = resolve_device(device)
-    crew = Crew(start_accelerator(device, resolve_precision(precision, device)))
+    crew = Crew(start_accelerator(device, resolve_precision(precision, device)), shards)
     batch_size, steps = fit_steps(stage, len(train_data), batch_size, accumulate * crew.num)
     setup = Setup(
         stage=stage,
@@ -156,16 +158,19 @@ class _Loop:
         stop: StopRequest,
         emit: Emit,
     ) -> None:
-        self.setup, self.objective = setup, objective
+        self.setup = setup
         self.crew, self.accelerator = crew, crew.accelerator
         self.train_data, self.held_out_data = train_data, held_out_data
         self.stop, self.emit = stop, emit
         self.device: torch.device = self.accelerator.device
-        objective.to(self.device)
-        self.average = WeightAverage(objective.trained, setup.optim.ema)
-        self.optimizer = build_optimizer(objective.trained, setup.optim)
+        self.given = objective
+        self.objective, self.losses = crew.joined(objective)
+        self.average = WeightAverage(self.objective.trained, setup.optim.ema)
+        self.optimizer = build_optimizer(self.objective.trained, setup.optim)
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
-        self.losses = crew.joined(objective)
+        self.learnt = Learnt(
+            self.objective.trained, self.optimizer, self.average, self.accelerator.scaler
+        )
         self.position = Position()
         self.meter = LossMeter(self.device)
         self.history: list[dict[str, Any]] = []
@@ -195,6 +200,7 @@ class _Loop:
             self._run_epoch()
         self.average.settle()
         self.crew.hand_on(self.objective.trained)
+        self.crew.give_back(self.objective, self.given)
         result = result_of(self.setup, self.position, self.history)
         if result.waiting_share > LONG_WAIT:
             self.emit(waiting_notice(result, setup.num_workers))
@@ -221,17 +227,13 @@ class _Loop:
         content = read_checkpoint(self.setup.checkpoint_path)
         check_settings(self.setup, content["settings"])
         try:
-            self.objective.trained.load_state_dict(content["trained"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.average.restore(content["average"])
+            self.learnt.restore(content)
         except (RuntimeError, ValueError) as error:
             raise TrainingError(
                 f"resuming {self.setup.stage}: '{self.setup.checkpoint_path}'"
                 " holds another network",
                 advice="Resume with the recipe that the run directory holds.",
             ) from error
-        if self.accelerator.scaler is not None and content["scaler"]:
-            self.accelerator.scaler.load_state_dict(content["scaler"])
         self.position = Position(**content["position"])
         self.meter.restore(content["meter"])
         self.history = content["history"]
@@ -321,7 +323,7 @@ class _Loop:
         torch.manual_seed(step_seed(setup.seed, setup.stage, position.epoch, number))
         progress = self._num_steps_done / max(setup.num_steps - 1, 1)
         is_last = place == setup.accumulate - 1
-        with nullcontext() if is_last else crew.without_averaging(self.losses):
+        with nullcontext() if is_last else crew.without_averaging(self.objective, self.losses):
             with self.accelerator.autocast():
                 losses = self.losses(self._on_device(batch), progress)
             self.accelerator.backward(losses["loss"] / setup.accumulate)
@@ -345,10 +347,8 @@ class _Loop:
             return {}
         self.objective.train(False)
         self.held_out_data.settle(self.device)
-        share, workers = (self.crew.index, self.crew.num), self.setup.num_workers
-        loader = make_loader(
-            self.held_out_data, self.setup.batch_size, num_workers=workers, share=share
-        )
+        size, workers = self.setup.batch_size, self.setup.num_workers
+        loader = make_loader(self.held_out_data, size, num_workers=workers, share=self.crew.share)
         with self.average.shown():
             self.crew.hand_on(self.objective.trained)
             return mean_scores(add_scores(map(self._scores, loader)), self.crew)
@@ -369,8 +369,8 @@ class _Loop:
     def _save(self) -> None:
         """Writes the checkpoint, unless what it would hold has diverged."""
         self.meter.check(self.setup.stage, self.position.epoch + 1)
-        state = self.objective.trained.state_dict()
-        if not all_finite(state):
+        learnt = self.learnt.state()
+        if not all_finite(learnt["trained"]):
             raise TrainingError(
                 f"training {self.setup.stage}: a weight is not finite (NaN or infinite) after"
                 f" {self._num_steps_done} steps",
@@ -378,17 +378,13 @@ class _Loop:
             )
         if not self.crew.is_first:
             return
-        scaler = self.accelerator.scaler
         content = {
             "settings": self.setup.settings,
             "position": asdict(self.position),
             "finished": self.position.epoch == self.setup.epochs,
             "history": self.history,
             "meter": self.meter.state(),
-            "trained": state,
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state(),
-            "scaler": scaler.state_dict() if scaler is not None else {},
+            **learnt,
         }
         write_checkpoint(self.setup.checkpoint_path, content)
 
