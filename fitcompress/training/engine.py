@@ -39,7 +39,7 @@ from fitcompress.training.device import (
     to_channels_last,
 )
 from fitcompress.training.interrupts import Interrupted, StopRequest, stop_on_signals
-from fitcompress.training.memory import in_memory
+from fitcompress.training.memory import in_memory, keep_freed_memory
 from fitcompress.training.meter import ADVICE_DIVERGED, LossMeter
 from fitcompress.training.objectives import Objective, Scores
 from fitcompress.training.optimizer import build_optimizer, set_learning_rate
@@ -126,6 +126,8 @@ def train(
         checkpoint_path=checkpoint_path,
         auto_batch=auto_batch,
     )
+    if device == "cpu":
+        keep_freed_memory()
     with (
         stop_on_signals() as stop,
         preserved_random_state(device),

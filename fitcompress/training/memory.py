@@ -1,7 +1,8 @@
-"""Batches that fit into memory. Layer: training."""
+"""Batches that fit into memory, and memory that is kept. Layer: training."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,25 @@ from fitcompress.events import Emit, Notice
 from fitcompress.training.result import StageResult
 from fitcompress.training.setup import Setup
 
-__all__ = ["in_memory"]
+__all__ = ["in_memory", "keep_freed_memory"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""As in glibc's malloc.h."""
+
+
+def keep_freed_memory() -> None:
+    """Makes this process keep the memory of what it frees for what it allocates next.
+
+    glibc may give large blocks back to the system and take them again, page by page, in every step
+    of training (12,000 page faults a step were seen, a tenth of its time). Where another library
+    allocates, nothing changes.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl and macOS; Windows
+        return
+    mallopt(_M_MMAP_THRESHOLD, 2**30)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def in_memory(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from toy_training import digest, make_distill, make_views, run_distill
@@ -75,3 +79,27 @@ def test_several_processes_are_refused(tmp_path):
             auto_batch=True,
             **common,
         )
+
+
+_FAULTS = """
+import resource, sys, torch
+from fitcompress.training.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def step():
+    blocks = [torch.ones(size << 18) for size in range(1, 40)]  # 1 to 40 MB
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_not_faulted_in_again():
+    faults = {}
+    for way in ("as it is", "kept"):
+        words = [sys.executable, "-c", _FAULTS, way]
+        faults[way] = int(subprocess.run(words, capture_output=True, check=True).stdout)
+    assert faults["kept"] < 0.05 * faults["as it is"]

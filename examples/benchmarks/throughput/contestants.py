@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from fitcompress.data import ArrayImages, Batch, Preprocess, make_dataset
 from fitcompress.events import ignore
-from fitcompress.parts import StageCost, cut_at, freeze_teacher, stage_cost
+from fitcompress.graph.program import output_nodes
+from fitcompress.parts import cut_at, freeze_teacher, stage_cost
 from fitcompress.planning import Planned, make_regressors, plan_run
 from fitcompress.recipe import OptimRecipe, Recipe, resolve_recipe
 from fitcompress.spec import InputSpec
@@ -26,6 +27,7 @@ from fitcompress.teacher import Teacher, teacher_from_module
 from fitcompress.training import DistillObjective, HintObjective, Objective
 from fitcompress.training.crew import Crew
 from fitcompress.training.device import resolve_precision, start_accelerator, to_channels_last
+from fitcompress.training.memory import keep_freed_memory
 
 Step = Callable[[], object]
 
@@ -98,12 +100,30 @@ class Pair:
         is_on = self.device == "cuda"
         return torch.autocast(self.device, torch.bfloat16, enabled=is_on)
 
-    def costs(self) -> tuple[StageCost, StageCost]:
-        """Of the cut step of stage 1, and of the step of both whole networks."""
+    @property
+    def hints(self) -> list[str]:
+        return [pair.hint.node for pair in self.planned.pairs]
+
+    @property
+    def guided(self) -> list[str]:
+        return [pair.guided.node for pair in self.planned.pairs]
+
+    def flops(self) -> dict[str, int]:
+        """Of one image in a step of each contestant; two for a multiply-add."""
         teacher, student = self.planned.teacher, self.planned.student
-        hints = [pair.hint.node for pair in self.planned.pairs]
-        guided = [pair.guided.node for pair in self.planned.pairs]
-        return stage_cost(teacher, student, hints, guided), stage_cost(teacher, student)
+        cut = stage_cost(teacher, student, self.hints, self.guided)
+        whole = stage_cost(teacher, student)
+        uncut = whole.teacher_flops + whole.student_flops + 2 * cut.student_flops
+        of_stage = {"stage 1": uncut, "stage 2": whole.step_flops}
+        special = {
+            "fitcompress stage 1": cut.step_flops,
+            "fitcompress stage 2, cached": 3 * whole.student_flops,
+            "student alone": 3 * whole.student_flops,
+        }
+        return {
+            name: special.get(name) or next(of_stage[key] for key in of_stage if key in name)
+            for name in STEPS
+        }
 
 
 # --- fitcompress -----------------------------------------------------------------------------
@@ -115,6 +135,8 @@ def _engine_step(pair: Pair, objective: Objective, batch: Batch) -> Step:
     from fitcompress.training.interrupts import StopRequest
     from fitcompress.training.setup import Setup
 
+    if pair.device == "cpu":
+        keep_freed_memory()
     crew = Crew(start_accelerator(pair.device, pair.precision))
     setup = Setup(
         stage="stage",
@@ -144,11 +166,37 @@ def _engine_step(pair: Pair, objective: Objective, batch: Batch) -> Step:
 
 def stage_1(pair: Pair) -> Step:
     planned = pair.planned
-    frozen = freeze_teacher(
-        planned.teacher, [p.hint.node for p in planned.pairs], **_form(pair)
-    ).network
-    guided = cut_at(planned.student, [p.guided.node for p in planned.pairs])
-    regressors = [regressor for regressor, _ in make_regressors(planned.pairs, pair.recipe.hints)]
+    frozen = freeze_teacher(planned.teacher, pair.hints, **_form(pair)).network
+    return _hint_step(pair, frozen, cut_at(planned.student, pair.guided), pair.compiles)
+
+
+def stage_1_uncut(pair: Pair) -> Step:
+    """The same on whole networks: what cutting them saves."""
+    teacher, student = pair.planned.teacher, pair.planned.student
+    (said,), (answered,) = (output_nodes(net.program.graph) for net in (teacher, student))
+    frozen = freeze_teacher(teacher, [*pair.hints, said.name], **_form(pair)).network
+    whole = cut_at(student, [*pair.guided, answered.name])
+    for network in (frozen, whole):
+        if pair.compiles:  # on its own, or the compiler would see that the rest has no use
+            network.compile(dynamic=False)
+    return _hint_step(pair, _First(frozen), _First(whole), compiles=False)
+
+
+class _First(nn.Module):
+    """The first of the values of a network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network(x)[:1])
+
+
+def _hint_step(pair: Pair, frozen: nn.Module, guided: nn.Module, compiles: bool) -> Step:
+    regressors = [
+        regressor for regressor, _ in make_regressors(pair.planned.pairs, pair.recipe.hints)
+    ]
     objective = HintObjective(
         frozen,
         guided,
@@ -156,7 +204,7 @@ def stage_1(pair: Pair) -> Step:
         teacher_preprocess=Preprocess(pair.spec),
         student_preprocess=Preprocess(pair.spec),
     )
-    return _engine_step(pair, objective, pair.batch)
+    return _engine_step(replace(pair, compiles=compiles), objective, pair.batch)
 
 
 def stage_2(pair: Pair) -> Step:
@@ -345,6 +393,7 @@ def _torchdistill(
 
 def student_alone(pair: Pair) -> Step:
     """Forward, backward and step of the student, as fast as it goes here, without a teacher."""
+    keep_freed_memory()
     student = pair.student
     if pair.device == "cuda":
         to_channels_last(student)
@@ -365,6 +414,7 @@ def student_alone(pair: Pair) -> Step:
 
 def by_hand(pair: Pair) -> Step:
     """A compiled teacher forward and a compiled student step, written by hand."""
+    keep_freed_memory()
     teacher, student = pair.module.to(pair.device), pair.student
     for network in (teacher, student):
         if pair.device == "cuda" or (network is teacher and pair.teacher_layout != "contiguous"):
@@ -399,6 +449,7 @@ def _sgd(parameters: object) -> torch.optim.Optimizer:
 
 STEPS: dict[str, Callable[[Pair], Step]] = {
     "fitcompress stage 1": stage_1,
+    "fitcompress stage 1, uncut": stage_1_uncut,
     "fitcompress stage 2": stage_2,
     "fitcompress stage 2, cached": stage_2_cached,
     "plain loop, stage 1": plain_stage_1,

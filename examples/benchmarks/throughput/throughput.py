@@ -1,11 +1,12 @@
 """Times fitcompress's two stages beside other ways to distill, in turns, one process for each.
 
-    python throughput.py --pairs resnet56 --batch-size 64 --rounds 9 --out cpu.csv
+    python throughput.py --pairs resnet56 --batch-size 64 --out cpu.csv
     python throughput.py --device cuda --batch-size 256 --out cuda.csv
     python throughput.py --summary cpu.csv
 
 A round asks each contestant in turn for some steps, while the others wait; rates are compared round
-by round, so that what else the machine does hits all alike. `contestants.py` has what they do.
+by round, so that what else the machine does hits all alike. All are started anew a few times: some
+of what makes a process slow or fast is luck. `contestants.py` has what they do.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from pathlib import Path
 import torch
 from contestants import SIDES, STEPS, Pair
 
-FIELDS = ("pair", "contestant", "round", "images_per_s", "first_step_s", "peak_mb", "batch_size")
+FIELDS = ("pair", "contestant", "batch_size", "start", "round", "images_per_s", "first_step_s")
+FIELDS += ("peak_mb", "step_flops", "device")
 COMPARED = (
+    ("fitcompress stage 1", "fitcompress stage 1, uncut"),
     ("fitcompress stage 1", "fitcompress stage 2"),
     ("fitcompress stage 1", "plain loop, stage 1"),
     ("fitcompress stage 1", "torchdistill, stage 1"),
@@ -100,10 +103,9 @@ def started(
             process.kill()
 
 
-def measure(names: Sequence[str], pair: Pair, given: argparse.Namespace) -> None:
-    """Writes a row for each contestant and round, and prints what FLOPs let one expect."""
-    cut, whole = replace(pair).costs()  # of a copy: what it keeps cannot be sent
-    print(f"{pair.name}: by FLOPs stage 1 may be {whole.step_flops / cut.step_flops:.2f}x as fast")
+def measure(names: Sequence[str], pair: Pair, given: argparse.Namespace, start: int) -> None:
+    """Starts the contestants and writes a row for each of them and each round."""
+    flops = replace(pair).flops()  # of a copy: what it keeps cannot be sent
     is_new = not given.out.is_file()
     with given.out.open("a", newline="") as file, started(names, pair, given.threads) as lines:
         writer = csv.DictWriter(file, FIELDS)
@@ -114,38 +116,51 @@ def measure(names: Sequence[str], pair: Pair, given: argparse.Namespace) -> None
                 line.send(given.steps)
                 seconds, peak = line.recv()
                 rate = given.steps * given.batch_size / seconds
-                values = (pair.name, name, number, rate, first, peak, given.batch_size)
+                where = (pair.name, name, given.batch_size, start, number)
+                values = (*where, rate, first, peak, flops[name], given.device)
                 writer.writerow(dict(zip(FIELDS, values, strict=True)))
             file.flush()
 
 
 def summary(path: Path) -> list[str]:
-    """The tables, in Markdown."""
+    """The tables, in Markdown: rates as medians, ratios round by round."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines: list[str] = []
-    for pair in dict.fromkeys(row["pair"] for row in rows):
-        rates: dict[str, list[float]] = {}
-        facts: dict[str, dict[str, str]] = {}
+    for pair, size in dict.fromkeys((row["pair"], row["batch_size"]) for row in rows):
+        of: dict[str, list[dict[str, str]]] = {}
         for row in rows:
-            if row["pair"] == pair:
-                rates.setdefault(row["contestant"], []).append(float(row["images_per_s"]))
-                facts[row["contestant"]] = row
-        size = next(iter(facts.values()))["batch_size"]
-        lines += [f"### {pair}, batch {size}", ""]
-        lines += ["| | images/s, median | peak MB | first step after s |", "|---|---|---|---|"]
-        for name, own in rates.items():
-            peak, first = (float(facts[name][key]) for key in ("peak_mb", "first_step_s"))
-            lines.append(f"| {name} | {statistics.median(own):.1f} | {peak:.0f} | {first:.1f} |")
-        lines += ["", "| ratio of rates | median | lowest to highest | n |", "|---|---|---|---|"]
-        for one, other in COMPARED:
-            if one in rates and other in rates:
-                ratios = [a / b for a, b in zip(rates[one], rates[other], strict=True)]
-                spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-                median = f"{statistics.median(ratios):.2f}"
-                lines.append(f"| {one} / {other} | {median} | {spread} | {len(ratios)} |")
-        lines.append("")
+            if (row["pair"], row["batch_size"]) == (pair, size):
+                of.setdefault(row["contestant"], []).append(row)
+        lines += [f"### {pair}, batch {size}, {rows[0]['device']}", "", *_table_of_rates(of), ""]
+        lines += [*_table_of_ratios(of), ""]
     return lines
+
+
+def _table_of_rates(of: dict[str, list[dict[str, str]]]) -> Iterator[str]:
+    yield "| | images/s | MFLOPs an image | peak MB | first step after s |"
+    yield "|---|---|---|---|---|"
+    for name, rows in of.items():
+        rate, peak, first = (
+            statistics.median(float(row[key]) for row in rows)
+            for key in ("images_per_s", "peak_mb", "first_step_s")
+        )
+        flops = float(rows[0]["step_flops"]) / 1e6
+        yield f"| {name} | {rate:.1f} | {flops:.0f} | {peak:.0f} | {first:.1f} |"
+
+
+def _table_of_ratios(of: dict[str, list[dict[str, str]]]) -> Iterator[str]:
+    yield "| ratio of rates | median | quartiles | n | by FLOPs |"
+    yield "|---|---|---|---|---|"
+    for one, other in COMPARED:
+        if one not in of or other not in of:
+            continue
+        pairs = list(zip(of[one], of[other], strict=True))
+        ratios = [float(a["images_per_s"]) / float(b["images_per_s"]) for a, b in pairs]
+        flops = float(of[other][0]["step_flops"]) / float(of[one][0]["step_flops"])
+        low, _, high = statistics.quantiles(ratios, n=4)
+        median, num = statistics.median(ratios), len(ratios)
+        yield f"| {one} / {other} | {median:.2f} | {low:.2f} to {high:.2f} | {num} | {flops:.2f} |"
 
 
 def main() -> None:
@@ -156,7 +171,8 @@ def main() -> None:
     parser.add_argument("--contestants", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--starts", type=int, default=3, help="of each contestant's process")
+    parser.add_argument("--rounds", type=int, default=5, help="after each start")
     parser.add_argument("--steps", type=int, default=4, help="of each contestant in a round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="of any contestant")
@@ -170,7 +186,8 @@ def main() -> None:
     for name in given.pairs:
         compiles = not given.no_compile
         pair = Pair(name, given.batch_size, given.device, compiles, given.teacher_layout)
-        measure(given.contestants, pair, given)
+        for start in range(given.starts):
+            measure(given.contestants, pair, given, start)
     print("\n".join(summary(given.out)))
 
 
