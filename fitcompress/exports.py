@@ -32,7 +32,7 @@ from fitcompress.onnxfile import metadata_of, open_onnx
 from fitcompress.rundir import disk_errors
 from fitcompress.spec import Interface
 
-__all__ = ["FORMATS", "ExportRecord", "Format", "Source", "export_model"]
+__all__ = ["FORMATS", "ExportRecord", "Format", "Source", "export_model", "write_onnx"]
 
 _CHECKED_BATCHES = (1, 8)
 _TOLERANCE = 1e-3
@@ -227,7 +227,8 @@ def _output_names(model: Any, source: Source) -> tuple[str, ...]:
     return ("values" if kind == "values" else "logits",)
 
 
-def _write_onnx(source: Source, path: Path) -> None:
+def write_onnx(source: Source, path: Path) -> None:
+    """The network as an ONNX file, not compared with anything."""
     import onnx
 
     with torch.no_grad():  # with gradients torch 2.15 picks attention kernels that it cannot export
@@ -336,7 +337,7 @@ def _open_safetensors(path: Path, interface: Interface) -> Callable[..., Any]:
 
 
 FORMATS: Mapping[str, Format] = {
-    "onnx": Format(".onnx", _write_onnx, open_onnx),
+    "onnx": Format(".onnx", write_onnx, open_onnx),
     "torchscript": Format(".torchscript.pt", _write_torchscript, _open_torchscript),
     "pt2": Format(".pt2", _write_pt2, _open_pt2),
     "safetensors": Format("", _write_safetensors, _open_safetensors),

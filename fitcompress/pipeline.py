@@ -26,10 +26,11 @@ from fitcompress.hints import map_layers
 from fitcompress.measure import accuracy
 from fitcompress.model import Model, is_model_folder, load_model, save_model
 from fitcompress.onnxfile import open_onnx
-from fitcompress.planning import make_model, plan_run, with_state
+from fitcompress.planning import Planned, make_model, plan_run, with_state
+from fitcompress.processes import is_first_process
 from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
 from fitcompress.report import Report
-from fitcompress.rundir import RunDir, is_first_process
+from fitcompress.rundir import RunDir
 from fitcompress.session import Session, on_its_threads, resolve_epochs
 from fitcompress.settings import with_settings
 from fitcompress.stages import (
@@ -101,7 +102,7 @@ def distill(
     run.write_json("environment.json", collect_environment(session.device))
     opened, session, facts, stages = _prepare_teacher(session, teacher)
     recipe = session.recipe
-    planned = plan_run(opened, recipe, emit=emit)
+    planned = plan_run(opened, recipe, emit=emit, before=_planned_before(run))
     run.write_json("plan.json", planned.summary)
     before = predict_split(planned.teacher, session.data.evaluation, session.device)
     if opened.num_classes:
@@ -116,11 +117,11 @@ def distill(
     if recipe.stage1.epochs:
         stages.append(train_hints(session, planned, opened.fingerprint))
     stages.append(train_student(session, planned, opened.fingerprint))
-    _save(run.student_path, planned.student, recipe)
+    _save(run.student_path, planned.student, recipe, planned)
     if recipe.run.baseline and data.labelled and opened.num_classes:
         models["baseline"], result = train_baseline(session, planned, opened.fingerprint)
         stages.append(result)
-        _save(run.baseline_path, models["baseline"], recipe)
+        _save(run.baseline_path, models["baseline"], recipe, planned)
     if not is_first_process():
         return Report.load(run)
     run.write_json("results.json", measure_results(session, models, before, stages, facts))
@@ -210,16 +211,23 @@ def _in_order_of(teacher: Teacher, data: DataBundle, *, is_told: bool) -> DataBu
     return data
 
 
-def _save(folder: Path, model: Model, recipe: Recipe) -> None:
+def _planned_before(run: RunDir) -> tuple[float, float] | None:
+    """Depth-mult and most multiply-adds of the run's student before it was interrupted."""
+    if not (run.path / "plan.json").is_file():
+        return None
+    plan = run.read_json("plan.json")
+    return (plan["depth_mult"], plan["most_macs"]) if plan["most_macs"] else None
+
+
+def _save(folder: Path, model: Model, recipe: Recipe, planned: Planned) -> None:
     from fitcompress import __version__
 
     if not is_first_process():
         return
-
+    mults = {name: planned.summary[name] for name in ("depth_mult", "width_mult")}
     origin = {
         "teacher": recipe.teacher.source,
-        "depth_mult": f"{recipe.student.depth_mult:g}",
-        "width_mult": f"{recipe.student.width_mult:g}",
+        **{name: f"{mult:.4g}" for name, mult in mults.items() if mult is not None},
         "fitcompress": __version__,
     }
     interface = replace(model.interface, origin=origin)

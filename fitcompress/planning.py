@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import nn
 
+from fitcompress.budgets import student_of
 from fitcompress.errors import CaptureError, PlanError, TeacherError
 from fitcompress.events import Emit, Notice
 from fitcompress.graph.costs import measure_costs
 from fitcompress.graph.initialise import initial_tensors
 from fitcompress.graph.lift import build_network
-from fitcompress.graph.plan import StudentPlan, plan_student
+from fitcompress.graph.plan import StudentPlan
 from fitcompress.graph.program import Program, output_nodes, propagate_shapes
 from fitcompress.graph.spine import Block, find_blocks
 from fitcompress.graph.trace import AxisTrace
@@ -66,10 +67,18 @@ def with_state(model: Model, state: nn.Module) -> Program:
     return replace(model.program, tensors=tensors)
 
 
-def plan_run(teacher: Teacher, recipe: Recipe, *, emit: Emit, meta: bool = False) -> Planned:
+def plan_run(
+    teacher: Teacher,
+    recipe: Recipe,
+    *,
+    emit: Emit,
+    meta: bool = False,
+    before: tuple[float, float] | None = None,
+) -> Planned:
     """The student and the hint pairs for a teacher.
 
     meta: the student gets shapes only, no weights.
+    before: see `budgets.student_of`.
 
     Raises:
         PlanError: no student or no pair can be planned as asked.
@@ -80,10 +89,12 @@ def plan_run(teacher: Teacher, recipe: Recipe, *, emit: Emit, meta: bool = False
         plan = None
         program, interface = _open_student(teacher, recipe, emit, meta)
     else:
-        plan = plan_student(
+        plan = student_of(
             teacher.program,
-            depth_mult=recipe.student.depth_mult,
-            width_mult=recipe.student.width_mult,
+            teacher.interface,
+            recipe.student,
+            emit=emit,
+            before=before,
         )
         program, interface = plan.program, teacher.interface
         if not meta:
@@ -269,6 +280,9 @@ def _summarise(
             for place in (plan.frozen if plan else ())
         ],
         "notices": notices,
+        "depth_mult": plan.depth_mult if plan else None,
+        "width_mult": plan.width_mult if plan else None,
+        "most_macs": plan.limits.macs if plan else None,
         "init": recipe.init if plan else "own",
     }
 

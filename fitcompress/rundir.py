@@ -27,12 +27,12 @@ from typing import Any
 
 from fitcompress.errors import RunError
 from fitcompress.events import Event, Progress, event_record
+from fitcompress.processes import is_first_process
 
 __all__ = [
     "RunDir",
     "atomic_path",
     "disk_errors",
-    "is_first_process",
     "write_json",
     "write_text",
 ]
@@ -54,13 +54,6 @@ _FILES = (
 )
 _MARK = "recipe.toml"
 """A directory that holds this file is a run: it is the first one written."""
-
-
-def is_first_process() -> bool:
-    """Whether this is the one process of a run that writes: the only one, or the first of those
-    that `accelerate launch` or `torchrun` started.
-    """
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

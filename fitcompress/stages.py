@@ -22,8 +22,8 @@ from fitcompress.graph.program import output_nodes, propagate_shapes
 from fitcompress.model import Model, save_model
 from fitcompress.parts import StageCost, confirm_part, cut_at, freeze_teacher, stage_cost
 from fitcompress.planning import Planned, make_model, make_regressors, untaught, with_state
+from fitcompress.processes import is_first_process
 from fitcompress.recipe import OptimRecipe, Recipe
-from fitcompress.rundir import is_first_process
 from fitcompress.session import Session, plain_batches
 from fitcompress.settings import flat_settings
 from fitcompress.spec import InputSpec, OutputKind

@@ -30,7 +30,11 @@ class Row:
 
 
 ROWS = (
-    Row(("errors", "events", "settings", "spec", "presets", "recipe"), third_party=False),
+    Row(
+        ("errors", "events", "settings", "spec", "targets", "presets", "sections"),
+        third_party=False,
+    ),
+    Row(("recipe", "processes"), third_party=False),
     Row(("rundir",), third_party=False),
     Row(("data",)),
     Row(("graph.axes",), never=("rundir", "data", "recipe", "events"), third_party=False),
@@ -39,7 +43,8 @@ ROWS = (
     Row(("taps", "hints", "regressors"), never=("data",)),
     Row(("losses", "training")),
     Row(("measure", "speed", "onnxfile", "exports", "environment", "report")),
-    Row(("planning", "parts", "session", "teacher_cache", "tuning", "stages", "evidence")),
+    Row(("budgets", "planning", "parts", "session", "teacher_cache")),
+    Row(("tuning", "stages", "evidence")),
     Row(("pipeline", "api")),
     Row(("console", "progress", "cli", "__init__", "__main__")),
 )

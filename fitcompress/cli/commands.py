@@ -20,7 +20,7 @@ from fitcompress import console
 from fitcompress.cli import flags
 from fitcompress.cli.failures import resumable
 from fitcompress.cli.request import Request, free_folder, fresh_path, run_recipe, takes
-from fitcompress.rundir import is_first_process
+from fitcompress.processes import is_first_process
 
 __all__ = ["app", "main"]
 

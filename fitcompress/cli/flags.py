@@ -127,6 +127,16 @@ STUDENT = Group(
     (
         Flag("--depth-mult", "student.depth_mult", "Layers on the longest path, times this."),
         Flag("--width-mult", "student.width_mult", "Channels, heads and groups, times this."),
+        *(
+            Flag(f"--target-{kind}", f"student.target_{kind}", text)
+            for kind, text in (
+                ("params", "Instead of a width: at most so many parameters (10%, 2M)."),
+                ("flops", "The same of floating-point operations for one sample (10%, 300M)."),
+                ("macs", "The same of multiply-adds, half as many."),
+                ("size", "The same of bytes, as float32 weights (10%, 2MB)."),
+                ("latency", "The same of time for one sample on this machine (50%, 5ms)."),
+            )
+        ),
         Flag(
             "--init",
             "student.init",

@@ -58,9 +58,7 @@ def count_macs(program: Program) -> int:
     """Multiply-adds for one sample, counted at a batch of 2 and halved so that nothing is lost to
     size-1 special cases."""
     shapes = propagate_shapes(program, 2)
-    return (
-        sum(_node_macs(node, shapes) for node in program.graph.nodes if is_contraction(node)) // 2
-    )
+    return sum(node_macs(node, shapes) for node in program.graph.nodes if is_contraction(node)) // 2
 
 
 def is_contraction(node: Node) -> bool:
@@ -91,7 +89,7 @@ def data_nodes(program: Program) -> set[Node]:
     return data
 
 
-def _node_macs(node: Node, shapes: dict[str, Shape]) -> int:
+def node_macs(node: Node, shapes: dict[str, Shape]) -> int:
     name, result = operation(node), shapes[node.name]
     inputs = _input_shapes(node, shapes)
     if "conv" in name:

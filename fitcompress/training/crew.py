@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fitcompress.data import Batch
 from fitcompress.errors import TrainingError
-from fitcompress.rundir import is_first_process
+from fitcompress.processes import is_first_process
 from fitcompress.training.objectives import Objective
 from fitcompress.training.shards import into_shards, sharded_modules, whole
 

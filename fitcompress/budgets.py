@@ -1,0 +1,180 @@
+"""Students by what they may cost: the largest one within targets. Layer: pipeline.
+
+Parameters, operations and bytes are closed functions of the sizes; latency is measured on this
+machine, with random weights, and is then near 10 % of its target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from fitcompress.errors import PlanError
+from fitcompress.events import Emit, Notice
+from fitcompress.exports import Source, write_onnx
+from fitcompress.graph.budget import CLOSE, NARROWEST, Fit, Limits, Tally, tally_of
+from fitcompress.graph.initialise import initial_tensors
+from fitcompress.graph.lift import build_network
+from fitcompress.graph.plan import StudentPlan, plan_student, plan_within
+from fitcompress.graph.program import Program
+from fitcompress.onnxfile import onnx_runner
+from fitcompress.processes import num_processes
+from fitcompress.recipe import StudentRecipe
+from fitcompress.spec import Interface
+from fitcompress.speed import paired_latency, torch_runner
+from fitcompress.targets import Target
+
+__all__ = ["Latency", "measure_latency", "student_of", "with_random_weights"]
+
+_HALVINGS = 8
+_NEAR = 0.9
+"""The share of a latency from which a student counts as filling it."""
+
+
+def student_of(
+    teacher: Program,
+    interface: Interface,
+    recipe: StudentRecipe,
+    *,
+    emit: Emit,
+    before: tuple[float, float] | None = None,
+) -> StudentPlan:
+    """The student that a recipe describes: by its multipliers, or the largest within its targets.
+
+    before: depth-mult and most multiply-adds that were found for a latency earlier; it is then not
+    measured again.
+
+    Raises:
+        PlanError: even the smallest student costs more than a target allows.
+    """
+    targets = recipe.targets
+    if not targets:
+        return plan_student(teacher, depth_mult=recipe.depths[0], width_mult=recipe.width)
+    limits = _limits(targets, tally_of(teacher))
+    if "latency" in targets and before is not None:
+        return plan_within(teacher, replace(limits, macs=before[1]), before[:1])[0]
+    if "latency" in targets:
+        return _within_latency(teacher, interface, recipe, targets["latency"], limits, emit)
+    plan, fit = plan_within(teacher, limits, recipe.depths)
+    emit(Notice(topic="plan", message=_described(plan, fit, limits)))
+    return plan
+
+
+def _limits(targets: dict[str, Target], teacher: Tally) -> Limits:
+    def limit(kind: str, of_teacher: float) -> float | None:
+        return targets[kind].limit(of_teacher) if kind in targets else None
+
+    flops = limit("flops", 2 * teacher.macs)
+    macs = [m for m in (limit("macs", teacher.macs), flops and flops / 2) if m is not None]
+    return Limits(
+        limit("params", teacher.params), min(macs, default=None), limit("size", teacher.size)
+    )
+
+
+def _described(plan: StudentPlan, fit: Fit, limits: Limits) -> str:
+    text = (
+        f"the largest student within the targets uses {fit.share:.1%} of them: depth-mult"
+        f" {plan.depth_mult:g}, width-mult from {plan.width_mult:.3g} on"
+    )
+    if fit.share < CLOSE and fit.above is not None:
+        sizes = [_in_words(tally, limits) for tally in (fit.tally, fit.above)]
+        text += f"; the reachable ones next to them are {sizes[0]} and {sizes[1]}"
+    return text
+
+
+def _in_words(tally: Tally, limits: Limits) -> str:
+    words = {
+        "params": f"{tally.params:,} parameters",
+        "macs": f"{2 * tally.macs:,} FLOPs",
+        "size": f"{tally.size:,} bytes",
+    }
+    return " with ".join(words[kind] for kind in words if getattr(limits, kind) is not None)
+
+
+# --- latency ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median seconds of one call with one sample on this machine's CPU."""
+
+    onnxruntime: float
+    torch: float
+
+    def __str__(self) -> str:
+        return (
+            f"{1e3 * self.onnxruntime:.3g} ms in onnxruntime, {1e3 * self.torch:.3g} ms in PyTorch"
+        )
+
+
+def measure_latency(program: Program, interface: Interface) -> Latency:
+    """How long a network takes, the runtimes in turns."""
+    network = build_network(program).eval()
+    shape = interface.images.shape
+    source = Source(network, interface, torch.zeros(2, *shape))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        write_onnx(source, path)
+        runners = {"onnxruntime": onnx_runner(path), "torch": torch_runner(network, shape)}
+        times = paired_latency(runners, (1,), budget_s=2.0)
+    medians = {name: times[name]["1"]["median_ms"] / 1e3 for name in runners}
+    return Latency(**medians)
+
+
+def _within_latency(
+    teacher: Program,
+    interface: Interface,
+    recipe: StudentRecipe,
+    target: Target,
+    limits: Limits,
+    emit: Emit,
+) -> StudentPlan:
+    """The largest student within the limits that is fast enough in onnxruntime, found by limiting
+    its multiply-adds.
+    """
+    if num_processes() > 1:
+        raise PlanError(
+            "several processes would each measure another latency",
+            advice="find the student with `fitcompress plan` first, and give --target-macs",
+        )
+    same = plan_student(teacher, depth_mult=1, width_mult=1)
+    whole = measure_latency(with_random_weights(same), interface) if target.is_share else None
+    most = target.limit(whole.onnxruntime if whole else 0)
+
+    def tried(plan: StudentPlan) -> tuple[StudentPlan, float]:
+        latency = measure_latency(with_random_weights(plan), interface)
+        share = latency.onnxruntime / most
+        size = f"depth-mult {plan.depth_mult:g}, {plan.costs.macs:,} multiply-adds"
+        emit(Notice(topic="plan", message=f"{size}: {latency} ({share:.0%} of the target)"))
+        return plan, share
+
+    for depth in recipe.depths:
+        best, share = tried(plan_student(teacher, depth_mult=depth, width_mult=NARROWEST))
+        if share <= 1:
+            break
+    else:
+        raise PlanError(
+            f"no student is that fast: the smallest, at depth-mult {depth:g}, takes"
+            f" {share:.3g} times as long as it may",
+            advice="raise the target, or lower --depth-mult",
+        )
+    low, high = best.costs.macs, 4 * same.costs.macs
+    for _ in range(_HALVINGS):
+        if share >= _NEAR:
+            break
+        middle = int((low * high) ** 0.5)
+        most_macs = middle if limits.macs is None else min(middle, limits.macs)
+        plan, used = tried(plan_within(teacher, replace(limits, macs=most_macs), (depth,))[0])
+        if used <= 1:
+            low, best, share = middle, plan, used
+        else:
+            high = middle
+    return best
+
+
+def with_random_weights(plan: StudentPlan) -> Program:
+    """The planned student, as something that runs: it takes as long with any weights."""
+    return replace(plan.program, tensors=initial_tensors(plan, init="random", seed=0))

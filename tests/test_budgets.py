@@ -1,0 +1,128 @@
+"""Targets as people write them, and the students that they give."""
+
+from __future__ import annotations
+
+import pytest
+from graph.toys import timm_program
+
+from fitcompress import budgets
+from fitcompress.budgets import Latency, student_of
+from fitcompress.errors import PlanError, RecipeError
+from fitcompress.events import ignore
+from fitcompress.pipeline import plan
+from fitcompress.recipe import StudentRecipe, resolve_recipe
+from fitcompress.spec import InputSpec, Interface
+from fitcompress.targets import Target, parse_target
+
+INTERFACE = Interface(input=InputSpec(shape=(3, 224, 224), mean=(0.5,) * 3, std=(0.25,) * 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("params", "10%", Target(0.1, is_share=True)),
+        ("params", "2M", Target(2e6)),
+        ("params", "300k", Target(3e5)),
+        ("flops", "1.5G", Target(1.5e9)),
+        ("macs", "12345", Target(12345)),
+        ("size", "2MB", Target(2e6)),
+        ("size", "2 MiB", Target(2 * 2**20)),
+        ("latency", "5 ms", Target(0.005)),
+        ("latency", "250us", Target(250e-6)),
+    ],
+)
+def test_targets_are_read(kind, text, expected):
+    found = parse_target(kind, text)
+    assert found.amount == pytest.approx(expected.amount) and found.is_share == expected.is_share
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("params", "2MB"),
+        ("latency", "5"),
+        ("size", "x"),
+        ("flops", "-3M"),
+        ("flops", "0"),
+        ("params", "0%"),
+    ],
+)
+def test_what_is_no_target_is_refused(kind, text):
+    with pytest.raises(RecipeError, match=f"student.target_{kind}"):
+        StudentRecipe(**{f"target_{kind}": text})
+
+
+def test_a_width_and_a_target_are_one_too_many():
+    with pytest.raises(RecipeError, match="not both"):
+        StudentRecipe(target_params="10%", width_mult=0.3)
+
+
+def test_operations_may_be_named_either_way():
+    teacher = timm_program("resnet18")
+    plans = [
+        student_of(teacher, INTERFACE, StudentRecipe(**{f"target_{kind}": text}), emit=ignore)
+        for kind, text in (("flops", "400M"), ("macs", "200M"))
+    ]
+    assert plans[0].costs == plans[1].costs
+    assert 0.97 * 400e6 <= plans[0].costs.flops <= 400e6
+
+
+def test_a_plan_says_how_much_of_its_target_it_uses():
+    said = []
+    settings = {"teacher.source": "resnet18", "teacher.pretrained": False}
+    found = plan(
+        resolve_recipe(settings={**settings, "student.target_params": "10%"}), emit=said.append
+    )
+    assert 0.097 <= found["student"]["params"] / found["teacher"]["params"] <= 0.1
+    assert any("uses 9" in event.message for event in said)
+    assert found["depth_mult"] == 2.0 and 0 < found["width_mult"] < 1
+
+
+def test_sizes_next_to_a_target_that_cannot_be_filled_are_named():
+    said = []
+    settings = {"teacher.source": "test_resnet", "teacher.pretrained": False}
+    recipe = resolve_recipe(settings={**settings, "student.target_params": "12k"})
+    params = plan(recipe, emit=said.append)["student"]["params"]
+    assert params <= 12_000
+    if params < 0.97 * 12_000:
+        assert any(f"{params:,} parameters and " in event.message for event in said)
+
+
+def _clock(program, interface):
+    """As if a million multiply-adds took a millisecond."""
+    from fitcompress.graph.costs import measure_costs
+
+    return Latency(measure_costs(program).macs * 1e-9, 1.0)
+
+
+def test_a_latency_is_searched_by_measuring(monkeypatch):
+    monkeypatch.setattr(budgets, "measure_latency", _clock)
+    teacher, said = timm_program("resnet18"), []
+    recipe = StudentRecipe(target_latency="200ms", depth_mult=2.0)
+    found = student_of(teacher, INTERFACE, recipe, emit=said.append)
+    assert 180e6 <= found.costs.macs <= 200e6
+    assert "onnxruntime" in said[0].message and len(said) <= 9
+    again = student_of(
+        teacher,
+        INTERFACE,
+        recipe,
+        emit=lambda event: pytest.fail("measured again"),
+        before=(found.depth_mult, found.limits.macs),
+    )
+    assert again.costs == found.costs
+
+
+def test_a_latency_that_no_student_has_is_refused(monkeypatch):
+    monkeypatch.setattr(budgets, "measure_latency", _clock)
+    with pytest.raises(PlanError, match="no student is that fast"):
+        recipe = StudentRecipe(target_latency="1us")
+        student_of(timm_program("resnet18"), INTERFACE, recipe, emit=ignore)
+
+
+def test_a_measured_latency_is_one(monkeypatch):
+    program = budgets.with_random_weights(
+        budgets.plan_student(timm_program("resnet18", 64), depth_mult=1, width_mult=0.1)
+    )
+    spec = InputSpec(shape=(3, 64, 64), mean=(0.5,) * 3, std=(0.25,) * 3)
+    found = budgets.measure_latency(program, Interface(input=spec))
+    assert 1e-5 < found.onnxruntime < 1 and 1e-5 < found.torch < 1
