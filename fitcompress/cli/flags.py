@@ -125,8 +125,16 @@ ADAPTING = Group(
 STUDENT = Group(
     "Student",
     (
-        Flag("--depth-mult", "student.depth_mult", "Layers on the longest path, times this."),
-        Flag("--width-mult", "student.width_mult", "Channels, heads and groups, times this."),
+        Flag(
+            "--depth-mult",
+            "student.depth_mult",
+            "Layers on the longest path, times this; 2, unless a target needs fewer.",
+        ),
+        Flag(
+            "--width-mult",
+            "student.width_mult",
+            "Channels, heads and groups, times this; 0.3, unless a target says it.",
+        ),
         *(
             Flag(f"--target-{kind}", f"student.target_{kind}", text)
             for kind, text in (
