@@ -49,10 +49,15 @@ def test_median_and_speedup() -> None:
         "median_ms": pytest.approx(100),
         "p95_ms": pytest.approx(100),
         "n": 7,
+        "samples_ms": pytest.approx([100] * 7),
+        "images_per_s": pytest.approx(10),
+        "warmup": 3,
         "threads": torch.get_num_threads(),
+        "device": "cpu",
         "speedup": pytest.approx(4),
     }
     assert measured["teacher"]["4"]["median_ms"] == pytest.approx(1600)
+    assert measured["teacher"]["4"]["images_per_s"] == pytest.approx(2.5)
     assert measured["teacher"]["4"]["speedup"] == 1.0
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fitcompress.events import EpochFinished, Notice, StageFinished, StageStarted
-from fitcompress.measure import wilson_interval
 from fitcompress.rundir import RunDir
+from fitcompress.significance import wilson_interval
 
 RECIPE = """\
 preset = "modern"
