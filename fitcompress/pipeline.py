@@ -29,7 +29,7 @@ from fitcompress.onnxfile import open_onnx
 from fitcompress.planning import Planned, make_model, plan_run, with_state
 from fitcompress.processes import is_first_process
 from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
-from fitcompress.report import Report
+from fitcompress.report import Comparison, Report
 from fitcompress.rundir import RunDir
 from fitcompress.session import Session, on_its_threads, resolve_epochs
 from fitcompress.settings import with_settings
@@ -54,6 +54,7 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "load_comparison",
     "load_report",
     "plan",
     "train_teacher",
@@ -368,6 +369,11 @@ def _samples(directory: RunDir, model: Model) -> Any:
 def load_report(run: Path | None = None) -> Report:
     """The report of a run, finished or not; of the newest under `runs/` when none is named."""
     return Report.load(RunDir.open(run) if run else RunDir.newest())
+
+
+def load_comparison(runs: Sequence[Path]) -> Comparison:
+    """Runs side by side, and whether their students' accuracies differ from the first one's."""
+    return Comparison.load(runs)
 
 
 def demo(out: Path, *, emit: Emit = ignore) -> Report:
