@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         train_teacher,
     )
     from fitcompress.recipe import Recipe, load_recipe, resolve_recipe
-    from fitcompress.report import Comparison, Report
+    from fitcompress.report import Report
+    from fitcompress.report.comparison import Comparison
     from fitcompress.spec import InputSpec, TensorSpec
     from fitcompress.teacher import teacher_from_module
 
@@ -60,7 +61,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
-    "Comparison": "report",
+    "Comparison": "report.comparison",
     "FitcompressError": "errors",
     "InputSpec": "spec",
     "Recipe": "recipe",

@@ -27,7 +27,8 @@ from fitcompress.report.words import (
 from fitcompress.rundir import write_text
 
 if TYPE_CHECKING:
-    from fitcompress.report import Comparison, Report
+    from fitcompress.report import Report
+    from fitcompress.report.comparison import Comparison
 
 __all__ = [
     "ReportForm",

@@ -94,7 +94,7 @@ def measure_results(
     results["teacher"] |= {"weights_from": facts["teacher_weights"], "adapted": facts["adapted"]}
     return {
         **results,
-        **(_comparisons(session, models["teacher"], predictions, kind) if kind != "values" else {}),
+        **_comparisons(session, models["teacher"], predictions, kind),
         "stages": [asdict(stage) for stage in stages],
         "data": {
             "description": session.data.description,
@@ -111,7 +111,11 @@ def measure_results(
 def _comparisons(
     session: Session, model: Model, predictions: Mapping[str, Predictions], kind: OutputKind
 ) -> dict[str, Any]:
-    """Where the networks differ, in all and image by image; writes the pictures of some."""
+    """Where the networks differ, in all and image by image; writes the pictures of some. Nothing
+    of the kind where the outputs are no scores.
+    """
+    if kind == "values":
+        return {"agreement": None, "tests": {}}
     teacher, student = predictions["teacher"], predictions["student"]
     names = _class_names(session, model, teacher)
     tests = {"teacher_student": mcnemar(teacher, student)}

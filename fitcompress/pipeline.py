@@ -29,7 +29,8 @@ from fitcompress.onnxfile import open_onnx
 from fitcompress.planning import Planned, make_model, plan_run, with_state
 from fitcompress.processes import is_first_process
 from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
-from fitcompress.report import Comparison, Report
+from fitcompress.report import Report
+from fitcompress.report.comparison import Comparison
 from fitcompress.rundir import RunDir
 from fitcompress.session import Session, on_its_threads, resolve_epochs
 from fitcompress.settings import with_settings

@@ -23,7 +23,8 @@ from fitcompress.cli.request import Request, free_folder, fresh_path, run_recipe
 from fitcompress.processes import is_first_process
 
 if TYPE_CHECKING:
-    from fitcompress.report import Comparison, Report
+    from fitcompress.report import Report
+    from fitcompress.report.comparison import Comparison
 
 __all__ = ["app", "main"]
 

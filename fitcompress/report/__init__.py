@@ -1,7 +1,5 @@
-"""The evidence of a run, or of several, as a value and as pages. Reads run directories; knows no
-torch."""
+"""The evidence of a run, as a value and as pages. Reads the run directory; knows no torch."""
 
-from fitcompress.report.comparison import Comparison
 from fitcompress.report.report import Report
 
-__all__ = ["Comparison", "Report"]
+__all__ = ["Report"]

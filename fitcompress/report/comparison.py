@@ -9,11 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import load_file
+from typing import TYPE_CHECKING, Any
 
 from fitcompress.errors import RunError
 from fitcompress.report.charts import Dots, Key, Line, Point
@@ -30,6 +26,10 @@ from fitcompress.report.words import (
 )
 from fitcompress.rundir import RunDir
 from fitcompress.significance import holm, paired_test
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Comparison"]
 
@@ -133,6 +133,8 @@ def _tested(first: Report, other: Report) -> dict[str, Any]:
 
 def _right_answers(report: Report) -> npt.NDArray[np.bool_] | None:
     """Which evaluation images a run's student has right, in their order; None where unknown."""
+    from safetensors.numpy import load_file  # and NumPy with it, which `--help` must not wait for
+
     path = RunDir(report.path).predictions_path
     if not path.is_file() or not (report.model("student") or {}).get("accuracy"):
         return None
@@ -197,23 +199,7 @@ def _students(comparison: Comparison) -> Section:
         if len(hardware) > 1
         else "The times are those of each run; only those of one run were measured in turns."
     )
-    table = Table(("", *comparison.names), tuple(rows))
-    known = [
-        (name, accuracy)
-        for name, student in zip(comparison.names, students, strict=True)
-        if (accuracy := student.get("accuracy"))
-    ]
-    points = tuple(
-        Point(
-            found["top1"],
-            low=found["low"],
-            high=found["high"],
-            hint=f"{name}: {percent_text(found['top1'])}",
-        )
-        for name, found in known
-    )
-    chart = Dots("Top-1", tuple(name for name, _ in known), (Line(Key("student", 2), points),))
-    return Section("The students", note, table, charts=(chart,) if known else ())
+    return Section("The students", note, Table(("", *comparison.names), tuple(rows)))
 
 
 def _teacher(report: Report) -> Cell:
@@ -249,7 +235,27 @@ def _tests(comparison: Comparison) -> Section:
         " One training run each: other seeds may differ."
     )
     columns = ("Run", f"Against {first}", "Only it right", f"Only {first}", "p", "p, Holm")
-    return Section(f"Top-1 against {first}", note, Table(columns, rows))
+    title = f"Top-1 against {first}" if rows else "Top-1"
+    chart = _accuracies(comparison)
+    return Section(
+        title, note if rows else "", Table(columns, rows), charts=(chart,) if chart.names else ()
+    )
+
+
+def _accuracies(comparison: Comparison) -> Dots:
+    students = (report.model("student") or {} for report in comparison.reports)
+    known = {
+        name: accuracy
+        for name, student in zip(comparison.names, students, strict=True)
+        if (accuracy := student.get("accuracy"))
+    }
+    points = tuple(
+        Point(
+            found["top1"], 0, found["low"], found["high"], f"{name}: {percent_text(found['top1'])}"
+        )
+        for name, found in known.items()
+    )
+    return Dots("Top-1 of the students", tuple(known), (Line(Key("student", 2), points),))
 
 
 def _settings(comparison: Comparison) -> Section:
@@ -257,12 +263,18 @@ def _settings(comparison: Comparison) -> Section:
     flat = [_flat(report.recipe) for report in comparison.reports]
     names = dict.fromkeys(name for settings in flat for name in settings)
     rows = tuple(
-        (Cell(name), *(Cell(str(settings.get(name, NONE))) for settings in flat))
+        (Cell(name), *(Cell(_setting(settings, name)) for settings in flat))
         for name in names
-        if name != "run.out" and len({str(settings.get(name, NONE)) for settings in flat}) > 1
+        if name != "run.out" and len({_setting(settings, name) for settings in flat}) > 1
     )
     columns = ("Setting", *comparison.names)
     return Section("Where the recipes differ", table=Table(columns, rows, is_numeric=False))
+
+
+def _setting(settings: dict[str, Any], name: str) -> str:
+    """As it stands in a recipe."""
+    value = settings.get(name, NONE)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _flat(recipe: Any, prefix: str = "") -> dict[str, Any]:

@@ -145,9 +145,9 @@ def _beyond(strip: Strip, end: float) -> str:
 
 def _draw_dots(chart: Dots, hints: _Hints) -> Figure:
     figure, axes = _new_figure(0.7 + _ROW * len(chart.names))
-    shift = 0.32 / max(1, len(chart.lines) - 1)
     for number, line in enumerate(chart.lines):
-        rows = [row - 0.16 + shift * number for row in range(len(chart.names))]
+        shift = 0.32 * (number - (len(chart.lines) - 1) / 2)
+        rows = [row + shift for row in range(len(chart.names))]
         _draw_intervals(axes, line, rows)
         values = [point.value for point in line.points]
         gid = hints.of(line.points)

@@ -11,7 +11,7 @@ from report.runs import finished_run, results, unfinished_run, write_answers
 from scipy.stats import binomtest
 
 from fitcompress.errors import RunError
-from fitcompress.report import Comparison
+from fitcompress.report.comparison import Comparison
 from fitcompress.significance import share
 
 
