@@ -143,10 +143,13 @@ def _class_names(session: Session, model: Model, predictions: Predictions) -> Se
 
 
 def _write_thumbnail(session: Session, index: int) -> str:
-    """A small picture of an evaluation image; its path below the run directory."""
+    """A small picture of an evaluation image, without what its file says of place and camera; its
+    path below the run directory.
+    """
     path = session.run.thumbnails_path / f"{index}.png"
-    picture = session.data.evaluation.load(index)
+    picture = session.data.evaluation.load(index).copy()
     picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    picture.info.clear()
     with disk_errors("writing", path):
         path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:

@@ -109,7 +109,8 @@ class Comparison:
     def _document(self) -> Document:
         return Document(
             title="fitcompress runs",
-            name=" / ".join(self.names),
+            name=", ".join(str(report.path) for report in self.reports),
+            heading=", ".join(self.names),
             sentences=tuple(_sentences(self)),
             sections=tuple(part for part in _sections(self) if not part.is_empty),
         )

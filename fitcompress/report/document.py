@@ -88,7 +88,9 @@ class Document:
     title: str
     """What kind of report."""
     name: str
-    """What it is about."""
+    """What it is about: directories as they were named."""
+    heading: str
+    """The same in short."""
     sentences: tuple[Sentence, ...]
     sections: tuple[Section, ...]
 

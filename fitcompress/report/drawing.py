@@ -122,7 +122,7 @@ def _draw_lines(chart: Lines, hints: _Hints) -> Figure:
 def _draw_strips(chart: Strips, hints: _Hints) -> Figure:
     del hints
     figure, axes = _new_figure(0.7 + 0.55 * len(chart.strips))
-    end = 1.15 * max(strip.p95 for strip in chart.strips)
+    end = 1.15 * max(strip.p95 for strip in chart.strips) or 1.0
     for row, strip in enumerate(chart.strips):
         shown = [value for value in strip.values if value <= end]
         places = [row + 0.2 * _spread(k) for k in range(len(shown))]

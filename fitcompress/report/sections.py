@@ -59,6 +59,7 @@ def build_document(report: Report) -> Document:
     return Document(
         title="fitcompress report",
         name=str(report.path),
+        heading=report.path.resolve().name,
         sentences=headline(report),
         sections=tuple(section for section in sections if not section.is_empty),
     )
