@@ -60,6 +60,7 @@ class Scene:
             "stage2.epochs": 6,
             "run.device": "cpu",
             "run.baseline": "true",
+            "run.time_onnx": "false",
         }
         sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         return ["distill", "--teacher", "toy_runs:make_net", "--quiet", *sets]

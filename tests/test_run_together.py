@@ -40,6 +40,7 @@ def start(folder: Path, out: str, *, num: int, **more: object) -> subprocess.Pop
         "stage1.epochs": 3,
         "stage2.epochs": 3,
         "run.device": "cpu",
+        "run.time_onnx": "false",
         **{name.replace("__", "."): value for name, value in more.items()},
     }
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
