@@ -14,13 +14,13 @@ import torch
 
 from fitcompress.errors import PlanError
 from fitcompress.events import Emit, Notice
-from fitcompress.exports import Source, write_onnx
 from fitcompress.graph.budget import CLOSE, NARROWEST, Fit, Limits, Tally, tally_of
 from fitcompress.graph.initialise import initial_tensors
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.plan import StudentPlan, plan_student, plan_within
 from fitcompress.graph.program import Program
 from fitcompress.onnxfile import onnx_runner
+from fitcompress.onnxwrite import Source, write_onnx
 from fitcompress.processes import num_processes
 from fitcompress.recipe import StudentRecipe
 from fitcompress.spec import Interface

@@ -137,12 +137,14 @@ def show_layers(layers: Sequence[Mapping[str, Any]], *, as_json: bool = False) -
 def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
     """Show the files that were written and how each compared with the student.
 
-    `exports`: each with "format", "path", "size_bytes", "max_abs_diff" and "top1_agreement".
+    `exports`: each with "format", "path", "size_bytes", "max_abs_diff", "top1_agreement",
+    "accuracy" and "remark".
     """
     if as_json:
         show_json(exports)
         return
-    table = _table("Exports", "format", "file", ">size", ">largest difference", ">same top-1")
+    columns = ("format", "file", ">size", ">largest difference", ">same top-1", ">top-1", "")
+    table = _table("Exports", *columns)
     for export in exports:
         table.add_row(
             export["format"],
@@ -150,6 +152,8 @@ def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False)
             bytes_text(export["size_bytes"]),
             f"{export['max_abs_diff']:.1e}",
             percent_text(export["top1_agreement"]),
+            percent_text(export["accuracy"]["top1"]) if export.get("accuracy") else "",
+            str(export.get("remark", "")),
         )
     output_console().print(table)
 

@@ -27,13 +27,19 @@ __all__ = ["OnnxNetwork", "metadata_of", "onnx_runner", "open_onnx"]
 class OnnxNetwork(nn.Module):
     """An ONNX file behind the call of a network, on the CPU.
 
-    Takes what the network took: normalised float32 images (N, C, H, W), or tensors as they are.
+    Takes what the network took: normalised float32 images (N, C, H, W), or uint8 ones where its
+    preprocessing is inside, or tensors as they are.
     """
 
     def __init__(self, session: Any, interface: Interface) -> None:
         super().__init__()
         self.session = session
         self.interface = interface
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether it takes uint8 images: its preprocessing is inside."""
+        return bool(self.session.get_inputs()[0].type == "tensor(uint8)")
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The outputs for a batch; a tuple where the file has several."""
@@ -70,15 +76,17 @@ def onnx_runner(path: Path) -> Runner:
     shape = network.interface.images.shape
 
     def make_input(batch_size: int) -> np.ndarray[Any, Any]:
+        if network.takes_pixels:
+            return np.zeros((batch_size, *shape), dtype=np.uint8)
         return np.random.default_rng(0).standard_normal((batch_size, *shape), dtype=np.float32)
 
     return Runner(network.run, make_input)
 
 
-def metadata_of(interface: Interface) -> dict[str, str]:
+def metadata_of(interface: Interface, *, takes_pixels: bool = False) -> dict[str, str]:
     """The interface as text entries for a file's metadata; `open_onnx` reads them back."""
     values: Mapping[str, object] = {
-        **_metadata_of_inputs(interface),
+        **_metadata_of_inputs(interface, takes_pixels),
         "class_names": interface.class_names,
         "activation": interface.activation,
         "output_names": interface.output_names,
@@ -89,7 +97,7 @@ def metadata_of(interface: Interface) -> dict[str, str]:
     return {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
 
 
-def _metadata_of_inputs(interface: Interface) -> dict[str, object]:
+def _metadata_of_inputs(interface: Interface, takes_pixels: bool) -> dict[str, object]:
     spec = interface.input
     if spec is None:
         return {"inputs": [asdict(item) for item in interface.inputs]}
@@ -99,7 +107,11 @@ def _metadata_of_inputs(interface: Interface) -> dict[str, object]:
         "std": spec.std,
         "interpolation": spec.interpolation,
         "crop_pct": spec.crop_pct,
-        "preprocessing": "float32 NCHW, (pixel / 255 - mean) / std per channel",
+        "preprocessing": (
+            "in the file: uint8 NCHW"
+            if takes_pixels
+            else "float32 NCHW, (pixel / 255 - mean) / std per channel"
+        ),
     }
 
 

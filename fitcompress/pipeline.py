@@ -13,14 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from fitcompress.data import DataBundle, Preprocess, load_data, make_dataset, match_classes
+from fitcompress.data import DataBundle, load_data, match_classes
 from fitcompress.environment import collect_environment
 from fitcompress.errors import RunError, TeacherError
 from fitcompress.events import Emit, Event, Notice, Progress, StageFinished, StageStarted, ignore
 from fitcompress.evidence import check_teacher, measure_results, predict_split
-from fitcompress.exports import FORMATS, Source, export_model
+from fitcompress.exporting import accuracy_of, source_of
+from fitcompress.exports import FORMATS, export_model
 from fitcompress.graph.lift import build_network
 from fitcompress.hints import map_layers
 from fitcompress.measure import accuracy
@@ -59,8 +58,6 @@ __all__ = [
     "train_teacher",
 ]
 
-_SAMPLES = 8
-"""Real images that exports are checked on."""
 _DEMO = {
     "teacher.source": "test_resnet",
     "teacher.pretrained": False,
@@ -313,10 +310,14 @@ def export(
     run: Path | None = None,
     formats: Sequence[str] = ("onnx",),
     *,
+    opset: int | None = None,
     force: bool = False,
     emit: Emit = ignore,
 ) -> list[dict[str, Any]]:
-    """Writes the student of a run in other formats, each checked on real images: `exports.json`.
+    """Writes the student of a run in other formats, each checked on real images, its accuracy
+    measured on the evaluation split: `exports.json`.
+
+    opset: of ONNX; None is the exporter's own choice.
 
     Raises:
         RunError: the run has no student yet.
@@ -328,16 +329,18 @@ def export(
             f"exporting the run '{directory.path}': its student is not trained yet",
             advice=f"finish it with `fitcompress distill --resume --out {directory.path}`",
         )
+    recipe = load_recipe(directory.recipe_path)
     model = load_model(directory.student_path)
-    source = Source(
-        _with_activation(model), model.interface, _samples(directory, model), directory.student_path
-    )
+    data = load_data(recipe.data, seed=recipe.run.seed, emit=ignore)
+    data = match_classes(data, model.interface.class_names)
+    source = source_of(model, data, directory.student_path, opset=opset)
     records = _known_exports(directory)
     for form in formats:
         emit(StageStarted(stage=f"export {form}"))
         path = directory.exports_path / f"student{FORMATS[form].suffix}"
         record = export_model(form, source, path, force=force)
-        records[form] = record.to_dict()
+        measured = accuracy_of(form, path, model.interface, data)
+        records[form] = {**record.to_dict(), "accuracy": measured}
         directory.write_json("exports.json", list(records.values()))
         emit(StageFinished(stage=f"export {form}", seconds=record.seconds, num_images=0, detail={}))
     return [records[form] for form in formats]
@@ -347,22 +350,6 @@ def _known_exports(directory: RunDir) -> dict[str, dict[str, Any]]:
     if not directory.exports_json_path.is_file():
         return {}
     return {record["format"]: record for record in directory.read_json("exports.json")}
-
-
-def _with_activation(model: Model) -> nn.Module:
-    """The network as its user expects it: with the softmax or sigmoid that the teacher ended in."""
-    endings = {"softmax": nn.Softmax(-1), "log_softmax": nn.LogSoftmax(-1), "sigmoid": nn.Sigmoid()}
-    ending = endings.get(model.interface.activation)
-    return nn.Sequential(model.network, ending).eval() if ending else model.network
-
-
-def _samples(directory: RunDir, model: Model) -> Any:
-    """Some evaluation images of the run's data, as the student takes them."""
-    recipe = load_recipe(directory.recipe_path)
-    data = load_data(recipe.data, seed=recipe.run.seed, emit=ignore)
-    views = make_dataset(data.evaluation, model.interface.images, augment="none", seed=0)
-    ids = [len(views) * number // _SAMPLES for number in range(_SAMPLES)]
-    return Preprocess(model.interface.images)(views.batch(ids).images)
 
 
 def load_report(run: Path | None = None) -> Report:

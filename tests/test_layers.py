@@ -42,9 +42,10 @@ ROWS = (
     Row(("model", "teacher"), never=("data",)),
     Row(("taps", "hints", "regressors"), never=("data",)),
     Row(("losses", "training")),
-    Row(("measure", "speed", "onnxfile", "exports", "environment", "report")),
+    Row(("environment", "measure", "speed", "onnxfile")),
+    Row(("onnxwrite", "quantize", "exports", "report")),
     Row(("budgets", "planning", "parts", "session", "teacher_cache")),
-    Row(("tuning", "stages", "evidence")),
+    Row(("tuning", "stages", "evidence", "exporting")),
     Row(("pipeline", "api")),
     Row(("console", "progress", "cli", "__init__", "__main__")),
 )
