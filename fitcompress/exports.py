@@ -26,8 +26,10 @@ from torch import Tensor, fx, nn
 
 from fitcompress.errors import ExportError, FitcompressError, near_misses
 from fitcompress.measure import evaluating
-from fitcompress.onnxfile import metadata_of, open_onnx
+from fitcompress.metadata import metadata_of
+from fitcompress.onnxfile import open_onnx
 from fitcompress.onnxwrite import (
+    VERSION,
     Source,
     batch_sizes,
     from_pixels,
@@ -200,7 +202,7 @@ def _write_torchscript(source: Source, path: Path) -> None:
             archive = torch.jit.trace(source.network, source.rows(2), check_trace=False)
         if archive is None or not _runs_as(archive, source.network, source.rows(4)):
             archive = torch.jit.script(_scriptable(source.network)).eval()
-    torch.jit.save(archive, str(path), _extra_files=metadata_of(source.interface))
+    torch.jit.save(archive, str(path), _extra_files=metadata_of(source.interface, VERSION))
 
 
 def _reads_sizes(network: nn.Module) -> bool:
@@ -245,7 +247,7 @@ def _write_pt2(source: Source, path: Path) -> None:
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of whoever exported
     program.example_inputs = None  # they are images of the user
-    torch.export.save(program, path, extra_files=metadata_of(source.interface))
+    torch.export.save(program, path, extra_files=metadata_of(source.interface, VERSION))
 
 
 def _write_safetensors(source: Source, path: Path) -> None:

@@ -6,22 +6,19 @@ what images it takes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fitcompress.environment import package_version
 from fitcompress.errors import ExportError
-from fitcompress.spec import InputSpec, Interface, OutputKind, TensorSpec
+from fitcompress.metadata import interface_of
+from fitcompress.spec import Interface
 from fitcompress.speed import Runner
 
-__all__ = ["OnnxNetwork", "metadata_of", "onnx_runner", "open_onnx"]
+__all__ = ["OnnxNetwork", "onnx_runner", "open_onnx"]
 
 
 class OnnxNetwork(nn.Module):
@@ -83,38 +80,6 @@ def onnx_runner(path: Path) -> Runner:
     return Runner(network.run, make_input)
 
 
-def metadata_of(interface: Interface, *, takes_pixels: bool = False) -> dict[str, str]:
-    """The interface as text entries for a file's metadata; `open_onnx` reads them back."""
-    values: Mapping[str, object] = {
-        **_metadata_of_inputs(interface, takes_pixels),
-        "class_names": interface.class_names,
-        "activation": interface.activation,
-        "output_names": interface.output_names,
-        "output_kind": interface.output_kind or "",
-        "origin": interface.origin,
-        "fitcompress_version": package_version("fitcompress") or "unknown",
-    }
-    return {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
-
-
-def _metadata_of_inputs(interface: Interface, takes_pixels: bool) -> dict[str, object]:
-    spec = interface.input
-    if spec is None:
-        return {"inputs": [asdict(item) for item in interface.inputs]}
-    return {
-        "input_shape": spec.shape,
-        "mean": spec.mean,
-        "std": spec.std,
-        "interpolation": spec.interpolation,
-        "crop_pct": spec.crop_pct,
-        "preprocessing": (
-            "in the file: uint8 NCHW"
-            if takes_pixels
-            else "float32 NCHW, (pixel / 255 - mean) / std per channel"
-        ),
-    }
-
-
 def _open_session(path: Path) -> Any:
     import onnxruntime  # takes a third of a second; only those who use ONNX pay
 
@@ -135,34 +100,9 @@ def _open_session(path: Path) -> Any:
 def _interface_of(session: Any, name: str) -> Interface:
     entries: dict[str, str] = session.get_modelmeta().custom_metadata_map
     try:
-        return _parsed_interface(entries)
+        return interface_of(entries)
     except (KeyError, ValueError) as error:
         raise ExportError(
             f"opening {name!r}: its metadata does not say what images it takes (entry {error})",
             advice="give --input-size, --mean and --std",
         ) from error
-
-
-def _parsed_interface(entries: Mapping[str, str]) -> Interface:
-    read: Callable[[str], Any] = lambda key: json.loads(entries[key])  # noqa: E731 - a local word
-    tensors = read("inputs") if "inputs" in entries else ()
-    return Interface(
-        input=None if tensors else _parsed_images(entries),
-        inputs=tuple(TensorSpec(**{**item, "shape": tuple(item["shape"])}) for item in tensors),
-        class_names=tuple(read("class_names")),
-        activation=entries["activation"],
-        output_names=tuple(json.loads(entries.get("output_names", "[]"))),
-        output_kind=cast(OutputKind, entries.get("output_kind")) or None,
-        origin=read("origin"),
-    )
-
-
-def _parsed_images(entries: Mapping[str, str]) -> InputSpec:
-    channels, height, width = json.loads(entries["input_shape"])
-    return InputSpec(
-        shape=(channels, height, width),
-        mean=tuple(json.loads(entries["mean"])),
-        std=tuple(json.loads(entries["std"])),
-        interpolation=entries["interpolation"],
-        crop_pct=json.loads(entries["crop_pct"]),
-    )

@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from fitcompress.environment import package_version
 from fitcompress.errors import ExportError
 from fitcompress.graph.plain import in_plain_calls
-from fitcompress.onnxfile import metadata_of
+from fitcompress.metadata import metadata_of
 from fitcompress.spec import Interface
 
-__all__ = ["Source", "batch_sizes", "from_pixels", "write_float16", "write_onnx"]
+__all__ = ["VERSION", "Source", "batch_sizes", "from_pixels", "write_float16", "write_onnx"]
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
 """A single ONNX file cannot be larger; beyond it the weights lie beside it."""
+
+
+VERSION = package_version("fitcompress") or "unknown"
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def write_onnx(source: Source, path: Path) -> None:
     model.producer_name = "fitcompress"
     model.producer_version = package_version("fitcompress")
     takes_pixels = source.inputs[0].dtype == torch.uint8
-    model.metadata_props.update(metadata_of(source.interface, takes_pixels=takes_pixels))
+    model.metadata_props.update(metadata_of(source.interface, VERSION, takes_pixels=takes_pixels))
     model.graph.metadata_props.clear()
     for node in itertools.chain(model.graph, *model.functions.values()):
         node.metadata_props.clear()  # stack traces, with the paths of whoever exported

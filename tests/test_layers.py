@@ -34,7 +34,7 @@ ROWS = (
         ("errors", "events", "settings", "spec", "targets", "presets", "sections"),
         third_party=False,
     ),
-    Row(("recipe", "processes"), third_party=False),
+    Row(("recipe", "processes", "metadata"), third_party=False),
     Row(("rundir",), third_party=False),
     Row(("data",)),
     Row(("graph.axes",), never=("rundir", "data", "recipe", "events"), third_party=False),
