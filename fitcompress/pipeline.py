@@ -31,7 +31,7 @@ from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_t
 from fitcompress.report import Report
 from fitcompress.rundir import RunDir
 from fitcompress.session import Session, on_its_threads, resolve_epochs
-from fitcompress.settings import with_settings
+from fitcompress.settings import flat_settings, with_settings
 from fitcompress.stages import (
     adapt_teacher,
     estimate_cost,
@@ -44,6 +44,7 @@ from fitcompress.stages import (
 )
 from fitcompress.teacher import Teacher, open_teacher
 from fitcompress.teacher_cache import drop_answers
+from fitcompress.trackers import tracked
 from fitcompress.training import StageResult, resolve_device
 from fitcompress.tuning import as_chosen, compiling, tuned
 
@@ -86,7 +87,7 @@ def distill(
         Interrupted: stopped by a signal; `resume=True` goes on.
     """
     run = RunDir.create(Path(recipe.run.out or "runs/run"), force=force, resume=resume)
-    emit = _recording(run, emit)
+    emit = _recording(run, recipe, emit)
     if resume and run.is_finished():
         emit(Notice(topic="run", message=f"the run '{run.path}' is finished already"))
         return Report.load(run)
@@ -126,12 +127,13 @@ def distill(
     return Report.load(run)
 
 
-def _recording(run: RunDir, emit: Emit) -> Emit:
-    """Passes events on and keeps all but progress in the run directory; of several processes the
-    first one speaks.
+def _recording(run: RunDir, recipe: Recipe, emit: Emit) -> Emit:
+    """Passes events on, keeps all but progress in the run directory, and logs them where the recipe
+    says; of several processes the first one speaks.
     """
     if not is_first_process():
         return ignore
+    emit = tracked(recipe.run.log, run.path, flat_settings(recipe), emit)
 
     def record(event: Event) -> None:
         if not isinstance(event, Progress):
@@ -261,7 +263,7 @@ def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
     """
     folder = Path(recipe.run.out or "teachers/teacher")
     run = RunDir.create(folder / "training", force=True)
-    emit = _recording(run, emit)
+    emit = _recording(run, recipe, emit)
     data = _load(recipe, emit)
     source = replace(recipe.teacher, source=model)
     recipe = resolve_epochs(replace(recipe, teacher=source), data)

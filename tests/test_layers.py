@@ -45,7 +45,7 @@ ROWS = (
     Row(("environment", "measure", "speed", "onnxfile")),
     Row(("onnxwrite", "quantize", "exports", "report")),
     Row(("budgets", "planning", "parts", "session", "teacher_cache")),
-    Row(("tuning", "stages", "evidence", "exporting")),
+    Row(("tuning", "stages", "evidence", "exporting", "trackers")),
     Row(("pipeline", "api")),
     Row(("console", "progress", "cli", "__init__", "__main__")),
 )
