@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fitcompress.budgets import frontier
 from fitcompress.data import DataBundle, load_data, match_classes
 from fitcompress.environment import collect_environment
 from fitcompress.errors import RunError, TeacherError
@@ -56,6 +57,7 @@ __all__ = [
     "inspect",
     "load_report",
     "plan",
+    "plan_frontier",
     "train_teacher",
 ]
 
@@ -237,6 +239,12 @@ def plan(recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
     """What the student would be: `plan --json`. Needs neither data nor weights."""
     teacher = open_teacher(recipe.teacher, emit=emit, meta=True)
     return plan_run(teacher, recipe, emit=emit, meta=True).summary
+
+
+def plan_frontier(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, float]]:
+    """What students of several depths and widths cost: `plan --pareto --json`."""
+    teacher = open_teacher(recipe.teacher, emit=emit, meta=True)
+    return frontier(teacher.program, teacher.interface, emit=emit)
 
 
 def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:

@@ -141,18 +141,37 @@ def inspect(request: Request, teacher: Annotated[str, typer.Argument(metavar="TE
 @app.command(
     epilog=_examples(
         "fitcompress plan --teacher resnet50 --depth-mult 2 --width-mult 0.3",
+        "fitcompress plan --teacher resnet50 --target-params 10%",
         "fitcompress plan --teacher vgg11 --no-pretrained --json",
     )
 )
 @takes(flags.TEACHER, flags.STUDENT, flags.HINTS)
-def plan(request: Request, teacher: Teacher = None) -> None:
+def plan(
+    request: Request,
+    teacher: Teacher = None,
+    pareto: Annotated[
+        bool,
+        typer.Option(
+            "--pareto", help="Parameters, FLOPs and latency over several depths and widths instead."
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --pareto, a file for its picture (.svg, .png).")
+    ] = None,
+) -> None:
     """Show what the student would be, in seconds, without data or training."""
     recipe = request.recipe_of_teacher(teacher)
     with request.progress() as emit:
         from fitcompress import pipeline
 
-        planned = pipeline.plan(recipe, emit=emit)
-    console.show_plan(planned, as_json=request.as_json)
+        if pareto:
+            rows = pipeline.plan_frontier(recipe, emit=emit)
+        else:
+            planned = pipeline.plan(recipe, emit=emit)
+    if pareto:
+        console.show_frontier(rows, plot, as_json=request.as_json)
+    else:
+        console.show_plan(planned, as_json=request.as_json)
 
 
 @app.command(
