@@ -15,6 +15,7 @@ def draw_frontier(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     rows: as `pipeline.plan_frontier` gives them.
     """
     from matplotlib.figure import Figure  # takes a second; only this needs it
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     planes = figure.subplots(1, 2)
@@ -25,6 +26,10 @@ def draw_frontier(rows: Sequence[Mapping[str, float]], path: Path) -> None:
             costs = [[row[name] for row in own] for name in ("params", key)]
             plane.plot(*costs, marker="o", markersize=3, label=f"depth-mult {depth:g}")
         plane.set(xscale="log", yscale="log", xlabel="parameters", ylabel=word)
+        for axis in (plane.xaxis, plane.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 3)))
+            axis.set_major_formatter(EngFormatter())
+            axis.set_minor_formatter(NullFormatter())
         plane.grid(alpha=0.3)
     planes[0].legend(frameon=False)
     figure.savefig(path)
