@@ -24,16 +24,19 @@ if TYPE_CHECKING:
         evaluate,
         export,
         inspect,
+        load_comparison,
         load_report,
         plan,
         train_teacher,
     )
     from fitcompress.recipe import Recipe, load_recipe, resolve_recipe
     from fitcompress.report import Report
+    from fitcompress.report.comparison import Comparison
     from fitcompress.spec import InputSpec, TensorSpec
     from fitcompress.teacher import teacher_from_module
 
 __all__ = [
+    "Comparison",
     "FitcompressError",
     "InputSpec",
     "Recipe",
@@ -46,6 +49,7 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "load_comparison",
     "load_recipe",
     "load_report",
     "plan",
@@ -57,6 +61,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
+    "Comparison": "report.comparison",
     "FitcompressError": "errors",
     "InputSpec": "spec",
     "Recipe": "recipe",
@@ -68,6 +73,7 @@ _HOME = {
     "export": "pipeline",
     "inspect": "pipeline",
     "load": "api",
+    "load_comparison": "pipeline",
     "load_recipe": "recipe",
     "load_report": "pipeline",
     "plan": "pipeline",

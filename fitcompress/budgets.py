@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
-import torch
 
 from fitcompress.errors import PlanError
 from fitcompress.events import Emit, Notice, StageFinished, StageStarted
@@ -20,13 +16,12 @@ from fitcompress.graph.initialise import initial_tensors
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.plan import StudentPlan, plan_student, plan_within
 from fitcompress.graph.program import Program
-from fitcompress.onnxfile import onnx_runner
-from fitcompress.onnxwrite import Source, write_onnx
 from fitcompress.processes import num_processes
 from fitcompress.recipe import StudentRecipe
 from fitcompress.spec import Interface
 from fitcompress.speed import paired_latency, torch_runner
 from fitcompress.targets import Target
+from fitcompress.timing import onnx_copy
 
 __all__ = ["Latency", "frontier", "measure_latency", "student_of", "with_random_weights"]
 
@@ -115,11 +110,8 @@ def measure_latency(program: Program, interface: Interface) -> Latency:
     """How long a network takes, the runtimes in turns."""
     network = build_network(program).eval()
     shape = interface.images.shape
-    source = Source(network, interface, torch.zeros(2, *shape))
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        write_onnx(source, path)
-        runners = {"onnxruntime": onnx_runner(path), "torch": torch_runner(network, shape)}
+    with onnx_copy(network, interface) as in_onnx:
+        runners = {"onnxruntime": in_onnx, "torch": torch_runner(network, shape)}
         times = paired_latency(runners, (1,), budget_s=2.0)
     medians = {name: times[name]["1"]["median_ms"] / 1e3 for name in runners}
     return Latency(**medians)

@@ -25,10 +25,11 @@ from fitcompress.report.words import (
     percent_text,
     shape_text,
 )
-from fitcompress.rundir import RunDir, disk_errors, write_text
+from fitcompress.rundir import disk_errors, write_text
 
 if TYPE_CHECKING:
     from fitcompress.report import Report
+    from fitcompress.report.comparison import Comparison
 
 __all__ = [
     "ReportForm",
@@ -210,14 +211,16 @@ def show_model_folder(path: Path, *, as_json: bool = False) -> None:
         show_text(f"model folder: {path}")
 
 
-def show_report(report: Report, *, form: ReportForm = "text", output: Path | None = None) -> None:
+def show_report(
+    report: Report | Comparison, *, form: ReportForm = "text", output: Path | None = None
+) -> None:
     """Show a report, or write it to `output`; HTML is always written, to the run if not told where.
 
     Raises:
         RunError: no space, or no permission to write.
     """
     if form == "html" and output is None:
-        output = RunDir(report.path).report_path("html")
+        output = report.html_path
     if output is not None:
         write_text(output, report.render(form))
         show_text(str(output))

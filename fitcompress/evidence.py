@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -21,15 +22,21 @@ from fitcompress.measure import (
     save_predictions,
     size_bytes,
 )
+from fitcompress.mistakes import calibration, class_accuracies, disagreements, doubts
 from fitcompress.model import Model
+from fitcompress.rundir import atomic_path, disk_errors
 from fitcompress.session import Session
-from fitcompress.speed import paired_latency, torch_runner
+from fitcompress.spec import OutputKind
 from fitcompress.stages import output_kinds
+from fitcompress.timing import latencies, peak_memory
 from fitcompress.training import StageResult
 
 __all__ = ["check_teacher", "measure_results", "predict_split"]
 
 _BATCH_SIZE = 128
+_THUMBNAIL_SIDE = 64
+_DIGESTED = 64
+"""Images of a split, spread over it, that tell it from others."""
 
 
 def predict_split(model: Model, images: Images, device: str) -> Predictions:
@@ -68,28 +75,28 @@ def measure_results(
 ) -> dict[str, Any]:
     """`results.json`: every model's size, accuracy and speed, how they compare, what stages cost.
 
-    models: "teacher", "student" and perhaps "baseline". Also writes the predictions.
+    models: "teacher", "student" and perhaps "baseline". Also writes the predictions, and
+    pictures of the images most in doubt.
     """
     predictions = {"teacher": teacher_predictions}
     for name, model in models.items():
         if name != "teacher":
             predictions[name] = predict_split(model, session.data.evaluation, session.device)
     save_predictions(session.run.predictions_path, predictions)
-    speeds = _latencies(models, session.device)
-    has_scores = output_kinds(models["teacher"])[0] != "values"
+    kind = output_kinds(models["teacher"])[0]
+    costs = _costs(session, models)
     results: dict[str, Any] = {
         name: {
-            **measure_costs(model.program).to_dict(),
-            "size_bytes": size_bytes(model.network),
-            "accuracy": accuracy(predictions[name]) if has_scores else None,
-            "latency_ms": {"torch": speeds[name]},
+            **costs[name],
+            "accuracy": accuracy(predictions[name]) if kind != "values" else None,
+            "calibration": calibration(predictions[name], kind) if kind != "values" else None,
         }
-        for name, model in models.items()
+        for name in models
     }
     results["teacher"] |= {"weights_from": facts["teacher_weights"], "adapted": facts["adapted"]}
     return {
         **results,
-        **(_comparisons(predictions) if has_scores else {"agreement": None, "tests": {}}),
+        **_comparisons(session, models["teacher"], predictions, kind),
         "stages": [asdict(stage) for stage in stages],
         "data": {
             "description": session.data.description,
@@ -97,27 +104,82 @@ def measure_results(
             "num_train": len(session.data.train),
             "num_held_out": len(session.data.held_out),
             "num_evaluation": len(session.data.evaluation),
+            "evaluation_digest": _digest(session.data.evaluation),
         },
         "headline_facts": dict(facts),
     }
 
 
-def _comparisons(predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+def _comparisons(
+    session: Session, model: Model, predictions: Mapping[str, Predictions], kind: OutputKind
+) -> dict[str, Any]:
+    """Where the networks differ, in all and image by image; writes the pictures of some. Nothing
+    of the kind where the outputs are no scores.
+    """
+    if kind == "values":
+        return {"agreement": None, "tests": {}}
     teacher, student = predictions["teacher"], predictions["student"]
+    names = _class_names(session, model, teacher)
     tests = {"teacher_student": mcnemar(teacher, student)}
     if "baseline" in predictions:
         tests["student_baseline"] = mcnemar(predictions["baseline"], student)
-    return {"agreement": agreement(teacher, student), "tests": tests}
-
-
-def _latencies(models: Mapping[str, Model], device: str) -> dict[str, dict[str, dict[str, float]]]:
-    """PyTorch's time of one call by model and batch size, the models in turns; a baseline is the
-    student's twin.
-    """
-    runners = {
-        name: torch_runner(model.network, model.interface.images.shape, device)
-        for name, model in models.items()
-        if name != "baseline"
+    return {
+        "agreement": agreement(teacher, student),
+        "tests": tests,
+        "classes": class_accuracies(predictions, names),
+        "disagreements": disagreements(teacher, student, names),
+        "doubts": [
+            {**doubt, "thumbnail": _write_thumbnail(session, doubt["id"])}
+            for doubt in doubts(teacher, student, names, kind)
+        ],
     }
-    speeds = paired_latency(runners)
-    return {name: speeds["student" if name == "baseline" else name] for name in models}
+
+
+def _class_names(session: Session, model: Model, predictions: Predictions) -> Sequence[str]:
+    """A name for each output and label: the network's, the data's, or its number."""
+    count = max(predictions.logits_NK.shape[1], int(predictions.labels_N.max()) + 1)
+    for names in (model.interface.class_names, session.data.class_names):
+        if names and len(names) == count:
+            return names
+    return [str(number) for number in range(count)]
+
+
+def _write_thumbnail(session: Session, index: int) -> str:
+    """A small picture of an evaluation image, without what its file says of place and camera; its
+    path below the run directory.
+    """
+    path = session.run.thumbnails_path / f"{index}.png"
+    picture = session.data.evaluation.load(index).copy()
+    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    picture.info.clear()
+    with disk_errors("writing", path):
+        path.parent.mkdir(exist_ok=True)
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+    return path.relative_to(session.run.path).as_posix()
+
+
+def _digest(images: Images) -> str:
+    """Tells collections of images apart: a hash of how many there are, and of some of them."""
+    digest = hashlib.sha256(str(len(images)).encode())
+    for number in range(min(_DIGESTED, len(images))):
+        picture = images.load(len(images) * number // min(_DIGESTED, len(images)))
+        digest.update(repr(picture.size).encode() + picture.tobytes())
+    return digest.hexdigest()
+
+
+def _costs(session: Session, models: Mapping[str, Model]) -> dict[str, dict[str, Any]]:
+    """What each network takes: size, memory, time. A baseline is the student's twin."""
+    timed = {name: model for name, model in models.items() if name != "baseline"}
+    in_onnx = session.recipe.run.time_onnx
+    times = latencies(timed, session.device, session.emit, in_onnx=in_onnx)
+    costs = {
+        name: {
+            **measure_costs(model.program).to_dict(),
+            "size_bytes": size_bytes(model.network),
+            "peak_memory_bytes": peak_memory(model, session.device),
+            "latency_ms": times[name],
+        }
+        for name, model in timed.items()
+    }
+    return {name: costs["student" if name == "baseline" else name] for name in models}

@@ -40,7 +40,16 @@ from fitcompress.quantize import write_int8
 from fitcompress.rundir import disk_errors
 from fitcompress.spec import Interface
 
-__all__ = ["FORMATS", "ExportRecord", "Format", "Source", "export_model", "write_onnx"]
+__all__ = [
+    "FORMATS",
+    "ExportRecord",
+    "Format",
+    "Source",
+    "export_model",
+    "on_cpu",
+    "quiet",
+    "write_onnx",
+]
 
 _CHECKED_BATCHES = (1, 8)
 _TOLERANCE = 1e-3
@@ -104,8 +113,8 @@ def export_model(form: str, source: Source, path: Path, *, force: bool = False) 
             advice="replace it with --force",
         )
     started = time.perf_counter()
-    source = _on_cpu(FORMATS[form].view(source))
-    with disk_errors("exporting to", path), _quiet(), evaluating(source.network):
+    source = on_cpu(FORMATS[form].view(source))
+    with disk_errors("exporting to", path), quiet(), evaluating(source.network):
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:
             draft = Path(folder) / path.name
@@ -288,7 +297,7 @@ FORMATS: Mapping[str, Format] = {
 """Every format by its name on the command line."""
 
 
-def _on_cpu(source: Source) -> Source:
+def on_cpu(source: Source) -> Source:
     """The source on the CPU; a copy when it lies elsewhere."""
     network, tensors = source.network, [*source.network.parameters(), *source.network.buffers()]
     if any(tensor.device.type != "cpu" for tensor in tensors):
@@ -312,7 +321,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No output, warnings or log lines of converters inside the block."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

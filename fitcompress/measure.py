@@ -1,17 +1,16 @@
 """What a network is worth: its predictions, how sure its accuracy is, and its size.
 
-Layer: torch and `rundir`; no timm. Time and memory are in `speed`.
+Layer: torch and `rundir`; no timm. Time and memory are in `speed`, where and how it errs in
+`mistakes`.
 Shape suffixes: N images, K classes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Protocol
 
 import torch
@@ -19,11 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fitcompress.rundir import atomic_path
+from fitcompress.significance import paired_test, share
 
 __all__ = [
     "Predictions",
     "accuracy",
     "agreement",
+    "divergence",
     "evaluating",
     "is_near_chance",
     "load_predictions",
@@ -31,7 +32,6 @@ __all__ = [
     "predict",
     "save_predictions",
     "size_bytes",
-    "wilson_interval",
 ]
 
 
@@ -61,9 +61,14 @@ class Predictions:
         return len(self.labels_N) > 0 and bool((self.labels_N >= 0).all())
 
     @property
+    def choices_N(self) -> Tensor:
+        """int64: the class with the largest logit."""
+        return self.logits_NK.argmax(dim=1)
+
+    @property
     def correct_N(self) -> Tensor:
         """bool: where the largest logit is the label's."""
-        return self.logits_NK.argmax(dim=1) == self.labels_N
+        return self.choices_N == self.labels_N
 
 
 def predict(
@@ -95,7 +100,7 @@ def accuracy(predictions: Predictions) -> dict[str, float] | None:
     """
     if not predictions.is_labelled:
         return None
-    return _share(int(predictions.correct_N.sum()), len(predictions.labels_N))
+    return share(int(predictions.correct_N.sum()), len(predictions.labels_N))
 
 
 def agreement(teacher: Predictions, student: Predictions) -> dict[str, float]:
@@ -103,58 +108,31 @@ def agreement(teacher: Predictions, student: Predictions) -> dict[str, float]:
 
     `kl` is the mean KL(teacher || student) in nats. Both must be about the same images in order.
     """
+    divergence_N = divergence(teacher, student)
+    same_N = teacher.choices_N == student.choices_N
+    return {**share(int(same_N.sum()), len(same_N)), "kl": float(divergence_N.mean())}
+
+
+def divergence(teacher: Predictions, student: Predictions) -> Tensor:
+    """KL(teacher || student) of each image in nats, float64. Both must be about the same images in
+    order.
+    """
     _check_same_images(teacher, student)
-    same_N = teacher.logits_NK.argmax(dim=1) == student.logits_NK.argmax(dim=1)
-    teacher_NK = teacher.logits_NK.double().log_softmax(dim=1)
-    student_NK = student.logits_NK.double().log_softmax(dim=1)
-    kl_N = (teacher_NK.exp() * (teacher_NK - student_NK)).sum(dim=1)
-    return {**_share(int(same_N.sum()), len(same_N)), "kl": float(kl_N.mean())}
+    parts = zip(teacher.logits_NK.split(_ROWS), student.logits_NK.split(_ROWS), strict=True)
+    return torch.cat([_divergence(*part) for part in parts])
 
 
 def mcnemar(first: Predictions, second: Predictions) -> dict[str, float] | None:
     """Whether two networks differ in accuracy on the same images; None where labels are missing.
 
-    `difference` is second minus first, with `low` and `high` its 95 % interval. `p_value` is exact
-    and two-sided.
-
-    Source: McNemar 1947, the exact binomial form: among the images that only one of the two has
-    right, each is as likely to be that one. Interval: Agresti and Min 2005 (Statistics in Medicine
-    24), half an image added to each of the four cells.
+    See `significance.paired_test`.
     """
     _check_same_images(first, second)
     if not (first.is_labelled and second.is_labelled):
         return None
     only_first = int((first.correct_N & ~second.correct_N).sum())
     only_second = int((second.correct_N & ~first.correct_N).sum())
-    num_images = len(first.labels_N)
-    low, high = _paired_interval(only_first, only_second, num_images)
-    return {
-        "difference": (only_second - only_first) / num_images,
-        "low": low,
-        "high": high,
-        "p_value": _exact_sign_p(only_first, only_second),
-        "only_first": only_first,
-        "only_second": only_second,
-        "n": num_images,
-    }
-
-
-def wilson_interval(num_correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Lower and upper bound of a share that was observed as `num_correct` of `n`.
-
-    Source: Wilson 1927, without continuity correction. Unlike the usual plus-minus it stays inside
-    0..1 and holds for small `n`.
-
-    >>> low, high = wilson_interval(8, 10)
-    >>> round(low, 3), round(high, 3)
-    (0.49, 0.943)
-    """
-    assert 0 <= num_correct <= n and n > 0, (num_correct, n)
-    z = _normal_quantile(confidence)
-    share = num_correct / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return paired_test(only_first, only_second, len(first.labels_N))
 
 
 def is_near_chance(measured: Mapping[str, float], num_classes: int) -> bool:
@@ -216,34 +194,14 @@ def evaluating(*networks: Any) -> Iterator[None]:
 
 
 _PARTS = ("logits", "labels", "ids")
+_ROWS = 4096
+"""At a time, where float64 would double what a large split takes."""
 
 
-def _share(num_correct: int, n: int) -> dict[str, float]:
-    low, high = wilson_interval(num_correct, n)
-    return {"top1": num_correct / n, "low": low, "high": high, "n": n}
-
-
-def _normal_quantile(confidence: float) -> float:
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
-
-
-def _exact_sign_p(one: int, other: int) -> float:
-    """Two-sided p of a split `one` to `other` under a fair coin, in exact integers."""
-    n = one + other
-    term = tail = 1
-    for k in range(min(one, other)):
-        term = term * (n - k) // (k + 1)
-        tail += term
-    p_value: float = 2 * tail / 2**n
-    return min(1.0, p_value)
-
-
-def _paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
-    first, second, total = only_first + 0.5, only_second + 0.5, n + 2
-    difference = (second - first) / total
-    deviation = math.sqrt(first + second - (second - first) ** 2 / total) / total
-    half = _normal_quantile(0.95) * deviation
-    return max(-1.0, difference - half), min(1.0, difference + half)
+def _divergence(teacher_NK: Tensor, student_NK: Tensor) -> Tensor:
+    teacher_NK = teacher_NK.double().log_softmax(dim=1)
+    student_NK = student_NK.double().log_softmax(dim=1)
+    return (teacher_NK.exp() * (teacher_NK - student_NK)).sum(dim=1)
 
 
 def _check_same_images(first: Predictions, second: Predictions) -> None:

@@ -30,6 +30,7 @@ from fitcompress.planning import Planned, make_model, plan_run, with_state
 from fitcompress.processes import is_first_process
 from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
 from fitcompress.report import Report
+from fitcompress.report.comparison import Comparison
 from fitcompress.rundir import RunDir
 from fitcompress.session import Session, on_its_threads, resolve_epochs
 from fitcompress.settings import flat_settings, with_settings
@@ -55,6 +56,7 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "load_comparison",
     "load_report",
     "plan",
     "plan_frontier",
@@ -365,6 +367,11 @@ def _known_exports(directory: RunDir) -> dict[str, dict[str, Any]]:
 def load_report(run: Path | None = None) -> Report:
     """The report of a run, finished or not; of the newest under `runs/` when none is named."""
     return Report.load(RunDir.open(run) if run else RunDir.newest())
+
+
+def load_comparison(runs: Sequence[Path]) -> Comparison:
+    """Runs side by side, and whether their students' accuracies differ from the first one's."""
+    return Comparison.load(runs)
 
 
 def demo(out: Path, *, emit: Emit = ignore) -> Report:

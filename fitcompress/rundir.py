@@ -5,7 +5,7 @@ Layer: errors and events; no torch.
     recipe.toml  environment.json  plan.json  events.jsonl  results.json  predictions.safetensors
     checkpoints/{teacher,stage1,stage2,baseline}.pt  teacher/  student/  baseline/
     cache.json  cache/  (the teacher's answers, until the run is finished)
-    exports/  exports.json  report.{txt,json,md,html}
+    thumbnails/  exports/  exports.json  report.{txt,json,md,html}  comparison.html
 
 A file gets its name only once it is whole and on the disk, so a run that is killed at any moment
 leaves either the old file or the new one. The one file that grows, `events.jsonl`, may end in half
@@ -37,7 +37,7 @@ __all__ = [
     "write_text",
 ]
 
-_DIRECTORIES = ("checkpoints", "cache", "teacher", "student", "baseline", "exports")
+_DIRECTORIES = ("checkpoints", "cache", "teacher", "student", "baseline", "thumbnails", "exports")
 _FILES = (
     "recipe.toml",
     "environment.json",
@@ -51,6 +51,7 @@ _FILES = (
     "report.json",
     "report.md",
     "report.html",
+    "comparison.html",
 )
 _MARK = "recipe.toml"
 """A directory that holds this file is a run: it is the first one written."""
@@ -161,6 +162,11 @@ class RunDir:
     def baseline_path(self) -> Path:
         """Model folder of the same student trained without a teacher."""
         return self.path / "baseline"
+
+    @property
+    def thumbnails_path(self) -> Path:
+        """Directory of the small pictures in the report."""
+        return self.path / "thumbnails"
 
     @property
     def cache_path(self) -> Path:

@@ -296,6 +296,8 @@ class RunRecipe:
     """
     baseline: bool = False
     """Also train the same student without a teacher for the same budget."""
+    time_onnx: bool = True
+    """Measure the latency in onnxruntime too, of temporary exports; takes some seconds."""
 
     def __post_init__(self) -> None:
         check_at_least(0, "run.seed", self.seed)

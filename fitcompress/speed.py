@@ -7,6 +7,7 @@ ratio of two medians.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import weakref
@@ -34,6 +35,8 @@ class Runner:
     """Batch size -> the argument of `run`."""
     synchronise: Callable[[], None] = lambda: None
     """Waits until the device has finished."""
+    device: str = "cpu"
+    """Where it runs, for the record."""
 
 
 def torch_runner(
@@ -46,7 +49,7 @@ def torch_runner(
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch_size, *shape, generator=generator).to(device)
 
-    return Runner(network, make_input, lambda: _synchronise(device))
+    return Runner(network, make_input, lambda: _synchronise(device), str(device))
 
 
 def latency(
@@ -54,8 +57,8 @@ def latency(
     make_input: Callable[[int], Any],
     batch_sizes: Sequence[int] = (1, 32),
     **limits: Any,
-) -> dict[str, dict[str, float]]:
-    """Time of one call by batch size ("1", "32"): `median_ms`, `p95_ms`, `n` calls, `threads`.
+) -> dict[str, dict[str, Any]]:
+    """Time of one call by batch size ("1", "32"), each as `paired_latency` gives it.
 
     `limits`: as for `paired_latency`.
     """
@@ -70,21 +73,28 @@ def paired_latency(
     num_runs: int = 50,
     budget_s: float = 4.0,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Time of one call by name and batch size, measured in turns.
 
-    Each entry holds `median_ms`, `p95_ms`, `n` calls, `threads`, and `speedup`: how many times
-    faster than the first runner, the median over the rounds. A batch size ends after `num_runs`
-    rounds, or when `budget_s` seconds are over, but not before 5.
+    Each entry holds `median_ms` and `p95_ms` of `n` calls, which are `samples_ms`, after `warmup`
+    others; `images_per_s`; `threads` and `device`; and `speedup`: how many times faster than the
+    first runner, the median over the rounds, with its 95 % interval `speedup_range`. A batch size
+    ends after `num_runs` rounds, or when `budget_s` seconds are over, but not before 5.
     """
-    results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in runners}
+    results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in runners}
     modules = [runner.run for runner in runners.values()]
     for batch_size in batch_sizes:
         with evaluating(*modules), torch.no_grad():
             seconds = _rounds(runners, batch_size, num_warmup, num_runs, budget_s, clock)
         first = next(iter(seconds.values()))
         for name, own in seconds.items():
-            results[name][str(batch_size)] = {**_summary(own), "speedup": _median_ratio(first, own)}
+            results[name][str(batch_size)] = {
+                **_summary(own, batch_size),
+                "warmup": num_warmup,
+                "threads": torch.get_num_threads(),
+                "device": runners[name].device,
+                **_speedup(first, own),
+            }
     return results
 
 
@@ -136,20 +146,37 @@ def _timed(runner: Runner, value: Any, clock: Callable[[], float]) -> float:
     return clock() - start
 
 
-def _summary(seconds: list[float]) -> dict[str, float]:
+def _summary(seconds: list[float], batch_size: int) -> dict[str, Any]:
     ordered = sorted(seconds)
     # Nearest rank: the smallest observation that at least 95 % do not exceed.
     rank = -(-95 * len(ordered) // 100)
+    median = statistics.median(ordered)
     return {
-        "median_ms": 1000 * statistics.median(ordered),
+        "median_ms": 1000 * median,
         "p95_ms": 1000 * ordered[rank - 1],
         "n": len(ordered),
-        "threads": torch.get_num_threads(),
+        "samples_ms": [float(f"{1000 * s:.4g}") for s in seconds],
+        "images_per_s": batch_size / median if median > 0 else None,
     }
 
 
-def _median_ratio(first: list[float], own: list[float]) -> float:
-    return statistics.median(a / b if b > 0 else 1.0 for a, b in zip(first, own, strict=True))
+def _speedup(first: list[float], own: list[float]) -> dict[str, Any]:
+    """The median ratio and its 95 % interval, which needs no assumption about how times spread.
+
+    Source: David and Nagaraja, "Order Statistics", section 7.1: as many ratios lie below the median
+    as heads fall. With fewer than 6 rounds the interval is all of them, and a little too short.
+    """
+    ratios = sorted(a / b if b > 0 else 1.0 for a, b in zip(first, own, strict=True))
+    n, rank, outside = len(ratios), 0, 0.0
+    for k in range(n):
+        outside += math.comb(n, k) / 2**n
+        if outside > 0.025:
+            break
+        rank = k
+    return {
+        "speedup": statistics.median(ratios),
+        "speedup_range": [ratios[rank], ratios[n - 1 - rank]],
+    }
 
 
 def _synchronise(device: torch.device) -> None:

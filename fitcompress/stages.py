@@ -57,7 +57,7 @@ _PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
 """Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
 _FREE = (
     *("run.out", "run.device", "run.baseline", "run.compile", "run.threads", "run.log"),
-    "data.num_workers",
+    *("run.time_onnx", "data.num_workers"),
 )
 """Settings that change nothing in the stages themselves, but for rounding."""
 

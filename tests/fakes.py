@@ -12,6 +12,7 @@ class FakeReport:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.html_path = path / "report.html"
 
     def render(self, form: str) -> str:
         return json.dumps({"form": form}) if form == "json" else f"the report as {form}\n"
@@ -47,6 +48,7 @@ def canned_answers(folder: Path) -> dict[str, object]:
         "distill": FakeReport(folder / "runs/x"),
         "demo": FakeReport(folder / "runs/demo-1"),
         "load_report": FakeReport(folder / "runs/x"),
+        "load_comparison": FakeReport(folder / "runs/x"),
         "plan": {
             "teacher": {"params": 11_200_000, "macs": 1.8e9, "flops": 3.6e9, "depth": 18},
             "student": {"params": 2_100_000, "macs": 3.5e8, "flops": 7e8, "depth": 36},

@@ -102,7 +102,11 @@ def test_images_without_labels_are_enough(tmp_path):
     assert report["student"]["accuracy"] is None
     assert report["agreement"]["n"] > 0
     assert "baseline" not in report, "there is nothing to train it on"
-    assert load_report(tmp_path / "run").render("text")
+    assert report["student"]["calibration"] is None
+    assert report["classes"] == []
+    assert report["doubts"][0]["label"] is None
+    for form in ("text", "md", "html"):
+        assert load_report(tmp_path / "run").render(form)
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["class map", "names of the teacher"])

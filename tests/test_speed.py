@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import quantile_test
 from torch import Tensor, nn
 
 from fitcompress.speed import Runner, latency, paired_latency, peak_memory_bytes, torch_runner
@@ -49,11 +51,47 @@ def test_median_and_speedup() -> None:
         "median_ms": pytest.approx(100),
         "p95_ms": pytest.approx(100),
         "n": 7,
+        "samples_ms": pytest.approx([100] * 7),
+        "images_per_s": pytest.approx(10),
+        "warmup": 3,
         "threads": torch.get_num_threads(),
+        "device": "cpu",
         "speedup": pytest.approx(4),
+        "speedup_range": pytest.approx([4, 4]),
     }
     assert measured["teacher"]["4"]["median_ms"] == pytest.approx(1600)
+    assert measured["teacher"]["4"]["images_per_s"] == pytest.approx(2.5)
     assert measured["teacher"]["4"]["speedup"] == 1.0
+
+
+@pytest.mark.parametrize("num_runs", [6, 7, 20, 50])
+def test_the_range_of_the_speedup_is_scipys_interval_of_the_median(num_runs: int) -> None:
+    time, generator = FakeTime(), np.random.default_rng(num_runs)
+    durations = generator.lognormal(size=num_runs)
+    ahead = iter([1.0, *durations])
+
+    def run(_: int) -> None:
+        time.now += next(ahead)
+
+    runners = {"one": time.runner("one", 1.0), "other": Runner(run, lambda n: n)}
+    measured = paired_latency(
+        runners, (1,), num_warmup=1, num_runs=num_runs, budget_s=1e9, clock=time.clock
+    )
+    ratios = quantile_test(1 / durations, p=0.5)
+    expected = ratios.confidence_interval(confidence_level=0.95)
+    assert measured["other"]["1"]["speedup_range"] == pytest.approx([expected.low, expected.high])
+
+
+def test_the_range_of_few_rounds_is_all_of_them() -> None:
+    time = FakeTime()
+    ahead = iter([0.5, 1.0, 0.25, 2.0])
+
+    def run(_: int) -> None:
+        time.now += next(ahead)
+
+    runners = {"one": time.runner("one", 1.0), "other": Runner(run, lambda n: n)}
+    measured = paired_latency(runners, (1,), num_warmup=0, num_runs=4, clock=time.clock)
+    assert measured["other"]["1"]["speedup_range"] == pytest.approx([0.5, 4.0])
 
 
 def test_the_95th_percentile_is_an_observation() -> None:

@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -21,6 +21,10 @@ from fitcompress.cli import flags
 from fitcompress.cli.failures import resumable
 from fitcompress.cli.request import Request, free_folder, fresh_path, run_recipe, takes
 from fitcompress.processes import is_first_process
+
+if TYPE_CHECKING:
+    from fitcompress.report import Report
+    from fitcompress.report.comparison import Comparison
 
 __all__ = ["app", "main"]
 
@@ -268,13 +272,20 @@ def export(
 
 @app.command(
     epilog=_examples(
-        "fitcompress report", "fitcompress report runs/small --format html --output small.html"
+        "fitcompress report",
+        "fitcompress report runs/small --format html --output small.html",
+        "fitcompress report runs/first runs/second runs/third",
     )
 )
 @takes(recipe=False)
 def report(
     request: Request,
-    run: Run = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="Run directory, the newest when left out; several to compare."
+        ),
+    ] = None,
     form: Annotated[
         console.ReportForm, typer.Option("--format", help="html is written to a file.")
     ] = "text",
@@ -282,11 +293,15 @@ def report(
         Path | None, typer.Option(help="File to write to; for html RUN/report.html by default.")
     ] = None,
 ) -> None:
-    """Compare student and teacher: accuracy, agreement, size, cost and speed."""
+    """Compare student and teacher: accuracy, agreement, size, cost and speed; or several runs."""
     with request.progress():
         from fitcompress import pipeline
 
-        loaded = pipeline.load_report(run)
+        loaded: Report | Comparison
+        if runs and len(runs) > 1:
+            loaded = pipeline.load_comparison(runs)
+        else:
+            loaded = pipeline.load_report(runs[0] if runs else None)
     console.show_report(loaded, form="json" if request.as_json else form, output=output)
 
 

@@ -6,9 +6,9 @@ Nothing is called better, faster or smaller that was not shown to be.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from fitcompress.report.document import Sentence
 from fitcompress.report.report import Report
 from fitcompress.report.words import (
     count_text,
@@ -18,26 +18,21 @@ from fitcompress.report.words import (
     percent_text,
     points_text,
     ratio_text,
+    runtime_name,
+    speed_text,
 )
 
-__all__ = ["Sentence", "accuracy_text", "evaluation_split", "headline"]
+__all__ = ["SIGNIFICANT", "accuracy_text", "evaluation_split", "headline"]
 
-_SIGNIFICANT = 0.05
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """One sentence, and whether it is a warning about all the others."""
-
-    text: str
-    is_warning: bool = False
+SIGNIFICANT = 0.05
 
 
 def headline(report: Report) -> tuple[Sentence, ...]:
-    """What to know when one reads nothing else, warnings first."""
+    """What to know when one reads nothing else: all in one sentence, what warns of it, the rest."""
     teacher, student = report.model("teacher"), report.model("student")
     sentences = [*_caveats(report)]
     if teacher and student:
+        sentences = [*_summary(report, teacher, student), *sentences]
         sentences += _size_sentences(report.teacher_name, teacher, student)
         sentences += _accuracy_sentences(report, teacher, student)
         sentences += _speed_sentences(teacher, student)
@@ -63,6 +58,58 @@ def evaluation_split(report: Report) -> str:
         if name:
             return str(name)
     return "the evaluation split"
+
+
+def _summary(
+    report: Report, teacher: Mapping[str, Any], student: Mapping[str, Any]
+) -> Iterator[Sentence]:
+    """How much smaller, how much faster, how much accuracy was kept, in one sentence."""
+    if not report.is_finished:
+        return
+    size = ratio_text(teacher["params"], student["params"], "smaller", "larger")
+    is_what = ["as large" if size == "the same" else size]
+    faster = [
+        (speed_text(own["1"], other["1"]), runtime_name(runtime))
+        for runtime, own, other in _runtimes(teacher, student)
+        if "1" in own and "1" in other
+    ]
+    if faster:
+        (ratio, runtime), *others = faster
+        more = "".join(f" and {ratio} in {runtime}" for ratio, runtime in others)
+        is_what.append(f"{ratio} on one image in {runtime}{more}")
+    text = f"Against {report.teacher_name} the student is {', '.join(is_what)}"
+    kept = _kept(report, teacher, student)
+    yield Sentence(f"{text}{',' if faster else ''} and {kept}." if kept else f"{text}.")
+
+
+def _kept(report: Report, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    """What was kept of the accuracy, or without labels of the answers; with its interval."""
+    own, other = student.get("accuracy"), teacher.get("accuracy")
+    test, agreement = _test(report, "teacher_student"), report.results.get("agreement")
+    if own and other and other["top1"] and test:
+        is_shown = "" if test["p_value"] <= SIGNIFICANT else ", so a difference is not shown"
+        return (
+            f"keeps {percent_text(own['top1'] / other['top1'])} of its accuracy (top-1"
+            f" {percent_text(own['top1'])} instead of {percent_text(other['top1'])}; difference"
+            f" {points_text(test['difference'])}, 95 % interval {100 * test['low']:+.1f} to"
+            f" {100 * test['high']:+.1f}{is_shown})"
+        )
+    return f"names the same class on {accuracy_text(agreement)} of the images" if agreement else ""
+
+
+def _test(report: Report, name: str) -> Mapping[str, Any] | None:
+    """A test of two networks, where there were labels."""
+    found: Mapping[str, Any] | None = (report.results.get("tests") or {}).get(name)
+    return found
+
+
+def _runtimes(
+    teacher: Mapping[str, Any], student: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Each runtime that both were timed in, with the student's times and the teacher's."""
+    for runtime, own in student["latency"].items():
+        if other := teacher["latency"].get(runtime):
+            yield runtime, own, other
 
 
 def _caveats(report: Report) -> Iterator[Sentence]:
@@ -126,9 +173,9 @@ def _accuracy_sentences(
 
 def _against_teacher(report: Report, own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     difference = own["top1"] - other["top1"]
-    test = (report.results.get("tests") or {}).get("teacher_student")
+    test = _test(report, "teacher_student")
     kept = f"{percent_text(own['top1'] / other['top1'])} of it kept" if other["top1"] > 0 else ""
-    if test and test["p_value"] > _SIGNIFICANT:
+    if test and test["p_value"] > SIGNIFICANT:
         shown = f"a difference is not shown (McNemar {p_text(test['p_value'])})"
     else:
         shown = f"McNemar {p_text(test['p_value'])}" if test else ""
@@ -136,33 +183,15 @@ def _against_teacher(report: Report, own: Mapping[str, Any], other: Mapping[str,
 
 
 def _speed_sentences(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Iterator[Sentence]:
-    for runtime, batches in student["latency"].items():
+    for runtime, batches, others in _runtimes(teacher, student):
         parts = []
         for batch, own in batches.items():
-            other = teacher["latency"].get(runtime, {}).get(batch)
-            if other:
-                ratio = _speed_ratio(own, other)
+            if other := others.get(batch):
+                ratio = speed_text(own, other)
                 instead = f"{ms_text(own['median_ms'])} instead of {ms_text(other['median_ms'])}"
                 parts.append(f"batch {batch} {ratio} ({instead})")
         if parts:
             yield Sentence(f"Measured in {runtime_name(runtime)}: {', '.join(parts)}.")
-
-
-def _speed_ratio(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    # The paired ratio where both took turns; it is steadier than the ratio of two medians.
-    speedup = own.get("speedup") or other["median_ms"] / own["median_ms"]
-    return ratio_text(speedup, 1.0, "faster", "slower")
-
-
-def runtime_name(runtime: str) -> str:
-    """The runtime as it is written.
-
-    >>> runtime_name("torch"), runtime_name("onnxruntime")
-    ('PyTorch', 'ONNX Runtime')
-    """
-    return {"torch": "PyTorch", "onnx": "ONNX Runtime", "onnxruntime": "ONNX Runtime"}.get(
-        runtime, runtime
-    )
 
 
 def _baseline_sentences(report: Report, student: Mapping[str, Any]) -> Iterator[Sentence]:
@@ -170,7 +199,7 @@ def _baseline_sentences(report: Report, student: Mapping[str, Any]) -> Iterator[
     own, other = student.get("accuracy"), baseline.get("accuracy")
     if not own or not other:
         return
-    test = (report.results.get("tests") or {}).get("student_baseline")
+    test = _test(report, "student_baseline")
     difference = own["top1"] - other["top1"]
     measured = f"The same student trained without a teacher reaches {accuracy_text(other)}"
     yield Sentence(f"{measured}: {_baseline_verdict(difference, test)}.")
@@ -181,7 +210,7 @@ def _baseline_verdict(difference: float, test: Mapping[str, Any] | None) -> str:
     if test is None:
         return f"{points}, not tested"
     p_value = p_text(test["p_value"])
-    if test["p_value"] > _SIGNIFICANT or difference == 0:
+    if test["p_value"] > SIGNIFICANT or difference == 0:
         return f"that the teacher helped is not shown ({points}, McNemar {p_value})"
     verdict = "the teacher helped" if difference > 0 else "the teacher did not help, it hurt"
     return f"{verdict} ({points}, McNemar {p_value}; one run of each, other seeds may differ)"

@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fitcompress.errors import RunError, near_misses
+from fitcompress.errors import RunError
 from fitcompress.rundir import RunDir
 
-__all__ = ["FORMS", "Report"]
-
-FORMS = ("text", "json", "md", "html")
-"""What a report can be rendered as."""
+__all__ = ["Report"]
 
 _MODEL_FIELDS = ("params", "macs", "flops", "depth", "size_bytes", "accuracy")
 _BATCH_OF_LATENCY_MS = "1"
@@ -26,6 +23,7 @@ class Report:
 
     path: Path
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
@@ -40,9 +38,11 @@ class Report:
             RunError: there is no run, or a file in it is damaged.
         """
         run = RunDir.open(run.path if isinstance(run, RunDir) else Path(run))
+        recipe, recipe_text = _read_recipe(run)
         return cls(
             path=run.path,
-            recipe=_read_recipe(run),
+            recipe=recipe,
+            recipe_text=recipe_text,
             environment=run.read_json("environment.json") or {},
             plan=run.read_json("plan.json") or {},
             results=run.read_json("results.json") or {},
@@ -114,7 +114,20 @@ class Report:
         first: Mapping[str, Any] = next(iter(by_runtime.values()), {})
         merged["latency_ms"] = first.get(_BATCH_OF_LATENCY_MS, {}).get("median_ms")
         merged["latency"] = by_runtime
+        if name == "student":
+            merged["agreement"] = self.results.get("agreement")
         return merged
+
+    @property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Those of teacher, student and baseline about which something is known."""
+        models = {name: self.model(name) for name in ("teacher", "student", "baseline")}
+        return {name: model for name, model in models.items() if model}
+
+    @property
+    def html_path(self) -> Path:
+        """Where its page lies when nobody says where."""
+        return RunDir(self.path).report_path("html")
 
     def to_dict(self) -> dict[str, Any]:
         """The report for scripts, ready for JSON.
@@ -135,6 +148,7 @@ class Report:
             **models,
             "agreement": self.results.get("agreement"),
             "tests": self.results.get("tests", {}),
+            **{key: self.results.get(key, []) for key in ("classes", "disagreements", "doubts")},
             "stages": list(self.stages),
             "exports": [dict(record) for record in self.exports],
             "pairs": self.plan.get("pairs", []),
@@ -153,30 +167,23 @@ class Report:
         Raises:
             RunError: `form` is none of these.
         """
-        # Each form has its own imports; whoever wants JSON needs no templates.
-        if form == "json":
-            from fitcompress.report.page import render_json as render
-        elif form == "md":
-            from fitcompress.report.page import render_markdown as render
-        elif form == "html":
-            from fitcompress.report.page import render_html as render
-        elif form == "text":
-            from fitcompress.report.text import render_text as render
-        else:
-            advice = near_misses(form, FORMS)
-            raise RunError(f"rendering the report: there is no form {form!r}", advice=advice)
-        return render(self)
+        from fitcompress.report.forms import render
+        from fitcompress.report.sections import build_document
+
+        return render(form, build_document(self), self.to_dict())
 
     def __rich__(self) -> Any:
         """What `rich.print(report)` shows."""
+        from fitcompress.report.sections import build_document
         from fitcompress.report.text import build_view
 
-        return build_view(self)
+        return build_view(build_document(self))
 
 
-def _read_recipe(run: RunDir) -> dict[str, Any]:
+def _read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
     try:
-        return tomllib.loads(run.recipe_path.read_text(encoding="utf-8"))
+        text = run.recipe_path.read_text(encoding="utf-8")
+        return tomllib.loads(text), text
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"reading {str(run.recipe_path)!r}: it is not TOML ({error})") from error
 

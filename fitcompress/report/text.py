@@ -1,4 +1,4 @@
-"""The report on the terminal, drawn by rich."""
+"""A document on the terminal, drawn by rich."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fitcompress.report.headline import headline
-from fitcompress.report.report import Report
-from fitcompress.report.sections import Cell, Section, Table, build_sections
+from fitcompress.report.document import Cell, Document, Section, Table
 
 __all__ = ["build_view", "render_text"]
 
 _WIDTH = 100
 
 
-def build_view(report: Report) -> RenderableType:
-    """What a rich console prints for a report."""
-    parts: list[RenderableType] = [Text(f"fitcompress report: {report.path}", style="bold"), Text()]
-    for sentence in headline(report):
+def build_view(document: Document) -> RenderableType:
+    """What a rich console prints for a document."""
+    title = Text(f"{document.title}: {document.name}", style="bold")
+    parts: list[RenderableType] = [title, Text()]
+    for sentence in document.sentences:
         mark, style = ("! ", "yellow") if sentence.is_warning else ("  ", "")
         parts.append(_hanging(mark, sentence.text, style))
-    for section in build_sections(report):
-        parts += _section_parts(section)
+    for section in document.sections:
+        if section.has_words:
+            parts += _section_parts(section)
     return Group(*parts)
 
 
-def render_text(report: Report) -> str:
-    """The report as plain lines of at most 100 columns."""
+def render_text(document: Document) -> str:
+    """The document as plain lines of at most 100 columns."""
     console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, legacy_windows=False)
     with console.capture() as captured:
-        console.print(build_view(report))
+        console.print(build_view(document))
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 

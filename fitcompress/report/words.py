@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = [
     "bytes_text",
@@ -13,18 +15,23 @@ __all__ = [
     "p_text",
     "percent_text",
     "points_text",
+    "rate_text",
     "ratio_text",
+    "runtime_name",
     "shape_text",
+    "speed_text",
+    "stage_title",
+    "threads_text",
 ]
 
 
 def count_text(value: float) -> str:
-    """A count to three digits with k, M, G or T.
+    """A count to three digits with k, M, G, T, P or E.
 
     >>> count_text(25_557_032), count_text(999_999), count_text(431)
     ('25.6 M', '1.00 M', '431')
     """
-    return _scaled(value, 1000, ("", "k", "M", "G", "T"))
+    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"))
 
 
 def bytes_text(value: float) -> str:
@@ -78,6 +85,22 @@ def ratio_text(reference: float, value: float, less: str = "less", more: str = "
     return f"{_factor(ratio)}x {less}" if ratio > 1 else f"{_factor(1 / ratio)}x {more}"
 
 
+def speed_text(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """How fast a timed network is against another; no difference is claimed that is not shown.
+
+    >>> teacher = {"median_ms": 3.0}
+    >>> speed_text({"median_ms": 2.0, "speedup": 1.6, "speedup_range": [1.4, 1.7]}, teacher)
+    '1.6x faster'
+    >>> speed_text({"median_ms": 2.9, "speedup": 1.1, "speedup_range": [0.9, 1.2]}, teacher)
+    'about as fast'
+    """
+    # The paired ratio where both took turns; it is steadier than the ratio of two medians.
+    speedup = own.get("speedup") or other["median_ms"] / own["median_ms"]
+    low, high = own.get("speedup_range") or (speedup, speedup)
+    text = ratio_text(speedup, 1.0, "faster", "slower")
+    return "about as fast" if low <= 1 <= high or text == "the same" else text
+
+
 def ms_text(value: float) -> str:
     """Milliseconds to three digits.
 
@@ -85,6 +108,15 @@ def ms_text(value: float) -> str:
     ('0.0123 ms', '3.46 ms', '1,234 ms')
     """
     return f"{_three_digits(value)} ms"
+
+
+def rate_text(per_second: float) -> str:
+    """A number of images in a second.
+
+    >>> rate_text(9064.2), rate_text(3.14159)
+    ('9,064', '3.14')
+    """
+    return _three_digits(per_second)
 
 
 def duration_text(seconds: float) -> str:
@@ -120,6 +152,45 @@ def shape_text(shape: object) -> str:
     if isinstance(shape, (list, tuple)):
         return " x ".join(str(size) for size in shape)
     return str(shape)
+
+
+def runtime_name(runtime: str) -> str:
+    """The runtime as it is written.
+
+    >>> runtime_name("torch"), runtime_name("onnxruntime")
+    ('PyTorch', 'ONNX Runtime')
+    """
+    return {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}.get(runtime, runtime)
+
+
+def threads_text(timing: Mapping[str, Any]) -> str:
+    """What a latency was measured on.
+
+    >>> threads_text({"threads": 1, "device": "cpu"}), threads_text({"device": "cuda"})
+    ('1 thread', 'cuda')
+    """
+    device, threads = timing.get("device", "cpu"), timing.get("threads", 1)
+    if device != "cpu":
+        return str(device)
+    return f"{threads} thread{'s' if threads != 1 else ''}"
+
+
+def stage_title(stage: str) -> str:
+    """The stage as people call it.
+
+    >>> stage_title("stage1"), stage_title("export")
+    ('Stage 1: hint training', 'Export')
+    """
+    stage = stage.removeprefix("teacher's ")
+    return _STAGE_TITLES.get(stage, stage.replace("_", " ").capitalize())
+
+
+_STAGE_TITLES = {
+    "teacher": "Teacher adapted to the data",
+    "stage1": "Stage 1: hint training",
+    "stage2": "Stage 2: distillation",
+    "baseline": "Baseline: no teacher",
+}
 
 
 def _factor(ratio: float) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+
 from fitcompress.events import EpochFinished, Notice, StageFinished, StageStarted
-from fitcompress.measure import wilson_interval
 from fitcompress.rundir import RunDir
+from fitcompress.significance import paired_test, share
 
 RECIPE = """\
 preset = "modern"
@@ -67,21 +72,59 @@ ENVIRONMENT = {
 }
 
 
-def share(num_correct: int, n: int = 2000) -> dict[str, float]:
-    """An accuracy as `measure` gives it."""
-    low, high = wilson_interval(num_correct, n)
-    return {"top1": num_correct / n, "low": low, "high": high, "n": n}
-
-
-def timing(median_ms: float, speedup: float) -> dict[str, float]:
-    """A latency as `speed` gives it."""
+def timing(median_ms: float, speedup: float, batch: int = 1) -> dict[str, Any]:
+    """A latency as `speed` gives it: 50 calls, two of them long."""
+    samples = [median_ms * (0.95 + 0.1 * k / 47) for k in range(48)]
     return {
         "median_ms": median_ms,
         "p95_ms": 1.2 * median_ms,
         "n": 50,
+        "samples_ms": [*samples, 1.2 * median_ms, 5 * median_ms],
+        "images_per_s": 1000 * batch / median_ms,
+        "warmup": 3,
         "threads": 2,
+        "device": "cpu",
         "speedup": speedup,
+        "speedup_range": [0.97 * speedup, 1.03 * speedup],
     }
+
+
+def calibration(num_right: int) -> dict[str, Any]:
+    """Two bins, the upper one too sure."""
+    bins = [
+        {"low": 7 / 15, "high": 8 / 15, "confidence": 0.5, "accuracy": share(100, 200)},
+        {"low": 14 / 15, "high": 1.0, "confidence": 0.99, "accuracy": share(num_right - 100, 1800)},
+    ]
+    gap = 0.9 * abs(0.99 - bins[1]["accuracy"]["top1"])
+    return {"ece": gap, "n": 2000, "bins": bins}
+
+
+CLASSES = [
+    {
+        "name": name,
+        "teacher": share(teacher, 200),
+        "student": share(student, 200),
+        "baseline": share(student - 3, 200),
+    }
+    for name, teacher, student in (("T-shirt/top", 170, 160), ("Trouser", 195, 196))
+]
+DISAGREEMENTS = [
+    {"teacher": "Shirt", "student": "Coat", "n": 23, "teacher_right": 12, "student_right": 8},
+    {"teacher": "Coat", "student": "Shirt", "n": 9, "teacher_right": 2, "student_right": 2},
+]
+DOUBTS = [
+    {
+        "id": index,
+        "kl": 2 + index / 100,
+        "label": label,
+        "teacher": "Sandal",
+        "student": "Bag",
+        "teacher_confidence": 0.914,
+        "student_confidence": 0.62,
+        "thumbnail": f"thumbnails/{index}.png",
+    }
+    for index, label in ((17, "Sandal"), (4, "Bag"))
+]
 
 
 def results(**changes: Any) -> dict[str, Any]:
@@ -90,11 +133,12 @@ def results(**changes: Any) -> dict[str, Any]:
         "teacher": {
             **PLAN["teacher"],
             "size_bytes": 1100000,
-            "peak_memory_bytes": 2100000,
-            "accuracy": share(1830),
+            "peak_memory_bytes": {"1": 2_100_000, "32": 9_400_000},
+            "accuracy": share(1830, 2000),
+            "calibration": calibration(1830),
             "latency_ms": {
-                "torch": {"1": timing(2.2, 1.0), "32": timing(14.0, 1.0)},
-                "onnxruntime": {"1": timing(0.9, 1.0), "32": timing(11.0, 1.0)},
+                "torch": {"1": timing(2.2, 1.0), "32": timing(14.0, 1.0, 32)},
+                "onnxruntime": {"1": timing(0.9, 1.0), "32": timing(11.0, 1.0, 32)},
             },
             "weights_from": "pretrained",
             "adapted": True,
@@ -102,24 +146,29 @@ def results(**changes: Any) -> dict[str, Any]:
         "student": {
             **PLAN["student"],
             "size_bytes": 230000,
-            "peak_memory_bytes": 900000,
-            "accuracy": share(1788),
+            "peak_memory_bytes": {"1": 900_000, "32": 5_100_000},
+            "accuracy": share(1788, 2000),
+            "calibration": calibration(1788),
             "latency_ms": {
-                "torch": {"1": timing(3.6, 0.61), "32": timing(8.0, 1.75)},
-                "onnxruntime": {"1": timing(0.7, 1.28), "32": timing(4.0, 2.75)},
+                "torch": {"1": timing(3.6, 0.61), "32": timing(8.0, 1.75, 32)},
+                "onnxruntime": {"1": timing(0.7, 1.28), "32": timing(4.0, 2.75, 32)},
             },
         },
         "baseline": {
             **PLAN["student"],
             "size_bytes": 230000,
-            "accuracy": share(1741),
+            "accuracy": share(1741, 2000),
+            "calibration": calibration(1741),
             "latency_ms": {},
         },
-        "agreement": {**share(1850), "kl": 0.0712},
+        "agreement": {**share(1850, 2000), "kl": 0.0712},
         "tests": {
-            "teacher_student": {"p_value": 0.0004, "difference": -0.021},
-            "student_baseline": {"p_value": 0.012, "difference": -0.0235},
+            "teacher_student": paired_test(96, 54, 2000),
+            "student_baseline": paired_test(90, 137, 2000),
         },
+        "classes": CLASSES,
+        "disagreements": DISAGREEMENTS,
+        "doubts": DOUBTS,
         "stages": [
             {"stage": "stage1", "waiting_share": 0.0312, "flops_per_image": 61_000_000},
             {"stage": "stage2", "waiting_share": 0.25, "flops_per_image": 129_700_754},
@@ -127,6 +176,7 @@ def results(**changes: Any) -> dict[str, Any]:
         "data": {
             "description": "10,000 training and 2,000 test images, 28 x 28, 10 classes.",
             "evaluation_split": "test",
+            "evaluation_digest": "d1",
         },
         "headline_facts": {"teacher_weights": "pretrained", "adapted": True},
     }
@@ -157,7 +207,22 @@ def finished_run(path: Path, **changes: Any) -> RunDir:
     _append_stage(run, "baseline", [1.6, 0.9, 0.7, 0.6, 0.55], [0.55, 0.74, 0.82, 0.86, 0.87])
     run.write_json("exports.json", [EXPORT])
     run.write_json("results.json", results(**changes))
+    run.thumbnails_path.mkdir(exist_ok=True)
+    for doubt in DOUBTS:
+        Image.new("RGB", (2, 2), (255, 0, 0)).save(run.path / doubt["thumbnail"])
     return run
+
+
+def write_answers(run: RunDir, right: Sequence[bool]) -> None:
+    """Predictions of two classes for images in any order; all are of the second class."""
+    ids = np.arange(len(right))[::-1].copy()
+    chosen = np.asarray(right)[ids].astype(int)
+    tensors = {
+        "student.logits": np.eye(2, dtype=np.float32)[chosen],
+        "student.labels": np.ones(len(right), dtype=np.int64),
+        "student.ids": ids,
+    }
+    save_file(tensors, run.predictions_path)
 
 
 EXPORT = {

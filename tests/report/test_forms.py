@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report.runs import PLAN, finished_run, unfinished_run
+from report.runs import PLAN, finished_run, results, unfinished_run
 from rich.console import Console
 
 from fitcompress.report import Report
+from fitcompress.significance import share
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -58,7 +62,7 @@ def test_rich_prints_a_report_at_any_width(report: Report) -> None:
 class PageReader(HTMLParser):
     """What a page would fetch, the text it shows, and whether its tags close."""
 
-    VOID = frozenset({"meta", "line", "br"})
+    VOID = frozenset({"meta", "br", "img"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,19 +97,103 @@ def read_page(report: Report) -> PageReader:
 
 def test_the_page_fetches_nothing_and_runs_nothing(report: Report) -> None:
     page = read_page(report)
-    assert page.fetched == []
-    assert "script" not in page.tags
-    assert "url(" not in report.render("html")
+    allowed = re.compile(r"#[\w-]+|data:image/png;base64,[\w+/=]+")
+    assert page.fetched
+    assert [link for link in page.fetched if not allowed.fullmatch(link)] == []
+    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert re.findall(r"url\((?!#)|@import", report.render("html")) == []
     assert page.open == []
 
 
-def test_the_page_shows_every_part_and_the_curves(report: Report) -> None:
+def test_no_two_parts_of_the_page_have_the_same_id(report: Report) -> None:
+    ids = re.findall(r'\sid="([^"]+)"', report.render("html"))
+    assert ids
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_shows_every_part_and_the_charts(report: Report) -> None:
     page = read_page(report)
     shown = " ".join(page.words)
-    for words in ("89.4 %", "layer2.1", "student.onnx", "Learning curves", "Stage 2: distillation"):
+    for words in (
+        "89.4\N{NO-BREAK SPACE}%",
+        "layer2.1",
+        "student.onnx",
+        "Learning curves",
+        "Stage 2: distillation",
+        "Shirt \N{RIGHTWARDS ARROW} Coat: 23",
+        "Calibration",
+        'source = "resnet20"',
+    ):
         assert words in shown
-    # One chart for accuracy, one for the loss of each of four stages.
-    assert page.tags.count("svg") == 5
+    # One chart for accuracy, one for the loss of each of four stages, disagreements, classes,
+    # calibration, and the latency of two batch sizes.
+    assert page.tags.count("svg") == 1 + 4 + 3 + 2
+    assert page.tags.count("img") == 2
+
+
+def test_pictures_that_are_gone_leave_their_table(report: Report) -> None:
+    for path in (report.path / "thumbnails").iterdir():
+        path.unlink()
+    page = read_page(report)
+    assert "img" not in page.tags
+    assert "KL, nats" in " ".join(page.words)
+
+
+def test_many_classes_are_cut_to_those_that_lost_most(tmp_path: Path) -> None:
+    names = [f"class {k:02}" for k in range(30)]
+    classes = [
+        {"name": name, "teacher": share(180, 200), "student": share(180 - (7 * k) % 30, 200)}
+        for k, name in enumerate(names)
+    ]
+    text = Report.load(finished_run(tmp_path, classes=classes)).render("md")
+    shown = re.findall(r"class \d\d", text)
+    assert len(shown) == 20
+    assert shown == sorted(names, key=lambda name: -((7 * int(name[-2:])) % 30))[:20]
+    assert "The 20 of 30 classes where the student lost most." in text
+
+
+def test_what_needs_labels_is_left_out_without_them(tmp_path: Path) -> None:
+    none = {"accuracy": None, "calibration": None}
+    changed = {name: {**results()[name], **none} for name in ("teacher", "student", "baseline")}
+    unknown = {"teacher_right": None, "student_right": None}
+    rows = [{**row, **unknown} for row in results()["disagreements"]]
+    report = Report.load(
+        finished_run(
+            tmp_path, **changed, tests={"teacher_student": None}, classes=[], disagreements=rows
+        )
+    )
+    for form in ("text", "md", "html"):
+        rendered = report.render(form)
+        assert "Class by class" not in rendered
+        assert "Calibration" not in rendered
+        assert "Teacher right" not in rendered
+        assert "Where the student leaves the teacher" in rendered
+
+
+def test_plain_numbers_leave_all_answers_out(tmp_path: Path) -> None:
+    none = {"accuracy": None, "calibration": None}
+    whole = results()
+    changed = {name: {**whole[name], **none} for name in ("teacher", "student", "baseline")}
+    kept = {key: whole[key] for key in ("stages", "data", "headline_facts")} | changed
+    run = finished_run(tmp_path)
+    run.write_json("results.json", kept)
+    page = Report.load(run).render("html")
+    assert "Learning curves" in page
+    for title in ("leaves the teacher", "in doubt", "Class by class", "Calibration"):
+        assert title not in page
+
+
+def test_only_the_page_imports_matplotlib(tmp_path: Path) -> None:
+    finished_run(tmp_path / "run")
+    code = (
+        "import sys; from fitcompress.report import Report\n"
+        f"report = Report.load({str(tmp_path / 'run')!r})\n"
+        "for form in ('text', 'json', 'md'): report.render(form)\n"
+        "assert not {'torch', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
+        "report.render('html')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_page_knows_dark_phones_and_paper(report: Report) -> None:
@@ -120,7 +208,9 @@ def test_names_from_outside_cannot_write_into_the_page(tmp_path: Path) -> None:
     run.write_json(
         "plan.json", {**PLAN, "notices": [bad], "frozen": [{"tensors": [bad], "reason": bad}]}
     )
+    run.write_text("recipe.toml", f"[teacher]\nsource = '{bad}'\n")
     report = Report.load(run)
     assert "<script" not in report.render("html")
-    assert "<script" not in report.render("md").replace("\\<", "")
+    outside_of_code = re.sub(r"```.*?```", "", report.render("md"), flags=re.DOTALL)
+    assert "<script" not in outside_of_code.replace("\\<", "")
     assert bad in report.render("text")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.runs import PLAN, finished_run, results, share
+from report.runs import PLAN, finished_run, results, timing, unfinished_run
 
 from fitcompress.report import Report
 from fitcompress.report.headline import headline
+from fitcompress.significance import share
 
 
 def texts(path: Path, **changes: Any) -> list[str]:
@@ -17,7 +18,46 @@ def texts(path: Path, **changes: Any) -> list[str]:
 
 
 def with_test(name: str, p_value: float) -> dict[str, Any]:
-    return {"tests": {**results()["tests"], name: {"p_value": p_value}}}
+    tests = results()["tests"]
+    return {"tests": {**tests, name: {**tests[name], "p_value": p_value}}}
+
+
+def test_the_first_sentence_says_how_much_smaller_faster_and_as_good(tmp_path: Path) -> None:
+    assert texts(tmp_path)[0] == (
+        "Against resnet20 the student is 5.3x smaller, 1.6x slower on one image in PyTorch and 1.3x"
+        " faster in ONNX Runtime, and keeps 97.7 % of its accuracy (top-1 89.4 % instead of 91.5 %;"
+        " difference -2.1 points, 95 % interval -3.3 to -0.9)."
+    )
+
+
+def test_the_first_sentence_claims_no_difference_that_is_not_shown(tmp_path: Path) -> None:
+    student = results()["student"]
+    unclear = {**timing(3.6, 1.2), "speedup_range": [0.9, 1.3]}
+    changed = {**student, "latency_ms": {"torch": {"1": unclear}}}
+    first = texts(tmp_path, student=changed, **with_test("teacher_student", 0.3))[0]
+    assert "5.3x smaller, about as fast on one image in PyTorch, and keeps" in first
+    assert first.endswith("95 % interval -3.3 to -0.9, so a difference is not shown).")
+
+
+def test_without_labels_the_first_sentence_tells_the_agreement(tmp_path: Path) -> None:
+    changed = {name: {**results()[name], "accuracy": None} for name in ("teacher", "student")}
+    tests = {"teacher_student": None}
+    assert (
+        "and names the same class on 92.5 % (95 % interval 91.3 to 93.6) of the images"
+        in (texts(tmp_path, **changed, tests=tests)[0])
+    )
+
+
+def test_plain_numbers_are_summed_up_by_size_and_speed(tmp_path: Path) -> None:
+    changed = {name: {**results()[name], "accuracy": None} for name in ("teacher", "student")}
+    first = texts(tmp_path, **changed, tests={}, agreement=None)[0]
+    assert first.endswith("1.3x faster in ONNX Runtime.")
+
+
+def test_an_unfinished_run_is_not_summed_up(tmp_path: Path) -> None:
+    first = headline(Report.load(unfinished_run(tmp_path / "run")))[0]
+    assert first.is_warning
+    assert first.text.startswith("This run is unfinished")
 
 
 def test_sizes_and_accuracy_are_told_with_interval_and_count(tmp_path: Path) -> None:
@@ -32,7 +72,7 @@ def test_sizes_and_accuracy_are_told_with_interval_and_count(tmp_path: Path) -> 
 
 
 def test_slower_is_called_slower(tmp_path: Path) -> None:
-    (torch_line,) = (line for line in texts(tmp_path) if "PyTorch" in line)
+    (torch_line,) = (line for line in texts(tmp_path) if "Measured in PyTorch" in line)
     assert "batch 1 1.6x slower (3.60 ms instead of 2.20 ms)" in torch_line
     assert "batch 32 1.8x faster" in torch_line
 
@@ -54,7 +94,7 @@ def test_a_larger_student_is_called_larger(tmp_path: Path) -> None:
 def test_the_baseline_decides_whether_the_teacher_helped(
     tmp_path: Path, num_correct: int, p_value: float, expected: str
 ) -> None:
-    baseline = {**results()["baseline"], "accuracy": share(num_correct)}
+    baseline = {**results()["baseline"], "accuracy": share(num_correct, 2000)}
     lines = texts(tmp_path, baseline=baseline, **with_test("student_baseline", p_value))
     assert expected in lines[-1]
 
@@ -64,11 +104,11 @@ def test_a_difference_that_is_not_shown_is_not_claimed(tmp_path: Path) -> None:
     assert any("a difference is not shown (McNemar p = 0.3)" in line for line in lines)
 
 
-def test_random_teacher_weights_come_first(tmp_path: Path) -> None:
+def test_random_teacher_weights_come_right_after_the_first_sentence(tmp_path: Path) -> None:
     teacher = {**results()["teacher"], "weights_from": "random"}
-    first = headline(Report.load(finished_run(tmp_path, teacher=teacher)))[0]
-    assert first.is_warning
-    assert first.text.startswith("Teacher started from random weights: resnet20")
+    warning = headline(Report.load(finished_run(tmp_path, teacher=teacher)))[1]
+    assert warning.is_warning
+    assert warning.text.startswith("Teacher started from random weights: resnet20")
 
 
 def test_a_teacher_that_came_as_it_is_gets_no_warning(tmp_path: Path) -> None:
@@ -82,6 +122,6 @@ def test_without_labels_only_agreement_is_told(tmp_path: Path) -> None:
     changed = {
         name: {**results()[name], "accuracy": None} for name in ("teacher", "student", "baseline")
     }
-    joined = " ".join(texts(tmp_path, **changed))
+    joined = " ".join(texts(tmp_path, **changed, tests={"teacher_student": None}))
     assert "top-1" not in joined
     assert "name the same class on 92.5 %" in joined

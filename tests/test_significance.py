@@ -1,0 +1,73 @@
+"""Intervals and tests against scipy, closed forms and published examples."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from scipy.stats import binomtest
+
+from fitcompress.significance import holm, paired_test, share, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("num_correct", "n", "confidence"),
+    [(0, 10, 0.95), (10, 10, 0.95), (7, 9, 0.95), (1762, 2000, 0.99), (1, 1, 0.9)],
+)
+def test_wilson_interval_is_scipys(num_correct: int, n: int, confidence: float) -> None:
+    expected = binomtest(num_correct, n).proportion_ci(confidence, method="wilson")
+    low, high = wilson_interval(num_correct, n, confidence)
+    assert low == pytest.approx(expected.low, abs=1e-9)
+    assert high == pytest.approx(expected.high, abs=1e-9)
+
+
+def test_a_share_comes_with_its_interval() -> None:
+    low, high = wilson_interval(3, 4)
+    assert share(3, 4) == {"top1": 0.75, "low": low, "high": high, "n": 4}
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "both"), [(0, 0, 5), (3, 9, 8), (12, 1, 0), (200, 260, 40)]
+)
+def test_the_paired_p_is_scipys_exact_binomial(
+    only_first: int, only_second: int, both: int
+) -> None:
+    discordant, n = only_first + only_second, only_first + only_second + both
+    measured = paired_test(only_first, only_second, n)
+    expected = binomtest(only_first, discordant).pvalue if discordant else 1.0
+    assert measured["p_value"] == pytest.approx(expected, rel=1e-9)
+    assert measured["difference"] == pytest.approx((only_second - only_first) / n)
+    assert measured["low"] <= measured["difference"] <= measured["high"]
+
+
+def test_the_paired_interval_follows_agresti_and_min() -> None:
+    measured = paired_test(only_first=30, only_second=10, n=100)
+    centre = (10.5 - 30.5) / 102
+    half = 1.959963985 * math.sqrt((30.5 + 10.5) - (10.5 - 30.5) ** 2 / 102) / 102
+    assert (measured["low"], measured["high"]) == pytest.approx((centre - half, centre + half))
+
+
+def test_holm_steps_down_and_never_falls() -> None:
+    # By hand: 5 x 0.01, 4 x 0.02, 3 x 0.03; then 2 x 0.04 and 0.05 would fall below.
+    adjusted = holm([0.01, 0.02, 0.03, 0.04, 0.05])
+    assert adjusted == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+
+
+@pytest.mark.parametrize("p_values", list(itertools.permutations([0.001, 0.02, 0.02, 0.9])))
+def test_holm_rejects_what_the_closed_test_of_bonferroni_rejects(p_values: tuple[float]) -> None:
+    """Marcus, Peritz and Gabriel 1976: a hypothesis falls when every set that holds it does."""
+    for level in (0.004, 0.03, 0.05, 0.061):
+        sets = [
+            group
+            for size in range(1, 5)
+            for group in itertools.combinations(range(4), size)
+            if min(p_values[k] for k in group) > level / len(group)
+        ]
+        closed = [not any(k in group for group in sets) for k in range(4)]
+        assert [p <= level for p in holm(p_values)] == closed
+
+
+def test_holm_of_one_test_or_none_changes_nothing() -> None:
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []

@@ -1,0 +1,107 @@
+"""Time and memory of whole models: in which runtimes, in whose turn, and when one cannot be had."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy_runs import SPEC, toy_teacher, trained_net
+
+from fitcompress import timing
+from fitcompress.errors import ExportError
+from fitcompress.events import Notice
+from fitcompress.exports import write_onnx
+from fitcompress.graph.lift import build_network
+from fitcompress.model import Model
+from fitcompress.spec import Interface
+from fitcompress.speed import peak_memory_bytes
+
+INTERFACE = Interface(input=SPEC)
+
+
+def toy_model() -> Model:
+    teacher = toy_teacher()
+    return Model(teacher.program, build_network(teacher.program), teacher.interface)
+
+
+def test_both_runtimes_are_timed_at_both_batch_sizes() -> None:
+    model = toy_model()
+    events: list[Notice] = []
+
+    measured = timing.latencies({"teacher": model, "student": model}, "cpu", events.append)
+
+    assert events == []
+    for name in ("teacher", "student"):
+        assert list(measured[name]) == ["torch", "onnxruntime"]
+        for batches in measured[name].values():
+            assert list(batches) == ["1", "32"]
+            for batch, times in batches.items():
+                assert 5 <= times["n"] == len(times["samples_ms"]) <= 50
+                expected = 1000 * int(batch) / times["median_ms"]
+                assert times["images_per_s"] == pytest.approx(expected)
+                assert (times["warmup"], times["device"]) == (3, "cpu")
+
+
+def test_without_onnx_only_torch_is_timed() -> None:
+    measured = timing.latencies({"x": toy_model()}, "cpu", print, in_onnx=False)
+
+    assert list(measured["x"]) == ["torch"]
+
+
+def test_a_model_that_cannot_be_exported_is_left_out_with_a_notice(monkeypatch) -> None:
+    written = []
+
+    def write(source, path):
+        written.append(path)
+        if len(written) == 1:
+            raise TypeError("no such operator\nand a long story")
+        write_onnx(source, path)
+
+    monkeypatch.setattr(timing, "write_onnx", write)
+    model, events = toy_model(), []
+
+    measured = timing.latencies({"teacher": model, "student": model}, "cpu", events.append)
+
+    assert list(measured["teacher"]) == ["torch"]
+    assert list(measured["student"]) == ["torch", "onnxruntime"]
+    (notice,) = events
+    assert notice.message == (
+        "the teacher's latency in onnxruntime is unknown: exporting onnx: TypeError: no such"
+        " operator"
+    )
+
+
+def test_an_onnx_copy_computes_what_the_network_does_and_is_gone_afterwards(monkeypatch) -> None:
+    paths = []
+    monkeypatch.setattr(timing, "write_onnx", lambda s, p: (paths.append(p), write_onnx(s, p)))
+    network = trained_net()
+
+    with timing.onnx_copy(network, INTERFACE) as runner:
+        images = runner.make_input(32)
+        (outputs,) = runner.run(images)
+        with torch.no_grad():
+            expected = network(torch.from_numpy(images))
+        assert torch.allclose(torch.from_numpy(outputs), expected, atol=1e-4)  # sums reordered
+
+    assert not paths[0].exists()
+
+
+def test_a_file_that_does_not_run_is_an_export_error(monkeypatch) -> None:
+    monkeypatch.setattr(timing, "write_onnx", lambda source, path: path.write_text("no model"))
+
+    with (
+        pytest.raises(ExportError, match="exporting onnx"),
+        timing.onnx_copy(trained_net(), INTERFACE),
+    ):
+        pass
+
+
+def test_peak_memory_is_that_of_each_batch_size() -> None:
+    model = toy_model()
+
+    measured = timing.peak_memory(model, "cpu")
+
+    assert measured == {
+        str(size): peak_memory_bytes(model.network, torch.zeros(size, *SPEC.shape))
+        for size in (1, 32)
+    }
+    assert measured["1"] < measured["32"]
