@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule
 
-from fitcompress.model import load_model
+from fitcompress.graph.program import output_nodes, propagate_shapes
+from fitcompress.model import Model, load_model
+from fitcompress.parts import cut_at
 from fitcompress.rundir import RunDir
+from fitcompress.spec import Interface
 
 __all__ = ["load"]
 
@@ -16,13 +22,58 @@ def load(path: Path | str) -> GraphModule:
     """The network in a model folder, or the student of a run, in eval mode on the CPU.
 
     Its `interface` (a `fitcompress.spec.Interface`) says which images it takes and what its outputs
-    mean. No pickle is read, no code from the folder is run, and the teacher is not needed.
+    mean. As timm's models do it has `pretrained_cfg`, from which `timm.data.resolve_data_config`
+    makes the transforms, `num_classes`, and, where a block of it gives maps or tokens,
+    `forward_features`, which returns those of the last one. No pickle is read, no code from the
+    folder is run, and the teacher is not needed.
 
     Raises:
         TeacherError: the folder holds no model, or a damaged one.
     """
     run = RunDir(Path(path))
     model = load_model(run.student_path if run.is_run() else run.path)
-    network = model.network
-    network.interface = model.interface  # type: ignore[assignment]  # nn.Module takes any attribute
-    return network
+    network: Any = model.network  # an nn.Module takes any attribute
+    network.interface = model.interface
+    network.num_classes = _num_classes(model)
+    if model.interface.input is not None:
+        network.pretrained_cfg = _pretrained_cfg(model.interface, network.num_classes)
+    if features := _features(model):
+        network.forward_features = features
+    return model.network
+
+
+def _num_classes(model: Model) -> int:
+    """Scores in a row of the first output; 0 where that is no row of scores."""
+    shape = propagate_shapes(model.program)[output_nodes(model.program.graph)[0].name]
+    return 0 if model.interface.kind_of(shape) == "values" else int(shape[1])
+
+
+def _pretrained_cfg(interface: Interface, num_classes: int) -> dict[str, Any]:
+    spec = interface.images
+    return {
+        "architecture": interface.origin.get("teacher", "student"),
+        "input_size": spec.shape,
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": spec.interpolation,
+        "crop_pct": spec.crop_pct,
+        "num_classes": num_classes,
+        "label_names": interface.class_names or None,
+    }
+
+
+def _features(model: Model) -> Callable[[Tensor], Tensor] | None:
+    """The network up to the end of its last block that gives maps or tokens."""
+    shapes = propagate_shapes(model.program, 2)
+    ends = [members[-1] for _, members in model.blocks if members]
+    ends = [name for name in ends if isinstance(shapes.get(name), tuple) and len(shapes[name]) >= 3]
+    if not ends:
+        return None
+    order = {node.name: place for place, node in enumerate(model.program.graph.nodes)}
+    part = cut_at(model, [max(ends, key=order.__getitem__)])
+
+    def forward_features(*inputs: Tensor) -> Tensor:
+        features: Tensor = part(*inputs)[0]
+        return features
+
+    return forward_features

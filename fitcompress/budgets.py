@@ -6,10 +6,11 @@ machine, with random weights, and is then near 10 % of its target.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 from fitcompress.errors import PlanError
-from fitcompress.events import Emit, Notice
+from fitcompress.events import Emit, Notice, StageFinished, StageStarted
 from fitcompress.graph.budget import CLOSE, NARROWEST, Fit, Limits, Tally, tally_of
 from fitcompress.graph.initialise import initial_tensors
 from fitcompress.graph.lift import build_network
@@ -22,7 +23,7 @@ from fitcompress.speed import paired_latency, torch_runner
 from fitcompress.targets import Target
 from fitcompress.timing import onnx_copy
 
-__all__ = ["Latency", "measure_latency", "student_of", "with_random_weights"]
+__all__ = ["Latency", "frontier", "measure_latency", "student_of", "with_random_weights"]
 
 _HALVINGS = 8
 _NEAR = 0.9
@@ -165,6 +166,33 @@ def _within_latency(
         else:
             high = middle
     return best
+
+
+# --- the frontier ------------------------------------------------------------------------------
+
+_DEPTHS, _WIDTHS = (1.0, 1.5, 2.0, 3.0), (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+
+
+def frontier(teacher: Program, interface: Interface, *, emit: Emit) -> list[dict[str, float]]:
+    """What uniform students of several depths and widths cost: each with "depth_mult",
+    "width_mult", "params", "macs", "flops", "depth" and "latency_ms", PyTorch's median time of one
+    sample on this machine's CPU.
+    """
+    rows = []
+    emit(StageStarted(stage="frontier"))
+    started = time.monotonic()
+    for number, depth in enumerate(_DEPTHS, 1):
+        for width in _WIDTHS:
+            plan = plan_student(teacher, depth_mult=depth, width_mult=width)
+            network = build_network(with_random_weights(plan))
+            runner = torch_runner(network, interface.images.shape)
+            times = paired_latency({"it": runner}, (1,), num_warmup=1, budget_s=1.0)
+            costs = {"depth_mult": depth, "width_mult": width, **plan.costs.to_dict()}
+            rows.append({**costs, "latency_ms": times["it"]["1"]["median_ms"]})
+        emit(Notice(topic="plan", message=f"{number} of {len(_DEPTHS)} depths measured"))
+    seconds = time.monotonic() - started
+    emit(StageFinished(stage="frontier", seconds=seconds, num_images=0, detail={}))
+    return rows
 
 
 def with_random_weights(plan: StudentPlan) -> Program:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fitcompress.report.frontier import draw_frontier
 from fitcompress.report.words import (
     bytes_text,
     count_text,
@@ -24,7 +25,7 @@ from fitcompress.report.words import (
     percent_text,
     shape_text,
 )
-from fitcompress.rundir import write_text
+from fitcompress.rundir import disk_errors, write_text
 
 if TYPE_CHECKING:
     from fitcompress.report import Report
@@ -37,6 +38,7 @@ __all__ = [
     "show_error",
     "show_eval",
     "show_exports",
+    "show_frontier",
     "show_json",
     "show_layers",
     "show_model_folder",
@@ -114,6 +116,34 @@ def show_plan(plan: Mapping[str, Any], *, as_json: bool = False) -> None:
         show_notice(str(notice), console)
 
 
+def show_frontier(
+    rows: Sequence[Mapping[str, Any]], plot: Path | None = None, *, as_json: bool = False
+) -> None:
+    """Show what students of several depths and widths cost, and draw it into `plot`.
+
+    Raises:
+        RunError: no space, or no permission to write.
+    """
+    if plot is not None:
+        with disk_errors("drawing into", plot):
+            draw_frontier(rows, plot)
+    if as_json:
+        show_json(rows)
+        return
+    columns = (">depth-mult", ">width-mult", ">parameters", ">FLOPs", ">layers", ">ms, batch 1")
+    table = _table("Students", *columns)
+    for row in rows:
+        table.add_row(
+            f"{row['depth_mult']:g}",
+            f"{row['width_mult']:g}",
+            count_text(row["params"]),
+            count_text(row["flops"]),
+            str(row["depth"]),
+            f"{row['latency_ms']:.3g}",
+        )
+    output_console().print(table)
+
+
 def show_layers(layers: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
     """Show a teacher's layers in execution order.
 
@@ -138,12 +168,14 @@ def show_layers(layers: Sequence[Mapping[str, Any]], *, as_json: bool = False) -
 def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
     """Show the files that were written and how each compared with the student.
 
-    `exports`: each with "format", "path", "size_bytes", "max_abs_diff" and "top1_agreement".
+    `exports`: each with "format", "path", "size_bytes", "max_abs_diff", "top1_agreement",
+    "accuracy" and "remark".
     """
     if as_json:
         show_json(exports)
         return
-    table = _table("Exports", "format", "file", ">size", ">largest difference", ">same top-1")
+    columns = ("format", "file", ">size", ">largest difference", ">same top-1", ">top-1", "")
+    table = _table("Exports", *columns)
     for export in exports:
         table.add_row(
             export["format"],
@@ -151,6 +183,8 @@ def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False)
             bytes_text(export["size_bytes"]),
             f"{export['max_abs_diff']:.1e}",
             percent_text(export["top1_agreement"]),
+            percent_text(export["accuracy"]["top1"]) if export.get("accuracy") else "",
+            str(export.get("remark", "")),
         )
     output_console().print(table)
 

@@ -42,7 +42,9 @@ _DIGESTED = 64
 def predict_split(model: Model, images: Images, device: str) -> Predictions:
     """What the model says about every image of a split, each as it is."""
     spec = model.interface.images
-    network = nn.Sequential(Preprocess(spec), model.network).to(device)
+    network: nn.Module = model.network
+    if not getattr(network, "takes_pixels", False):
+        network = nn.Sequential(Preprocess(spec), network).to(device)
     views = make_dataset(images, spec, augment="none", seed=0)
     return predict(network, make_loader(views, _BATCH_SIZE), device)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
 import logging
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,11 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fitcompress.environment import package_version
 from fitcompress.errors import ExportError, FitcompressError, near_misses
-from fitcompress.graph.plain import in_plain_calls
 from fitcompress.measure import evaluating
-from fitcompress.onnxfile import metadata_of, open_onnx
+from fitcompress.metadata import metadata_of
+from fitcompress.onnxfile import open_onnx
+from fitcompress.onnxwrite import (
+    VERSION,
+    Source,
+    batch_sizes,
+    from_pixels,
+    write_float16,
+    write_onnx,
+)
+from fitcompress.quantize import write_int8
 from fitcompress.rundir import disk_errors
 from fitcompress.spec import Interface
 
@@ -50,32 +58,6 @@ _TOLERANCE = 1e-3
 Float32 sums in another order and folded batch norms move deep networks by up to some 1e-5 of it; a
 wrong graph moves them by 1e-1 and more. A network that float32 itself moves further is allowed that
 much."""
-_PROTOBUF_LIMIT = 2**31 - 2**20
-"""A single ONNX file cannot be larger; beyond it the weights lie beside it."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported."""
-
-    network: nn.Module
-    """Normalised float32 images (N, C, H, W), or other inputs, -> outputs. Never changed."""
-    interface: Interface
-    samples: Tensor | tuple[Tensor, ...]
-    """Real images as the network takes them, for the checks, some eight; or the tensors of a
-    network that takes others, with as many rows each.
-    """
-    folder: Path | None = None
-    """Its model folder, which the safetensors format copies."""
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """The samples, one tensor an input."""
-        return (self.samples,) if isinstance(self.samples, Tensor) else self.samples
-
-    def rows(self, count: int) -> tuple[Tensor, ...]:
-        """The inputs of so many samples; repeated where there are fewer."""
-        return tuple(values[torch.arange(count) % len(values)] for values in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -93,6 +75,8 @@ class ExportRecord:
     top1_agreement: float
     """Share of checked samples with the same largest output."""
     seconds: float
+    remark: str = ""
+    """What is special about the file."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -104,8 +88,12 @@ class Format:
     """How a kind of file is written and run."""
 
     suffix: str
-    write: Callable[[Source, Path], None]
+    write: Callable[[Source, Path], str | None]
+    """May say what is special about the file."""
     open: Callable[[Path, Interface], Callable[..., Any]]
+    tolerance: float = _TOLERANCE
+    view: Callable[[Source], Source] = lambda source: source
+    """What of the source is written."""
 
 
 def export_model(form: str, source: Source, path: Path, *, force: bool = False) -> ExportRecord:
@@ -125,24 +113,28 @@ def export_model(form: str, source: Source, path: Path, *, force: bool = False) 
             advice="replace it with --force",
         )
     started = time.perf_counter()
-    source = on_cpu(source)
+    source = on_cpu(FORMATS[form].view(source))
     with disk_errors("exporting to", path), quiet(), evaluating(source.network):
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:
             draft = Path(folder) / path.name
-            differences = _write_and_check(form, source, draft)
+            differences, remark = _write_and_check(form, source, draft)
             size_bytes = sum(
                 file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()
             )
             _move_all(Path(folder), path.parent)
     seconds = time.perf_counter() - started
-    return ExportRecord(form, str(path), size_bytes, _CHECKED_BATCHES, *differences, seconds)
+    return ExportRecord(
+        form, str(path), size_bytes, _CHECKED_BATCHES, *differences, seconds, remark
+    )
 
 
-def _write_and_check(form: str, source: Source, draft: Path) -> tuple[float, float, float]:
+def _write_and_check(
+    form: str, source: Source, draft: Path
+) -> tuple[tuple[float, float, float], str]:
     kind = FORMATS[form]
     try:
-        kind.write(source, draft)
+        remark = kind.write(source, draft) or ""
     except (FitcompressError, OSError):
         raise
     except Exception as error:  # converters raise whatever their insides raise
@@ -160,14 +152,15 @@ def _write_and_check(form: str, source: Source, draft: Path) -> tuple[float, flo
         ) from error
     max_abs, max_rel, agreement = differences
     # "not", so that NaN is a mismatch too
-    if not max_rel <= _TOLERANCE and not max_rel <= (allowed := _own_rounding(source)):
+    allowed = kind.tolerance
+    if not max_rel <= allowed and not max_rel <= (allowed := max(allowed, _own_rounding(source))):
         raise ExportError(
             f"checking the {form} file: its outputs differ from the network's by {max_abs:.2g}, "
-            f"{max_rel:.2g} of the largest output, where {max(_TOLERANCE, allowed):.2g} is allowed "
+            f"{max_rel:.2g} of the largest output, where {allowed:.2g} is allowed "
             f"(top-1 agreement {agreement:.0%}); no file was left",
             advice="try another format; please report the model that does this",
         )
-    return differences
+    return differences, remark
 
 
 def _compare(source: Source, run: Callable[..., Any]) -> tuple[float, float, float]:
@@ -210,59 +203,6 @@ def _outputs(value: Any) -> list[Tensor]:
     return [part.float() for part in parts]
 
 
-def _batch_sizes(source: Source) -> tuple[dict[int, Any], ...]:
-    return ({0: torch.export.Dim("batch")},) * len(source.rows(2))
-
-
-def _input_names(interface: Interface) -> list[str]:
-    return ["images"] if interface.input else [spec.name for spec in interface.inputs]
-
-
-_OUTPUT_NAMES = {
-    "softmax": "probabilities",
-    "sigmoid": "probabilities",
-    "log_softmax": "log_probabilities",
-}
-"""What an output is called, by the activation that the network ends in."""
-
-
-def _output_names(model: Any, source: Source) -> tuple[str, ...]:
-    """What the source calls them; a single nameless one is called by what it means."""
-    if source.interface.output_names or len(model.graph.outputs) != 1:
-        return source.interface.output_names
-    if name := _OUTPUT_NAMES.get(source.interface.activation):
-        return (name,)
-    kind = source.interface.kind_of(list(model.graph.outputs[0].shape))
-    return ("values" if kind == "values" else "logits",)
-
-
-def write_onnx(source: Source, path: Path) -> None:
-    """The network as an ONNX file, not compared with anything."""
-    import onnx
-
-    with torch.no_grad():  # with gradients torch 2.15 picks attention kernels that it cannot export
-        program = torch.onnx.export(
-            in_plain_calls(source.network),
-            source.rows(2),  # a batch of one would be taken for a constant
-            dynamo=True,
-            dynamic_shapes=_batch_sizes(source),
-            input_names=_input_names(source.interface),
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model
-    model.producer_name = "fitcompress"
-    model.producer_version = package_version("fitcompress")
-    model.metadata_props.update(metadata_of(source.interface))
-    model.graph.metadata_props.clear()
-    for node in itertools.chain(model.graph, *model.functions.values()):
-        node.metadata_props.clear()  # stack traces, with the paths of whoever exported
-    for value, name in zip(model.graph.outputs, _output_names(model, source), strict=False):
-        value.name = name
-    program.save(str(path), external_data=_state_bytes(source.network) > _PROTOBUF_LIMIT)
-    onnx.checker.check_model(str(path), full_check=True)
-
-
 def _write_torchscript(source: Source, path: Path) -> None:
     """Traced where a trace holds at any batch size, else scripted from the graph."""
     with torch.no_grad():
@@ -271,7 +211,7 @@ def _write_torchscript(source: Source, path: Path) -> None:
             archive = torch.jit.trace(source.network, source.rows(2), check_trace=False)
         if archive is None or not _runs_as(archive, source.network, source.rows(4)):
             archive = torch.jit.script(_scriptable(source.network)).eval()
-    torch.jit.save(archive, str(path), _extra_files=metadata_of(source.interface))
+    torch.jit.save(archive, str(path), _extra_files=metadata_of(source.interface, VERSION))
 
 
 def _reads_sizes(network: nn.Module) -> bool:
@@ -311,12 +251,12 @@ def _scriptable(network: nn.Module) -> nn.Module:
 
 def _write_pt2(source: Source, path: Path) -> None:
     program = torch.export.export(
-        source.network, source.rows(2), dynamic_shapes=_batch_sizes(source)
+        source.network, source.rows(2), dynamic_shapes=batch_sizes(source)
     )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of whoever exported
     program.example_inputs = None  # they are images of the user
-    torch.export.save(program, path, extra_files=metadata_of(source.interface))
+    torch.export.save(program, path, extra_files=metadata_of(source.interface, VERSION))
 
 
 def _write_safetensors(source: Source, path: Path) -> None:
@@ -347,6 +287,9 @@ def _open_safetensors(path: Path, interface: Interface) -> Callable[..., Any]:
 
 FORMATS: Mapping[str, Format] = {
     "onnx": Format(".onnx", write_onnx, open_onnx),
+    "onnx-fp16": Format(".fp16.onnx", write_float16, open_onnx, tolerance=0.03),
+    "onnx-int8": Format(".int8.onnx", write_int8, open_onnx, tolerance=inf),
+    "onnx-pixels": Format(".pixels.onnx", write_onnx, open_onnx, view=from_pixels),
     "torchscript": Format(".torchscript.pt", _write_torchscript, _open_torchscript),
     "pt2": Format(".pt2", _write_pt2, _open_pt2),
     "safetensors": Format("", _write_safetensors, _open_safetensors),
@@ -360,11 +303,7 @@ def on_cpu(source: Source) -> Source:
     if any(tensor.device.type != "cpu" for tensor in tensors):
         network = copy.deepcopy(network).cpu()
     samples = tuple(values.detach().cpu() for values in source.inputs)
-    return Source(network, source.interface, samples, source.folder)
-
-
-def _state_bytes(network: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    return replace(source, network=network, samples=samples)
 
 
 def _move_all(folder: Path, target: Path) -> None:

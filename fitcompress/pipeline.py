@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from fitcompress.data import DataBundle, Preprocess, load_data, make_dataset, match_classes
+from fitcompress.budgets import frontier
+from fitcompress.data import DataBundle, load_data, match_classes
 from fitcompress.environment import collect_environment
 from fitcompress.errors import RunError, TeacherError
 from fitcompress.events import Emit, Event, Notice, Progress, StageFinished, StageStarted, ignore
 from fitcompress.evidence import check_teacher, measure_results, predict_split
-from fitcompress.exports import FORMATS, Source, export_model
+from fitcompress.exporting import accuracy_of, source_of
+from fitcompress.exports import FORMATS, export_model
 from fitcompress.graph.lift import build_network
 from fitcompress.hints import map_layers
 from fitcompress.measure import accuracy
@@ -33,7 +33,7 @@ from fitcompress.report import Report
 from fitcompress.report.comparison import Comparison
 from fitcompress.rundir import RunDir
 from fitcompress.session import Session, on_its_threads, resolve_epochs
-from fitcompress.settings import with_settings
+from fitcompress.settings import flat_settings, with_settings
 from fitcompress.stages import (
     adapt_teacher,
     estimate_cost,
@@ -46,6 +46,7 @@ from fitcompress.stages import (
 )
 from fitcompress.teacher import Teacher, open_teacher
 from fitcompress.teacher_cache import drop_answers
+from fitcompress.trackers import tracked
 from fitcompress.training import StageResult, resolve_device
 from fitcompress.tuning import as_chosen, compiling, tuned
 
@@ -58,11 +59,10 @@ __all__ = [
     "load_comparison",
     "load_report",
     "plan",
+    "plan_frontier",
     "train_teacher",
 ]
 
-_SAMPLES = 8
-"""Real images that exports are checked on."""
 _DEMO = {
     "teacher.source": "test_resnet",
     "teacher.pretrained": False,
@@ -91,7 +91,7 @@ def distill(
         Interrupted: stopped by a signal; `resume=True` goes on.
     """
     run = RunDir.create(Path(recipe.run.out or "runs/run"), force=force, resume=resume)
-    emit = _recording(run, emit)
+    emit = _recording(run, recipe, emit)
     if resume and run.is_finished():
         emit(Notice(topic="run", message=f"the run '{run.path}' is finished already"))
         return Report.load(run)
@@ -131,12 +131,13 @@ def distill(
     return Report.load(run)
 
 
-def _recording(run: RunDir, emit: Emit) -> Emit:
-    """Passes events on and keeps all but progress in the run directory; of several processes the
-    first one speaks.
+def _recording(run: RunDir, recipe: Recipe, emit: Emit) -> Emit:
+    """Passes events on, keeps all but progress in the run directory, and logs them where the recipe
+    says; of several processes the first one speaks.
     """
     if not is_first_process():
         return ignore
+    emit = tracked(recipe.run.log, run.path, flat_settings(recipe), emit)
 
     def record(event: Event) -> None:
         if not isinstance(event, Progress):
@@ -242,6 +243,12 @@ def plan(recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
     return plan_run(teacher, recipe, emit=emit, meta=True).summary
 
 
+def plan_frontier(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, float]]:
+    """What students of several depths and widths cost: `plan --pareto --json`."""
+    teacher = open_teacher(recipe.teacher, emit=emit, meta=True)
+    return frontier(teacher.program, teacher.interface, emit=emit)
+
+
 def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
     """The teacher's layers in execution order: `inspect --json`."""
     teacher = open_teacher(recipe.teacher, emit=emit, meta=True)
@@ -266,7 +273,7 @@ def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
     """
     folder = Path(recipe.run.out or "teachers/teacher")
     run = RunDir.create(folder / "training", force=True)
-    emit = _recording(run, emit)
+    emit = _recording(run, recipe, emit)
     data = _load(recipe, emit)
     source = replace(recipe.teacher, source=model)
     recipe = resolve_epochs(replace(recipe, teacher=source), data)
@@ -315,10 +322,14 @@ def export(
     run: Path | None = None,
     formats: Sequence[str] = ("onnx",),
     *,
+    opset: int | None = None,
     force: bool = False,
     emit: Emit = ignore,
 ) -> list[dict[str, Any]]:
-    """Writes the student of a run in other formats, each checked on real images: `exports.json`.
+    """Writes the student of a run in other formats, each checked on real images, its accuracy
+    measured on the evaluation split: `exports.json`.
+
+    opset: of ONNX; None is the exporter's own choice.
 
     Raises:
         RunError: the run has no student yet.
@@ -330,16 +341,18 @@ def export(
             f"exporting the run '{directory.path}': its student is not trained yet",
             advice=f"finish it with `fitcompress distill --resume --out {directory.path}`",
         )
+    recipe = load_recipe(directory.recipe_path)
     model = load_model(directory.student_path)
-    source = Source(
-        _with_activation(model), model.interface, _samples(directory, model), directory.student_path
-    )
+    data = load_data(recipe.data, seed=recipe.run.seed, emit=ignore)
+    data = match_classes(data, model.interface.class_names)
+    source = source_of(model, data, directory.student_path, opset=opset)
     records = _known_exports(directory)
     for form in formats:
         emit(StageStarted(stage=f"export {form}"))
         path = directory.exports_path / f"student{FORMATS[form].suffix}"
         record = export_model(form, source, path, force=force)
-        records[form] = record.to_dict()
+        measured = accuracy_of(form, path, model.interface, data)
+        records[form] = {**record.to_dict(), "accuracy": measured}
         directory.write_json("exports.json", list(records.values()))
         emit(StageFinished(stage=f"export {form}", seconds=record.seconds, num_images=0, detail={}))
     return [records[form] for form in formats]
@@ -349,22 +362,6 @@ def _known_exports(directory: RunDir) -> dict[str, dict[str, Any]]:
     if not directory.exports_json_path.is_file():
         return {}
     return {record["format"]: record for record in directory.read_json("exports.json")}
-
-
-def _with_activation(model: Model) -> nn.Module:
-    """The network as its user expects it: with the softmax or sigmoid that the teacher ended in."""
-    endings = {"softmax": nn.Softmax(-1), "log_softmax": nn.LogSoftmax(-1), "sigmoid": nn.Sigmoid()}
-    ending = endings.get(model.interface.activation)
-    return nn.Sequential(model.network, ending).eval() if ending else model.network
-
-
-def _samples(directory: RunDir, model: Model) -> Any:
-    """Some evaluation images of the run's data, as the student takes them."""
-    recipe = load_recipe(directory.recipe_path)
-    data = load_data(recipe.data, seed=recipe.run.seed, emit=ignore)
-    views = make_dataset(data.evaluation, model.interface.images, augment="none", seed=0)
-    ids = [len(views) * number // _SAMPLES for number in range(_SAMPLES)]
-    return Preprocess(model.interface.images)(views.batch(ids).images)
 
 
 def load_report(run: Path | None = None) -> Report:

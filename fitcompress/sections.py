@@ -291,6 +291,9 @@ class RunRecipe:
     a directory."""
     cache_gb: float = 4.0
     """At most so many gigabytes of them for each stage and split."""
+    log: str = "none"
+    """Where losses and scores are logged as they come: "tensorboard", "wandb", "trackio" or "none".
+    """
     baseline: bool = False
     """Also train the same student without a teacher for the same budget."""
     time_onnx: bool = True
@@ -306,6 +309,7 @@ class RunRecipe:
             known = ("auto", "contiguous", "channels-last")
             check_one_of(known, f"run.{name}", getattr(self, name))
         check_one_of(("auto", "on", "off"), "run.compile", self.compile)
+        check_one_of(("none", "tensorboard", "wandb", "trackio"), "run.log", self.log)
         check(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None,
             "run.device",

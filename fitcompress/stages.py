@@ -56,8 +56,8 @@ _CONFIRMED_IMAGES = 4
 _PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
 """Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
 _FREE = (
-    *("run.out", "run.device", "run.baseline", "run.compile", "run.threads", "run.time_onnx"),
-    "data.num_workers",
+    *("run.out", "run.device", "run.baseline", "run.compile", "run.threads", "run.log"),
+    *("run.time_onnx", "data.num_workers"),
 )
 """Settings that change nothing in the stages themselves, but for rounding."""
 

@@ -124,3 +124,36 @@ def test_load_gives_the_network_and_how_to_use_it(run_with_a_student, part):
 def test_load_of_a_folder_without_a_model_is_a_users_error(tmp_path):
     with pytest.raises(fitcompress.FitcompressError, match="model folder"):
         fitcompress.load(tmp_path)
+
+
+@pytest.mark.parametrize("name, dim", [("test_resnet", 4), ("test_vit", 3)])
+def test_what_is_loaded_is_a_model_as_timms_tools_expect_it(name, dim, tmp_path):
+    import timm
+
+    from fitcompress.pipeline import plan_run
+    from fitcompress.recipe import TeacherRecipe, resolve_recipe
+    from fitcompress.teacher import open_teacher
+
+    opened = open_teacher(TeacherRecipe(source=name, pretrained=False), emit=lambda event: None)
+    recipe = resolve_recipe(settings={"teacher.source": name})
+    student = plan_run(opened, recipe, emit=lambda event: None).student
+    save_model(tmp_path / "m", student.program, {}, student.interface, student.blocks)
+
+    network = fitcompress.load(tmp_path / "m")
+
+    config = timm.data.resolve_data_config({}, model=network)
+    spec = network.interface.images
+    expected = {"input_size": spec.shape, "mean": spec.mean, "std": spec.std}
+    assert {key: config[key] for key in expected} == expected
+    assert config["crop_pct"] == spec.crop_pct
+    assert network.num_classes == 1000
+    images = torch.randn(2, *spec.shape)
+    with torch.no_grad():
+        features, logits = network.forward_features(images), network(images)
+        again = network(images)
+    assert features.dim() == dim and features.shape[0] == 2 and logits.shape == (2, 1000)
+    assert torch.equal(logits, again)
+    assert not any("forward_features" in key for key in network.state_dict())
+    # the head reads them: pooled features, or the first token, through the last linear map
+    head = list(network.named_parameters())[-2][1]
+    assert head.shape[0] == 1000

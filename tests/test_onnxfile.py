@@ -10,7 +10,8 @@ import torch
 from onnx import TensorProto, helper
 
 from fitcompress.errors import ExportError
-from fitcompress.onnxfile import metadata_of, onnx_runner, open_onnx
+from fitcompress.metadata import metadata_of
+from fitcompress.onnxfile import onnx_runner, open_onnx
 from fitcompress.spec import InputSpec, Interface
 from fitcompress.speed import paired_latency
 
@@ -42,7 +43,7 @@ def test_a_file_without_metadata_needs_an_interface(tmp_path: Path) -> None:
 
 
 def test_a_file_is_timed_in_its_own_runtime(tmp_path: Path) -> None:
-    write_doubler(tmp_path / "x.onnx", metadata_of(INTERFACE))
+    write_doubler(tmp_path / "x.onnx", metadata_of(INTERFACE, "1.0"))
     measured = paired_latency({"x": onnx_runner(tmp_path / "x.onnx")}, (1, 2), num_runs=5)
     assert {batch: timing["n"] for batch, timing in measured["x"].items()} == {"1": 5, "2": 5}
 

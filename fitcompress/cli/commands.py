@@ -145,18 +145,37 @@ def inspect(request: Request, teacher: Annotated[str, typer.Argument(metavar="TE
 @app.command(
     epilog=_examples(
         "fitcompress plan --teacher resnet50 --depth-mult 2 --width-mult 0.3",
+        "fitcompress plan --teacher resnet50 --target-params 10%",
         "fitcompress plan --teacher vgg11 --no-pretrained --json",
     )
 )
 @takes(flags.TEACHER, flags.STUDENT, flags.HINTS)
-def plan(request: Request, teacher: Teacher = None) -> None:
+def plan(
+    request: Request,
+    teacher: Teacher = None,
+    pareto: Annotated[
+        bool,
+        typer.Option(
+            "--pareto", help="Parameters, FLOPs and latency over several depths and widths instead."
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --pareto, a file for its picture (.svg, .png).")
+    ] = None,
+) -> None:
     """Show what the student would be, in seconds, without data or training."""
     recipe = request.recipe_of_teacher(teacher)
     with request.progress() as emit:
         from fitcompress import pipeline
 
-        planned = pipeline.plan(recipe, emit=emit)
-    console.show_plan(planned, as_json=request.as_json)
+        if pareto:
+            rows = pipeline.plan_frontier(recipe, emit=emit)
+        else:
+            planned = pipeline.plan(recipe, emit=emit)
+    if pareto:
+        console.show_frontier(rows, plot, as_json=request.as_json)
+    else:
+        console.show_plan(planned, as_json=request.as_json)
 
 
 @app.command(
@@ -207,7 +226,7 @@ def evaluate(
 
 @app.command(
     epilog=_examples(
-        "fitcompress export --onnx", "fitcompress export runs/small --onnx --safetensors --pt2"
+        "fitcompress export --onnx", "fitcompress export runs/small --onnx --int8 --safetensors"
     )
 )
 @takes(recipe=False)
@@ -215,18 +234,39 @@ def export(
     request: Request,
     run: Run = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="ONNX (the default).")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="ONNX in float16.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="ONNX in int8, calibrated on training images.")
+    ] = False,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing", help="ONNX from uint8 images to probabilities, in one file."
+        ),
+    ] = False,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX opset; the exporter's own choice.")
+    ] = None,
     safetensors: Annotated[bool, typer.Option("--safetensors", help="Weights alone.")] = False,
     torchscript: Annotated[bool, typer.Option("--torchscript", help="TorchScript.")] = False,
     pt2: Annotated[bool, typer.Option("--pt2", help="torch.export program.")] = False,
     force: Force = False,
 ) -> None:
     """Write the student in other formats, each checked against it on real images."""
-    asked = {"onnx": onnx, "safetensors": safetensors, "torchscript": torchscript, "pt2": pt2}
+    asked = {
+        "onnx": onnx,
+        "onnx-fp16": fp16,
+        "onnx-int8": int8,
+        "onnx-pixels": with_preprocessing,
+        "safetensors": safetensors,
+        "torchscript": torchscript,
+        "pt2": pt2,
+    }
     formats = [name for name, is_asked in asked.items() if is_asked] or ["onnx"]
     with request.progress() as emit:
         from fitcompress import pipeline
 
-        exports = pipeline.export(run, formats, force=force, emit=emit)
+        exports = pipeline.export(run, formats, opset=opset, force=force, emit=emit)
     console.show_exports(exports, as_json=request.as_json)
 
 

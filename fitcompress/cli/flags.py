@@ -212,6 +212,12 @@ TRAINING = Group(
         ),
         _AUTO_BATCH,
         _SHARD,
+        Flag(
+            "--log",
+            "run.log",
+            "Tracker to log losses and scores to as they come.",
+            choices=("none", "tensorboard", "wandb", "trackio"),
+        ),
     ),
 )
 

@@ -37,7 +37,7 @@ from fitcompress.settings import differing_settings, flat_settings, setting_type
 
 __all__ = ["Request", "free_folder", "fresh_path", "run_recipe", "takes"]
 
-_FREE_ON_RESUME = ("run.out", "run.device", "run.threads", "data.num_workers")
+_FREE_ON_RESUME = ("run.out", "run.device", "run.threads", "run.log", "data.num_workers")
 """What a resumed run may do differently: where it is, and on which hardware."""
 
 

@@ -16,7 +16,7 @@ from fitcompress.report.findings import (
     latencies,
 )
 from fitcompress.report.headline import evaluation_split, headline
-from fitcompress.report.measures import list_measures
+from fitcompress.report.measures import list_measures, share_cell
 from fitcompress.report.report import Report
 from fitcompress.report.words import (
     bytes_text,
@@ -176,8 +176,11 @@ def _regressor_text(regressor: object) -> str:
 
 def _exports(report: Report) -> Section:
     rows = tuple(_export_row(record) for record in report.exports)
-    columns = ("Format", "File", "Size", "Largest difference", "Same top-1", "Checked")
-    note = "Each file was run on real images and compared with the student in PyTorch."
+    columns = ("Format", "File", "Size", "Largest difference", "Same top-1", "Top-1", "Checked")
+    note = (
+        "Each file was run on some real images and compared with the student in PyTorch; its own"
+        " top-1 is that on the evaluation images, run by what the format is for."
+    )
     return Section("Exports", note, Table(columns, rows))
 
 
@@ -185,7 +188,7 @@ def _export_row(record: Mapping[str, Any]) -> tuple[Cell, ...]:
     batches = " and ".join(str(size) for size in record.get("checked_batches", ()))
     relative = record.get("max_rel_diff")
     return (
-        Cell(str(record.get("format", NONE))),
+        Cell(str(record.get("format", NONE)), str(record.get("remark", ""))),
         Cell(str(record.get("path", NONE)).replace("\\", "/").rsplit("/", 1)[-1]),
         Cell(in_words(record.get("size_bytes"), bytes_text)),
         Cell(
@@ -193,6 +196,7 @@ def _export_row(record: Mapping[str, Any]) -> tuple[Cell, ...]:
             f"{relative:.1e} of the largest output" if relative is not None else "",
         ),
         Cell(in_words(record.get("top1_agreement"), percent_text)),
+        share_cell(record.get("accuracy")),
         Cell(f"batch {batches}" if batches else NONE),
     )
 

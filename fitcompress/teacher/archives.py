@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from fitcompress.graph.exported import capture_exported
 from fitcompress.graph.outputs import exported_output_names
 from fitcompress.graph.program import InputInfo, Program
 from fitcompress.graph.torchscript import capture_named_torchscript, load_torchscript
+from fitcompress.metadata import interface_of
 from fitcompress.model import load_model
 from fitcompress.teacher.checkpoints import refuse_unsafe_export
 from fitcompress.teacher.opened import (
@@ -39,6 +42,7 @@ _COMMON_SIDES = (224, 32, 28, 64, 96, 128, 160, 192, 240, 256, 288, 299, 320, 38
 
 def open_torchscript(request: Request) -> Teacher:
     _refuse_weights(request)
+    request = _as_it_says(request)
     archive = load_torchscript(Path(request.recipe.source))
     if request.inputs:
         infos = [InputInfo("", spec.shape, dtype_of(spec)) for spec in request.inputs]
@@ -62,6 +66,7 @@ def open_pt2(request: Request) -> Teacher:
     _refuse_weights(request)
     path = Path(request.recipe.source)
     refuse_unsafe_export(path)
+    request = _as_it_says(request)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -101,6 +106,26 @@ def open_folder(request: Request) -> Teacher:
         kind="folder",
         weights_from="archive",
     )
+
+
+def _as_it_says(request: Request) -> Request:
+    """The request with what an archive of fitcompress's says of itself, where the user says nothing
+    else.
+    """
+    with zipfile.ZipFile(request.recipe.source) as archive:
+        entries = {
+            name.partition("/extra/")[2]: archive.read(name).decode("utf-8", "replace")
+            for name in archive.namelist()
+            if "/extra/" in name
+        }
+    try:
+        own = interface_of(entries)
+    except (KeyError, ValueError):
+        return request
+    recipe = request.recipe
+    if own.input is not None:
+        recipe = replace(recipe, input_size=recipe.input_size or own.input.shape)
+    return replace(request, recipe=recipe, own=own)
 
 
 def _archive_teacher(

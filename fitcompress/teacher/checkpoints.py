@@ -104,7 +104,8 @@ def refuse_unsafe_export(path: Path) -> None:
     expressions.
 
     Allowed is what a plain `torch.export.save` of torch 2.9 to 2.15 writes: raw tensors, their JSON
-    index, the graph as JSON, and example inputs that `weights_only` can read.
+    index, the graph as JSON, example inputs that `weights_only` can read, and extra files, which
+    are only text.
 
     Raises:
         TeacherError: anything else is in it.
@@ -115,7 +116,8 @@ def refuse_unsafe_export(path: Path) -> None:
             if not _ALLOWED_ENTRY.fullmatch(entry):
                 raise _unsafe(path, f"the entry '{entry}'")
             if entry.startswith("data/sample_inputs/"):
-                _refuse_code(path, archive.read(name))
+                if content := archive.read(name):  # torch 2.14 leaves an empty one
+                    _refuse_code(path, content)
             elif entry.endswith("_config.json"):
                 _refuse_pickled_tensors(path, json.loads(archive.read(name)))
             elif entry.startswith("models/"):
@@ -228,6 +230,7 @@ _ALLOWED_ENTRY = re.compile(
     r"|data/constants/(tensor_\d+|\w+_constants_config\.json)"
     r"|data/sample_inputs/\w+\.pt|models/\w+\.json"
     r"|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)"
+    r"|extra/\w+"
 )
 _ALLOWED_TARGET = re.compile(
     r"torch\.ops\.(aten|higher_order)\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+"

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -92,6 +92,8 @@ class Request:
     meta: bool
     allow_random: bool
     seed: int
+    own: Interface = field(default_factory=Interface)
+    """What the source says of itself."""
 
     def notice(self, message: str) -> None:
         self.emit(Notice(topic="teacher", message=message))
@@ -249,8 +251,9 @@ def described(
     interface = Interface(
         input=images,
         inputs=tensor_specs(program) if images is None else (),
-        class_names=class_names(request.recipe),
+        class_names=class_names(request.recipe) or request.own.class_names,
         output_names=output_names,
+        output_kind=request.own.output_kind,
     )
     return with_kind(request, interface)
 
@@ -270,8 +273,11 @@ def tensor_specs(program: Program) -> tuple[TensorSpec, ...]:
 
 
 def assumed_spec(request: Request, size: Size) -> InputSpec:
-    """The input of a network that does not say how it wants its images."""
+    """The input of a network whose source may not say how it wants its images."""
     recipe, is_rgb = request.recipe, size[0] == 3
+    if request.own.input is not None:
+        own = replace(request.own.input, shape=size)
+        return checked(replace(own, mean=recipe.mean or own.mean, std=recipe.std or own.std))
     if recipe.mean is None or recipe.std is None:
         request.notice(
             f"'{recipe.source}' does not say how its inputs are normalised; ImageNet's mean and"

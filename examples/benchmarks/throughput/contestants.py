@@ -31,8 +31,10 @@ from fitcompress.training.memory import keep_freed_memory
 
 Step = Callable[[], object]
 
-SIDES = {"resnet56": 32, "resnet50": 224, "deit_small_patch16_224": 224}
-"""Teachers and the sides of their images."""
+_CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+SIDES = {"resnet50": 224, "deit_small_patch16_224": 224}
+SIDES |= {f"resnet{depth}": 32 for depth in _CIFAR_DEPTHS}
+"""Teachers and the sides of their images: timm's, and the ResNets of He et al. for CIFAR-10."""
 TAU, RATE = 4.0, 1e-3
 
 
@@ -50,11 +52,11 @@ class Pair:
     def module(self) -> nn.Module:
         """The teacher as its user has it."""
         torch.manual_seed(0)
-        if self.name == "resnet56":
+        if SIDES[self.name] == 32:
             sys.path.insert(0, str(Path(__file__).parents[2] / "cifar10"))
-            from resnet_cifar import resnet56
+            from resnet_cifar import ResNet
 
-            return resnet56().eval()
+            return ResNet((int(self.name.removeprefix("resnet")) - 2) // 6).eval()
         import timm
 
         return timm.create_model(self.name).eval()

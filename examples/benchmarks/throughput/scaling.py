@@ -31,7 +31,7 @@ ROUNDS, STEPS_IN_ROUND = 5, 4
 
 
 def work(name: str, pair: Pair, threads: int, rank: int, results: SimpleQueue) -> None:
-    """One of the processes of a job: the first one says how many images a second all of them saw."""
+    """A process of a job; the first one says how many images a second all of them saw."""
     warnings.simplefilter("ignore")
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(threads)

@@ -167,7 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--summary", type=Path, help="print the tables of a file and stop")
     parser.add_argument("--out", type=Path, default=Path("throughput.csv"))
-    parser.add_argument("--pairs", nargs="+", choices=SIDES, default=list(SIDES))
+    usual = ["resnet56", "resnet50", "deit_small_patch16_224"]
+    parser.add_argument("--pairs", nargs="+", choices=SIDES, default=usual)
     parser.add_argument("--contestants", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch-size", type=int, default=64)
