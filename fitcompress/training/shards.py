@@ -39,6 +39,9 @@ def into_shards(objective: Objective, device: torch.device, num: int) -> Objecti
     mesh = init_device_mesh(device.type, (num,))
     objective.to(torch.device("cpu"))
     copy = deepcopy(objective)
+    for part in copy.modules():
+        for weight in part.parameters(recurse=False):
+            weight.data = weight.data.contiguous()  # channels-last ones cannot be sharded
     for root in _roots(copy):
         for layer in root.modules():
             if layer is not root and isinstance(layer, _LAYERS) and _num_weights(layer) >= _UNIT:
