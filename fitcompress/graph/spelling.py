@@ -1,0 +1,402 @@
+"""How a person writes an ATen call in Python. Layer: graph.
+
+Calls without a spelling of their own are written `torch.ops.aten.name.overload(...)`, which is
+always right. Numbers are written by whoever asks: they may become arguments of a class.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from fitcompress.graph.leaves import Leaf, named_arguments
+from fitcompress.graph.program import Shape, operation
+
+__all__ = ["Expression", "Writer", "has_module", "leaf_text", "module_text", "quoted", "spelled"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A piece of Python."""
+
+    text: str
+    is_loose: bool = False
+    """Whether it needs brackets before a method or an operator can follow."""
+
+    @property
+    def tight(self) -> str:
+        return f"({self.text})" if self.is_loose else self.text
+
+
+class Writer(Protocol):
+    """Knows what values are called where a call is written."""
+
+    def value(self, node: Node) -> Expression:
+        """A value."""
+
+    def number(self, value: Any, role: str, keyword: str = "", default: Any = None) -> str:
+        """A number or tuple of numbers. With a keyword: `, keyword=value`, nothing at the
+        default."""
+
+    def shape(self, node: Node) -> Shape:
+        """The shape of a value."""
+
+
+def spelled(node: Node, writer: Writer) -> Expression:
+    """The call as Python."""
+    for spell in (_infix, _special, _method, _function):
+        expression = spell(node, writer)
+        if expression is not None:
+            return expression
+    return _plain(node, writer)
+
+
+def quoted(text: str) -> str:
+    """A string literal in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+# --- operators ------------------------------------------------------------------------------
+
+_SIGNS: dict[Any, str] = {
+    **dict.fromkeys((aten.add.Tensor, aten.add.Scalar, operator.add), "+"),
+    **dict.fromkeys((aten.sub.Tensor, aten.sub.Scalar, operator.sub), "-"),
+    **dict.fromkeys((aten.mul.Tensor, aten.mul.Scalar, operator.mul), "*"),
+    **dict.fromkeys((aten.div.Tensor, aten.div.Scalar, operator.truediv), "/"),
+    aten.matmul.default: "@",
+    operator.floordiv: "//",
+    operator.mod: "%",
+}
+
+
+def _infix(node: Node, writer: Writer) -> Expression | None:
+    sign = _SIGNS.get(node.target)
+    if sign is None or len(node.args) != 2 or node.kwargs:
+        return None
+    left, right = (_operand(value, node, writer) for value in node.args)
+    first = left.text if sign == "+" else left.tight
+    return Expression(f"{first} {sign} {right.tight}", is_loose=True)
+
+
+def _operand(value: Any, node: Node, writer: Writer) -> Expression:
+    if isinstance(value, Node):
+        return writer.value(value)
+    is_negative = isinstance(value, (int, float)) and value < 0
+    return Expression(_literal(value, _role(node, "factor"), writer), is_loose=is_negative)
+
+
+# --- indexing, sizes, calls under other names -----------------------------------------------
+
+
+def _special(node: Node, writer: Writer) -> Expression | None:
+    rule = _SPECIAL.get(node.target)
+    return rule(node, writer) if rule else None
+
+
+def _tensor(node: Node, writer: Writer) -> str:
+    assert isinstance(node.args[0], Node), node
+    return writer.value(node.args[0]).tight
+
+
+def _indexed(node: Node, writer: Writer, dim: int, index: str) -> Expression:
+    rank = len(writer.shape(node.args[0]))  # type: ignore[arg-type]
+    return Expression(f"{_tensor(node, writer)}[{':, ' * (dim % rank)}{index}]")
+
+
+def _select(node: Node, writer: Writer) -> Expression:
+    a = named_arguments(node)
+    return _indexed(node, writer, a["dim"], _literal(a["index"], "index", writer))
+
+
+def _slice(node: Node, writer: Writer) -> Expression | None:
+    a = named_arguments(node)
+    start, end, step = a["start"] or 0, a["end"], a["step"]
+    if not all(value is None or type(value) is int for value in (start, end, step)):
+        return None
+    rank = len(writer.shape(node.args[0]))  # type: ignore[arg-type]
+    first = writer.number(start, "start") if start else ""
+    last = "" if end is None or end >= 2**62 else writer.number(end, "end")
+    pace = "" if step == 1 else f":{writer.number(step, 'step')}"
+    dims = ":, " * (a["dim"] % rank)
+    return Expression(f"{_tensor(node, writer)}[{dims}{first}:{last}{pace}]")
+
+
+def _index(node: Node, writer: Writer) -> Expression:
+    picks = named_arguments(node)["indices"]
+    inside = ", ".join(":" if p is None else writer.value(p).text for p in picks)
+    return Expression(f"{_tensor(node, writer)}[{inside}]")
+
+
+def _getitem(node: Node, writer: Writer) -> Expression:
+    return Expression(f"{_tensor(node, writer)}[{node.args[1]}]")
+
+
+def _size(node: Node, writer: Writer) -> Expression:
+    return Expression(f"{_tensor(node, writer)}.shape[{node.args[1]}]")
+
+
+def _embedding(node: Node, writer: Writer) -> Expression | None:
+    if len(node.args) != 2 or node.kwargs:
+        return None
+    weight, indices = (writer.value(value).text for value in node.args)  # type: ignore[arg-type]
+    return Expression(f"functional.embedding({indices}, {weight})")
+
+
+def _dropout(node: Node, writer: Writer) -> Expression:
+    share = _literal(node.args[1], "dropout", writer)
+    return Expression(f"functional.dropout({_text(node.args[0], writer)}, {share}, self.training)")
+
+
+def _reversed_sub(node: Node, writer: Writer) -> Expression | None:
+    if len(node.args) != 2:
+        return None
+    left, right = (_operand(value, node, writer) for value in (node.args[1], node.args[0]))
+    return Expression(f"{left.tight} - {right.tight}", is_loose=True)
+
+
+def _same(node: Node, writer: Writer) -> Expression | None:
+    return writer.value(node.args[0]) if len(node.args) == 1 else None  # type: ignore[arg-type]
+
+
+def _negative(node: Node, writer: Writer) -> Expression:
+    return Expression(f"-{_tensor(node, writer)}", is_loose=True)
+
+
+_SPECIAL: dict[Any, Callable[[Node, Writer], Expression | None]] = {
+    aten.select.int: _select,
+    aten.slice.Tensor: _slice,
+    aten.index.Tensor: _index,
+    operator.getitem: _getitem,
+    aten.sym_size.int: _size,
+    aten.embedding.default: _embedding,
+    aten.dropout.default: _dropout,
+    aten.rsub.Scalar: _reversed_sub,
+    aten.neg.default: _negative,
+    operator.neg: _negative,
+    aten.alias.default: _same,
+    aten.detach.default: _same,
+}
+
+# --- methods and functions of the same name -------------------------------------------------
+
+_SPREAD = {"view": "size", "reshape": "shape", "permute": "dims", "expand": "size"}
+"""Methods that take their sizes one by one, and the argument that holds these."""
+_METHODS = frozenset(
+    (
+        *_SPREAD,
+        *("transpose", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous", "unbind"),
+        *("mean", "sum", "amax", "amin", "chunk", "split", "clone", "type_as", "expand_as"),
+        *("view_as", "reshape_as", "repeat_interleave", "masked_fill", "t"),
+    )
+)
+_FUNCTIONAL = frozenset(
+    (
+        *("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "leaky_relu", "hardtanh"),
+        *("hardswish", "hardsigmoid", "softplus", "log_softmax", "prelu", "pad", "linear"),
+        *("conv1d", "conv2d", "conv3d", "max_pool1d", "max_pool2d", "max_pool3d"),
+        *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
+        *("adaptive_avg_pool3d", "layer_norm", "rms_norm", "group_norm", "batch_norm"),
+        *("scaled_dot_product_attention", "pixel_shuffle", "softmax"),
+    )
+)
+_TORCH = frozenset(
+    (
+        *("cat", "stack", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "sin", "cos"),
+        *("bmm", "maximum", "minimum", "clamp", "roll", "flip", "where", "erf", "reciprocal"),
+        *("cumsum", "add", "sub", "div"),
+    )
+)
+_WITHOUT_MEANING = {"cudnn_enabled"}
+"""Arguments of calls that no Python function has."""
+
+
+def _method(node: Node, writer: Writer) -> Expression | None:
+    name = operation(node)
+    if name not in _METHODS or name in _FUNCTIONAL or not isinstance(node.args[0], Node):
+        return None
+    given = _given(node)
+    if name in _SPREAD and isinstance(given.get(_SPREAD[name]), (list, tuple)):
+        sizes = given[_SPREAD[name]]
+        if len(given) != 2 or not sizes:
+            return None
+        inside = ", ".join(_literal(size, _role(node, "size"), writer) for size in sizes)
+    else:
+        inside = _arguments(node, dict(list(given.items())[1:]), writer)
+    return Expression(f"{_tensor(node, writer)}.{name}({inside})")
+
+
+def _function(node: Node, writer: Writer) -> Expression | None:
+    name = operation(node)
+    if name not in _FUNCTIONAL and name not in _TORCH:
+        return None
+    home = "functional" if name in _FUNCTIONAL else "torch"
+    return Expression(f"{home}.{name}({_arguments(node, _given(node), writer)})")
+
+
+def _plain(node: Node, writer: Writer) -> Expression:
+    """The call by its full name."""
+    parts = [_literal(value, _role(node, "value"), writer) for value in node.args]
+    for key, value in node.kwargs.items():
+        parts.append(f"{key}={_literal(value, _role(node, key), writer)}")
+    if isinstance(node.target, OpOverload):
+        return Expression(f"torch.ops.{node.target}({', '.join(parts)})")
+    return Expression(f"{_OTHERS[node.target]}({', '.join(parts)})")
+
+
+_OTHERS: dict[Any, str] = {
+    operator.pow: "pow",
+    math.floor: "math.floor",
+    math.ceil: "math.ceil",
+    math.trunc: "math.trunc",
+    torch.sym_max: "max",
+    torch.sym_min: "min",
+    torch.sym_int: "int",
+    torch.sym_float: "float",
+}
+
+
+def _given(node: Node) -> dict[str, Any]:
+    """The arguments by name that are not at their defaults, in the order of the call."""
+    assert isinstance(node.target, OpOverload)
+    values = named_arguments(node)
+    return {
+        argument.name: values[argument.name]
+        for argument in node.target._schema.arguments
+        if argument.name not in _WITHOUT_MEANING
+        and not (
+            argument.has_default_value()
+            and _is_equal(values[argument.name], argument.default_value)
+        )
+    }
+
+
+def _is_equal(value: Any, default: Any) -> bool:
+    if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
+        return list(value) == list(default)
+    return type(value) is type(default) and bool(value == default)
+
+
+def _arguments(node: Node, given: Mapping[str, Any], writer: Writer) -> str:
+    """What is required in order, the rest by name."""
+    assert isinstance(node.target, OpOverload)
+    required = {a.name for a in node.target._schema.arguments if not a.has_default_value()}
+    parts = []
+    for name, value in given.items():
+        text = _literal(_short(name, value), _role(node, name), writer)
+        is_positional = (name in required and name != "dim") or name in _IN_ORDER
+        parts.append(text if is_positional else f"{name}={text}")
+    return ", ".join(parts)
+
+
+_IN_ORDER = ("start_dim", "end_dim")
+"""Arguments that are plain without their names."""
+_ALIKE = ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
+
+
+def _short(name: str, value: Any) -> Any:
+    """One number for a list of equal ones, where that says the same."""
+    if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
+        is_single = len(value) == 1 and name != "shape"
+        if is_single or (name in _ALIKE and len(set(value)) == 1):
+            return value[0]
+    return tuple(value) if name != "tensors" and isinstance(value, list) else value
+
+
+def _role(node: Node, name: str) -> str:
+    return f"{operation(node)}_{name}"
+
+
+def _text(value: Any, writer: Writer) -> str:
+    return writer.value(value).text if isinstance(value, Node) else repr(value)
+
+
+def _literal(value: Any, role: str, writer: Writer) -> str:
+    match value:
+        case Node():
+            return writer.value(value).text
+        case None | bool():
+            return repr(value)
+        case str():
+            return quoted(value)
+        case int() | float():
+            return writer.number(value, role)
+        case torch.device():
+            return quoted(str(value))
+        case list():
+            return f"[{', '.join(_literal(item, role, writer) for item in value)}]"
+        case tuple():
+            items = [_literal(item, role, writer) for item in value]
+            return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    return str(value)  # torch's own: dtypes, layouts, memory formats
+
+
+# --- modules --------------------------------------------------------------------------------
+
+_MODULES = {
+    "relu": "ReLU",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "elu": "ELU",
+    "leaky_relu": "LeakyReLU",
+    "hardswish": "Hardswish",
+    "hardsigmoid": "Hardsigmoid",
+    "max_pool2d": "MaxPool2d",
+    "avg_pool2d": "AvgPool2d",
+    "adaptive_avg_pool2d": "AdaptiveAvgPool2d",
+    "dropout": "Dropout",
+    "flatten": "Flatten",
+}
+"""Calls without tensors of their own that a module makes too; arguments have the same names."""
+
+
+def has_module(node: Node) -> bool:
+    """Whether `module_text` can write the call."""
+    if operation(node) not in _MODULES or len(node.all_input_nodes) != 1:
+        return False
+    return all(not isinstance(value, Node) for value in node.args[1:])
+
+
+def module_text(node: Node, writer: Writer) -> str:
+    """The module that makes the call of a value."""
+    given = {**_given(node)} if operation(node) != "flatten" else named_arguments(node)
+    options = {k: v for k, v in given.items() if k not in ("self", "input", "train")}
+    return _constructor(_MODULES[operation(node)], options, writer, "")
+
+
+def leaf_text(leaf: Leaf, dtype: torch.dtype, writer: Writer) -> str:
+    """The module that makes a leaf's call.
+
+    dtype: that of its parameters.
+    """
+    name = leaf.path.rpartition(".")[2]
+    text = _constructor(leaf.kind, dict(leaf.options), writer, name)
+    return text if dtype is torch.float32 else f"{text[:-1]}, dtype={dtype})"
+
+
+def _constructor(kind: str, options: Mapping[str, Any], writer: Writer, name: str) -> str:
+    parameters = inspect.signature(getattr(nn, kind)).parameters
+    positional, rest = [], ""
+    for key, given in options.items():
+        value, role = _short(key, given), f"{name}.{key}"
+        default = parameters[key].default
+        if default is inspect.Parameter.empty:
+            positional.append(writer.number(value, role))
+        elif isinstance(value, (bool, str)):
+            rest += "" if value == default else f", {key}={_literal(value, role, writer)}"
+        else:
+            rest += writer.number(value, role, key, default)
+    return f"nn.{kind}({', '.join(positional)}{rest})".replace("(, ", "(", 1)
