@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,14 @@ class Choice:
         return f", {vector.keyword}={text}" if vector.keyword else text
 
 
-def choose_arguments(vectors: Sequence[Vector]) -> tuple[list[Argument], list[Choice]]:
+def choose_arguments(
+    vectors: Sequence[Vector], base: str = "width"
+) -> tuple[list[Argument], list[Choice]]:
     """The arguments of a class, with names, and what stands at each of its numbers.
 
     Numbers that are a multiple of another in every module are written so.
+
+    base: what a number is called that widths of layers are multiples of.
     """
     order = sorted(
         {vector.values: vector for vector in reversed(vectors) if not vector.is_constant}.values(),
@@ -56,7 +60,12 @@ def choose_arguments(vectors: Sequence[Vector]) -> tuple[list[Argument], list[Ch
             choice.argument.is_stored |= vector.in_body
     used = dict.fromkeys(c.argument for c in choices if c.argument is not None)
     arguments = sorted(used, key=lambda argument: not _is_size(argument.vector))
-    _name(arguments, vectors)
+    bases = {
+        choice.argument
+        for vector, choice in zip(vectors, choices, strict=True)
+        if choice.text != "{}" and vector.role.endswith("_features")
+    }
+    _name(arguments, vectors, {argument: base for argument in bases if argument})
     return arguments, choices
 
 
@@ -108,44 +117,51 @@ def literal(value: Any) -> str:
 _SHORT = {
     "num_features": "channels",
     "num_channels": "channels",
-    "normalized_shape": "channels",
     "kernel_size": "kernel",
     "num_groups": "groups",
+    "shape": "size",
+    "normalized_shape": "features",
 }
 """What an option of a layer is called as an argument."""
 
 
-def _name(arguments: Sequence[Argument], vectors: Sequence[Vector]) -> None:
+def _name(
+    arguments: Sequence[Argument], vectors: Sequence[Vector], bases: Mapping[Argument, str]
+) -> None:
     """Gives each argument a name of its own: the short one if no other wants it, else with the
     layer's."""
-    wanted = {
-        id(argument): _candidates([v for v in vectors if v.values == argument.vector.values])
-        for argument in arguments
-    }
+    wanted: dict[Argument, list[str]] = {}
+    for argument in arguments:
+        names = _candidates([v for v in vectors if v.values == argument.vector.values])
+        wanted[argument] = [bases[argument]] if names == ["size"] and argument in bases else names
     counts = Counter(names[0] for names in wanted.values())
     taken: set[str] = set()
     for argument in arguments:
-        short, *longer = wanted[id(argument)]
-        candidates = [*([short] if counts[short] == 1 else []), *longer]
-        numbered = (f"{candidates[-1] if candidates else short}{n}" for n in range(2, 1000))
+        short, *longer = wanted[argument]
+        candidates = [short] if counts[short] == 1 or not longer else longer
+        numbered = (f"{candidates[-1]}{n}" for n in range(2, 1000))
         argument.name = next(n for n in (*candidates, *numbered) if n not in taken)
         taken.add(argument.name)
 
 
 def _candidates(vectors: Sequence[Vector]) -> list[str]:
     """Names for a number from the places that it stands at, the best first."""
-    options = [vector.role.rpartition(".")[2] for vector in vectors]
-    layer, _, option = vectors[0].role.rpartition(".")
     if vectors[0].is_count:
         return ["depth"]
-    named = [vector.role for vector in vectors if "." not in vector.role and not vector.in_body]
+    roles = [vector.role.rpartition(".") for vector in vectors]
+    options = {option for _, _, option in roles}
+    for layer, _, option in roles:
+        _, _, side = option.partition("_")
+        if option in ("in_channels", "in_features"):
+            return [side if f"out_{side}" in options else option, f"{layer}_{option}"]
+        if option in ("out_channels", "out_features"):
+            is_inside = f"in_{side}" in options
+            return [f"hidden_{side}" if is_inside else option, f"{layer}_{side}"]
+    named = [option for _, dot, option in roles if not dot]
     if named:
         return named[:1]
-    for side in ("channels", "features"):
-        goes_in, comes_out = f"in_{side}" in options, f"out_{side}" in options
-        if option == f"in_{side}":
-            return [side if comes_out else option, f"{layer}_{option}"]
-        if option == f"out_{side}":
-            return [f"hidden_{side}" if goes_in else option, f"{layer}_{side}"]
+    layer, _, option = roles[0]
     short = _SHORT.get(option, option)
-    return [short, f"{layer}_{short}"] if layer.isidentifier() else [short]
+    if vectors[0].in_body or short == "size" or not layer.isidentifier():
+        return [short]
+    return [short, f"{layer}_{short}"]

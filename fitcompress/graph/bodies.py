@@ -20,7 +20,7 @@ from fitcompress.graph.loops import Loop, joined_slots, relative
 from fitcompress.graph.members import Members
 from fitcompress.graph.pieces import Piece, Slot, Step, results_of, slots_of
 from fitcompress.graph.program import Shape, operation
-from fitcompress.graph.spelling import Expression, spelled
+from fitcompress.graph.spelling import Expression, is_infix, spelled
 
 __all__ = ["Body", "Hole", "Numbers"]
 
@@ -187,15 +187,16 @@ class Body(Numbers):
 
     def _is_next(self, value: Node, expression: Expression) -> bool:
         """Whether the value can stand in the next statement instead of one of its own."""
-        place = self._now + 1
-        step = self.steps[self._now]
-        is_chain = isinstance(step, Piece) and step.numbers is not None
-        if is_chain or expression.text.count("=") > 1:
+        place, step = self._now + 1, self.steps[self._now]
+        if expression.text.count("=") > 1:
             return False
         if place == len(self.steps):
             return len(self.piece.outputs) == 1
         following = self.steps[place]
-        return not isinstance(following, Loop) and self._last[value] == place
+        if isinstance(following, Loop) or self._last[value] != place:
+            return False
+        is_chain = isinstance(step, Piece) and step.numbers is not None
+        return not is_chain or (isinstance(following, Node) and is_infix(following))
 
     def _flush(self) -> None:
         for value, expression in list(self._pending.items()):

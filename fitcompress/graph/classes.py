@@ -236,16 +236,16 @@ def _instance(
         if all(len(set(column)) == 1 for column in columns):
             texts.append(_mark(vectors, [column[0] for column in columns], name))
         else:
-            values = _mark(vectors, list(map(tuple, columns)), f"{name}_of_each")
-            loops.append((name, values))
+            each = _mark(vectors, list(map(tuple, columns)), f"{name}_of_each")
+            loops.append((name, each))
             texts.append(name)
         if len(code.arguments) > 1:
             texts[-1] = f"{name}={texts[-1]}"
     call = f"{code.name}({', '.join(texts)})"
     if len(loops) < 2:
-        return call, "".join(f"{name} in {values}" for name, values in loops)
-    names, columns = (", ".join(side) for side in zip(*loops, strict=True))
-    return call, f"{names} in zip({columns}, strict=True)"
+        return call, "".join(f"{name} in {each}" for name, each in loops)
+    names, lists = (", ".join(side) for side in zip(*loops, strict=True))
+    return call, f"{names} in zip({lists}, strict=True)"
 
 
 def _series(

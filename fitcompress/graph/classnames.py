@@ -22,8 +22,14 @@ def class_names(groups: Sequence[Sequence[Draft]]) -> list[str]:
     for number, name in enumerate(wanted):
         rivals = [traits[i] for i, other in enumerate(wanted) if other == name and i != number]
         own = [t for t in traits[number] if not any(t in rival for rival in rivals)]
-        candidates = [f"{name}With{own[0]}"] if rivals and own else [name]
-        counted = (f"{candidates[-1]}{count}" for count in range(2, 1000))
+        candidates = [name]
+        if rivals:
+            last = re.findall(r"\d+", groups[number][0].piece.path)[-1:]
+            candidates = [f"{name}{n}" for n in last if len(groups[number]) == 1] or candidates
+            candidates = [
+                f"{name}With{trait.removeprefix(name)}" for trait in own[:1]
+            ] or candidates
+        counted = (f"{name}{count}" for count in range(2, 1000))
         names.append(next(n for n in (*candidates, *counted) if n not in (*names, *_RESERVED)))
     return names
 
@@ -47,9 +53,9 @@ def _name(path: str) -> str:
 
 
 def _traits(draft: Draft) -> list[str]:
-    """What a class holds and calls, as words."""
-    found = [*re.findall(r"self(?:\.\w+)+", " ".join(text for text, _ in draft.entries))]
-    found += re.findall(r"\.(\w+)\(", draft.body.text)
-    words = (trait.rpartition(".")[2] for trait in found)
-    camel = ("".join(p.capitalize() for p in re.split(r"[\W\d_]+", word)) for word in words)
-    return [word for word in dict.fromkeys(camel) if word]
+    """What a class holds, takes and calls, as words."""
+    entries = " ".join(text for text, _ in draft.entries)
+    found = re.findall(r'self\.(?:register_buffer\(")?(\w+)', entries)
+    found += [*draft.input_names, *re.findall(r"\.(\w+)\(", draft.body.text)]
+    words = ("".join(p.capitalize() for p in re.split(r"[\W\d_]+", word)) for word in found)
+    return [word for word in dict.fromkeys(words) if word not in ("", "X", "Y")]

@@ -14,7 +14,7 @@ from fitcompress.graph.classes import Content, Draft, Made, Series, Text
 from fitcompress.graph.leaves import Leaf
 from fitcompress.graph.loops import Loop, find_loops
 from fitcompress.graph.members import Member, Members
-from fitcompress.graph.pieces import Piece, Step, outside
+from fitcompress.graph.pieces import Piece, Slot, Step, outside
 from fitcompress.graph.program import Program, propagate_shapes
 from fitcompress.graph.spelling import leaf_text, module_text
 
@@ -28,6 +28,7 @@ class Drafter:
         self.program = program
         self.leaves = leaves
         self.shapes = propagate_shapes(program)
+        self._others = propagate_shapes(program, 3)
         self.drafts: list[Draft] = []
         self._made: dict[Piece, Draft] = {}
         self._bodies: dict[Piece, Body] = {}
@@ -80,6 +81,18 @@ class Drafter:
             return self._made[piece].body.text
         again = replace(drafted, widths=widths)
         return "\n".join(again.write())
+
+    def shape_words(self, slot: Slot) -> str:
+        """The shape of a value, with N for the batch."""
+        if isinstance(slot, tuple):
+            return f"[{self.shape_words(slot[0])}, ...]"
+        sizes = [shapes[slot.name] for shapes in (self.shapes, self._others)]
+        if not all(isinstance(size, tuple) for size in sizes) or sizes[0][:1] == ((),):
+            return "..."
+        if sizes[0] and isinstance(sizes[0][0], tuple):
+            return "(...)"
+        words = [_size_word(*pair) for pair in zip(*sizes, strict=True)]
+        return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
 
     def _members(self, made: Mapping[str, Step]) -> Members:
         return Members(
@@ -182,6 +195,14 @@ class Drafter:
             self._content(steps[number]) if number in steps else nothing
             for number in range(chain.numbers[-1] + 1)
         )
+
+
+def _size_word(at_two: int, at_three: int) -> str:
+    """A size by what it is for batches of two and of three."""
+    step = at_three - at_two
+    if not step:
+        return str(at_two)
+    return ("N" if step == 1 else f"{step}N") if at_two == 2 * step else "..."
 
 
 def _classes_in(piece: Piece) -> Iterator[Piece]:

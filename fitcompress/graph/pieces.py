@@ -8,6 +8,7 @@ below them, and their calls are written where the piece is that they stand in.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -192,17 +193,30 @@ def _calls(steps: Iterable[Step]) -> list[Node]:
 
 def _inputs(members: Sequence[Node], inside: Collection[Node], path: str) -> tuple[Slot, ...]:
     """The values from outside that the calls take, in the order of their first use; what is joined
-    from nothing but such values comes as a list."""
-    found: dict[Slot, None] = {}
+    from nothing but such values, which nothing else takes, comes as a list."""
+    read: dict[Slot, None] = {}
     for node in members:
-        joined = named_arguments(node)["tensors"] if operation(node) in ("cat", "stack") else ()
+        joined = _joined(node)
         if joined and not any(item in inside or not outside(item, path) for item in joined):
-            found[tuple(joined)] = None
+            read[joined] = None
             continue
         for source in node.all_input_nodes:
             if source not in inside and outside(source, path):
-                found[source] = None
+                read[source] = None
+    counts = Counter(one for slot in read for one in (slot if isinstance(slot, tuple) else [slot]))
+    found: dict[Slot, None] = {}
+    for slot in read:
+        if isinstance(slot, tuple) and any(counts[one] > 1 for one in slot):
+            found.update(dict.fromkeys(slot))
+        else:
+            found[slot] = None
     return tuple(found)
+
+
+def _joined(node: Node) -> tuple[Node, ...]:
+    """The values that a call joins, if that is what it does."""
+    is_join = operation(node) in ("cat", "stack")
+    return tuple(named_arguments(node)["tensors"]) if is_join else ()
 
 
 def _can_contract(members: Sequence[Node], scope: Sequence[Node], units: dict[Node, Step]) -> bool:

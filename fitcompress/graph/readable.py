@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch import Tensor
+from torch.fx import Interpreter, Node
+from torch.fx.node import Target
 
 from fitcompress.graph.program import Program, clone, prune
 
@@ -24,18 +26,67 @@ def in_readable_form(program: Program) -> Program:
     for node in plain.graph.nodes:
         if node.target is aten.pad.default and not any(_sizes(node.args[1])):
             node.replace_all_uses_with(node.args[0])
-        elif node.target in _RESHAPES and _is_only_reshaped(node.args[0]):
-            node.update_arg(0, node.args[0].args[0])
+        elif node.target in _RESHAPES and _is_passed_on(node.args[0], node, _RESHAPES):
+            _skip(node)
+    plain = prune(plain)
+    _drop_copies(plain)
     return prune(_with_own_tables(plain))
+
+
+def _drop_copies(program: Program) -> None:
+    """Leaves out `contiguous` before a reshape that gives the same layout in memory without it.
+    The graph is edited in place."""
+    layouts = _Layouts(program).run_on_meta()
+    for node in program.graph.nodes:
+        if node.target is not aten.reshape.default or len(node.args[0].args) != 1:
+            continue
+        if _is_passed_on(node.args[0], node, (aten.contiguous.default,)):
+            before, after = layouts[node.args[0].args[0]], layouts[node]
+            if before.reshape(after.shape).stride() == after.stride():
+                _skip(node)
+
+
+def _skip(node: Node) -> None:
+    """Lets a call read what the call that it reads reads."""
+    source = node.args[0]
+    assert isinstance(source, Node), node
+    node.update_arg(0, source.args[0])
+
+
+class _Layouts(Interpreter):
+    """Runs a program without values, and keeps what every call gives."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(torch.nn.Module(), graph=program.graph)
+        self.program = program
+        self.found: dict[Node, Any] = {}
+
+    def run_on_meta(self) -> dict[Node, Any]:
+        inputs = [
+            torch.empty((2, *info.shape), dtype=info.dtype, device="meta")
+            for info in self.program.inputs
+        ]
+        with torch.no_grad():
+            self.run(*inputs)
+        return self.found
+
+    def get_attr(self, target: Target, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002 (fx's)
+        return self.program.tensors[str(target)].to("meta")
+
+    def run_node(self, n: Node) -> Any:
+        self.found[n] = super().run_node(n)
+        return self.found[n]
 
 
 def _sizes(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else (1,)
 
 
-def _is_only_reshaped(source: Any) -> bool:
-    is_reshape = isinstance(source, Node) and source.target in _RESHAPES
-    return is_reshape and len(source.users) == 1
+def _is_passed_on(source: Any, user: Node, targets: Sequence[Any]) -> bool:
+    """Whether a value is of such a call, and only for the user, which stands in the same module."""
+    if not isinstance(source, Node) or source.target not in targets or len(source.users) != 1:
+        return False
+    return bool(source.meta.get("owner") == user.meta.get("owner"))
 
 
 def _with_own_tables(program: Program) -> Program:

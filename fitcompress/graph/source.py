@@ -21,7 +21,7 @@ from fitcompress.graph.classes import Argument, ClassCode, Vector, merge
 from fitcompress.graph.classnames import class_names
 from fitcompress.graph.drafts import Drafter
 from fitcompress.graph.frame import Frame, framed
-from fitcompress.graph.lines import broken
+from fitcompress.graph.lines import WIDTH, broken
 from fitcompress.graph.pieces import Piece, Slot, find_pieces
 from fitcompress.graph.program import Program
 from fitcompress.graph.readable import in_readable_form
@@ -36,6 +36,8 @@ _ENDINGS = {
     "sigmoid": "torch.sigmoid({})",
 }
 """What is done to the outputs, by the activation of the interface."""
+_MOST_PATHS = 4
+"""Modules that a docstring names one by one."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def _write_code(code: ClassCode, codes: Sequence[ClassCode], drafter: Drafter) -
     num_outside = len(vectors)
     merge([draft.body for draft in code.drafts], codes.__getitem__, vectors)
     vectors[num_outside:] = [replace(vector, in_body=True) for vector in vectors[num_outside:]]
-    code.arguments, choices = choose_arguments(vectors)
+    attends = any(word in code.drafts[0].body.text for word in ("softmax", "attention"))
+    code.arguments, choices = choose_arguments(vectors, base="heads" if attends else "width")
     spelled = [choice.spelled(vector) for choice, vector in zip(choices, vectors, strict=True)]
     code.entries = [_filled(text, spelled) for text in texts]
     inside = spelled[num_outside:]
@@ -112,7 +115,7 @@ def _class_text(code: ClassCode, drafter: Drafter, input_names: Sequence[str]) -
     """The class as Python."""
     piece = code.drafts[0].piece
     base = "nn.Sequential" if piece.numbers is not None else _base(code)
-    lines = [f"class {code.name}({base}):", *_docstring(code)]
+    lines = [f"class {code.name}({base}):", *_docstring(code, drafter)]
     stored = [f"self.{a.name} = {a.name}" for a in code.arguments if a.is_stored]
     start = [] if piece.numbers is not None else ["super().__init__()"]
     given = "".join(f", {a.name}: {_kind(a)}" for a in code.arguments)
@@ -135,13 +138,26 @@ def _method(head: str, statements: Sequence[str]) -> list[str]:
     return [*broken(f"    {head}"), *inner]
 
 
-def _docstring(code: ClassCode) -> list[str]:
-    """Which modules are of the class."""
-    paths = [draft.piece.path for draft in code.drafts]
-    if paths == [""]:
-        return ['    """The whole network."""']
-    others = f" and {len(paths) - 1} more like it" if len(paths) > 1 else ""
-    return [f'    """`{paths[0]}`{others}."""']
+def _docstring(code: ClassCode, drafter: Drafter) -> list[str]:
+    """Which modules are of the class, and what they make of what."""
+    pieces = [draft.piece for draft in code.drafts]
+    shapes = list(dict.fromkeys(_shape_words(piece, drafter) for piece in pieces))
+    made = f"{'first ' if len(shapes) > 1 else ''}{shapes[0]}"
+    if not pieces[0].path:
+        return [f'    """{made}."""']
+    paths = [f"`{piece.path}`" for piece in pieces]
+    places = " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
+    if len(paths) > _MOST_PATHS or len(places) > WIDTH // 2:
+        places = f"{paths[0]} to {paths[-1]} ({len(paths)} modules)"
+    whole = f'    """{places}: {made}."""'
+    if len(whole) <= WIDTH:
+        return [whole]
+    return [f'    """{places}.', "", f"    {made[0].upper()}{made[1:]}.", '    """']
+
+
+def _shape_words(piece: Piece, drafter: Drafter) -> str:
+    sides = (", ".join(map(drafter.shape_words, side)) for side in (piece.inputs, piece.outputs))
+    return " -> ".join(sides)
 
 
 def _kind(argument: Argument) -> str:

@@ -22,7 +22,16 @@ from torch.fx import Node
 from fitcompress.graph.leaves import Leaf, named_arguments
 from fitcompress.graph.program import Shape, operation
 
-__all__ = ["Expression", "Writer", "has_module", "leaf_text", "module_text", "quoted", "spelled"]
+__all__ = [
+    "Expression",
+    "Writer",
+    "has_module",
+    "is_infix",
+    "leaf_text",
+    "module_text",
+    "quoted",
+    "spelled",
+]
 
 aten = torch.ops.aten
 
@@ -81,10 +90,15 @@ _SIGNS: dict[Any, str] = {
 }
 
 
+def is_infix(node: Node) -> bool:
+    """Whether the call is written with a sign between two values."""
+    return node.target in _SIGNS and len(node.args) == 2 and not node.kwargs
+
+
 def _infix(node: Node, writer: Writer) -> Expression | None:
-    sign = _SIGNS.get(node.target)
-    if sign is None or len(node.args) != 2 or node.kwargs:
+    if not is_infix(node):
         return None
+    sign = _SIGNS[node.target]
     left, right = (_operand(value, node, writer) for value in node.args)
     first = left.text if sign == "+" else left.tight
     return Expression(f"{first} {sign} {right.tight}", is_loose=True)
@@ -117,7 +131,7 @@ def _indexed(node: Node, writer: Writer, dim: int, index: str) -> Expression:
 
 def _select(node: Node, writer: Writer) -> Expression:
     a = named_arguments(node)
-    return _indexed(node, writer, a["dim"], _literal(a["index"], "index", writer))
+    return _indexed(node, writer, a["dim"], _literal(a["index"], _role(node, "index"), writer))
 
 
 def _slice(node: Node, writer: Writer) -> Expression | None:
@@ -126,8 +140,8 @@ def _slice(node: Node, writer: Writer) -> Expression | None:
     if not all(value is None or type(value) is int for value in (start, end, step)):
         return None
     rank = len(writer.shape(node.args[0]))  # type: ignore[arg-type]
-    first = writer.number(start, "start") if start else ""
-    last = "" if end is None or end >= 2**62 else writer.number(end, "end")
+    first = writer.number(start, _role(node, "start")) if start else ""
+    last = "" if end is None or end >= 2**62 else writer.number(end, _role(node, "end"))
     pace = "" if step == 1 else f":{writer.number(step, 'step')}"
     dims = ":, " * (a["dim"] % rank)
     return Expression(f"{_tensor(node, writer)}[{dims}{first}:{last}{pace}]")
@@ -155,7 +169,7 @@ def _embedding(node: Node, writer: Writer) -> Expression | None:
 
 
 def _dropout(node: Node, writer: Writer) -> Expression:
-    share = _literal(node.args[1], "dropout", writer)
+    share = _literal(node.args[1], _role(node, "p"), writer)
     return Expression(f"functional.dropout({_text(node.args[0], writer)}, {share}, self.training)")
 
 
@@ -271,6 +285,8 @@ def _given(node: Node) -> dict[str, Any]:
     """The arguments by name that are not at their defaults, in the order of the call."""
     assert isinstance(node.target, OpOverload)
     values = named_arguments(node)
+    if values.get("stride") == values.get("kernel_size"):
+        values["stride"] = []  # what a pooling does without one
     return {
         argument.name: values[argument.name]
         for argument in node.target._schema.arguments
@@ -295,7 +311,8 @@ def _arguments(node: Node, given: Mapping[str, Any], writer: Writer) -> str:
     parts = []
     for name, value in given.items():
         text = _literal(_short(name, value), _role(node, name), writer)
-        is_positional = (name in required and name != "dim") or name in _IN_ORDER
+        is_plain = name in _IN_ORDER or operation(node) in ("squeeze", "unsqueeze")
+        is_positional = is_plain or (name in required and name != "dim")
         parts.append(text if is_positional else f"{name}={text}")
     return ", ".join(parts)
 
@@ -315,7 +332,7 @@ def _short(name: str, value: Any) -> Any:
 
 
 def _role(node: Node, name: str) -> str:
-    return f"{operation(node)}_{name}"
+    return f"{operation(node)}.{name}"
 
 
 def _text(value: Any, writer: Writer) -> str:
