@@ -14,7 +14,7 @@ from fitcompress.graph.classes import Content, Draft, Made, Series, Text
 from fitcompress.graph.leaves import Leaf
 from fitcompress.graph.loops import Loop, find_loops
 from fitcompress.graph.members import Member, Members
-from fitcompress.graph.pieces import Piece, Slot, Step, outside
+from fitcompress.graph.pieces import Piece, Slot, Step, is_below, outside
 from fitcompress.graph.program import Program, propagate_shapes
 from fitcompress.graph.spelling import leaf_text, module_text
 
@@ -94,29 +94,30 @@ class Drafter:
         words = [_size_word(*pair) for pair in zip(*sizes, strict=True)]
         return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
 
-    def _members(self, made: Mapping[str, Step]) -> Members:
-        return Members(
-            (path, isinstance(what, Node) and what.op == "get_attr") for path, what in made.items()
-        )
+    def _members(self, made: Mapping[str, Step | str]) -> Members:
+        return Members((path, isinstance(what, str)) for path, what in made.items())
 
     # --- what a module holds ----------------------------------------------------------------
 
-    def _members_of(self, piece: Piece) -> Iterator[tuple[str, Step]]:
-        """(relative path, what is made there) in the order of use; loose tensors as their nodes."""
+    def _members_of(self, piece: Piece) -> Iterator[tuple[str, Step | str]]:
+        """(relative path, what is made there) in the order of use; loose tensors by their names."""
         start = len(piece.path) + 1 if piece.path else 0
+        inner: list[str] = []
         for step in piece.steps:
-            if isinstance(step, Piece):
-                yield step.path[start:], step
-            elif step in self.leaves:
-                yield self.leaves[step].path[start:], step
-                continue
-            sources = step.inputs if isinstance(step, Piece) else step.all_input_nodes
-            for source in sources:
-                if not isinstance(source, tuple) and not outside(source, piece.path):
-                    yield str(source.target)[start:], source
+            if isinstance(step, Piece) or step in self.leaves:
+                path = step.path if isinstance(step, Piece) else self.leaves[step].path
+                inner.append(f"{path}.")
+                yield path[start:], step
+            else:
+                for source in step.all_input_nodes:
+                    if not outside(source, piece.path):
+                        yield str(source.target)[start:], str(source.target)
+        for name in self.program.tensors:
+            if is_below(name, piece.path) and not name.startswith(tuple(inner)):
+                yield name[start:], name
 
     def _entries(
-        self, made: Mapping[str, Step], members: Members, steps: Sequence[Step | Loop]
+        self, made: Mapping[str, Step | str], members: Members, steps: Sequence[Step | Loop]
     ) -> Iterator[tuple[str, Content]]:
         if any(isinstance(step, Loop) and not step.holder for step in steps):
             yield from self._counted(made)
@@ -124,50 +125,60 @@ class Drafter:
         for member in members.root.parts.values():
             yield from self._entry(member, members.root, made, members)
 
-    def _counted(self, made: Mapping[str, Step]) -> Iterator[tuple[str, Content]]:
+    def _counted(self, made: Mapping[str, Step | str]) -> Iterator[tuple[str, Content]]:
         """All modules of one, which differ by a number at the end of their names."""
         first = next(iter(made))
         stem = first.rstrip("0123456789")
-        items = tuple(self._content(step) for step in made.values())
+        items = tuple(self._content(step) for step in made.values() if not isinstance(step, str))
         yield "layers = {}", Series("{}", items, as_list=True)
         yield f"for number, layer in enumerate(layers, start={first[len(stem) :]}):", Text("")
         yield f'    self.add_module(f"{stem}{{number}}", layer)', Text("")
 
     def _entry(
-        self, member: Member, holder: Member, made: Mapping[str, Step], members: Members
+        self, member: Member, holder: Member, made: Mapping[str, Step | str], members: Members
     ) -> Iterator[tuple[str, Content]]:
         target = members.access(member.path)
-        base = members.access(holder.path) if holder.path else "self"
-        if member.is_tensor:
-            yield self._tensor_entry(made[member.path], target, base, member.name)
-            return
-        if member.parts and member.kind == "ModuleList":
-            ordered = sorted(member.parts.values(), key=lambda part: int(part.name))
-            items = tuple(
-                Text("nn.Module()") if part.parts else self._content(made[part.path])
-                for part in ordered
-            )
-            yield f"{target} = {{}}", Series("nn.ModuleList({})", items, as_list=True)
-            inner = [part for part in ordered if part.parts]
-            for part in inner:
-                for below in part.parts.values():
-                    yield from self._entry(below, part, made, members)
-        elif member.parts:
-            yield f"{target} = {{}}", Text(f"nn.{member.kind}()")
-            for part in member.parts.values():
-                yield from self._entry(part, member, made, members)
+        what = made.get(member.path)
+        if isinstance(what, str):
+            base = members.access(holder.path) if holder.path else "self"
+            yield self._tensor_entry(what, target, base)
         else:
-            yield f"{target} = {{}}", self._content(made[member.path])
+            yield f"{target} = {{}}", self._holder(member, made)
+            yield from self._below(member, made, members)
 
-    def _tensor_entry(self, step: Step, target: str, base: str, name: str) -> tuple[str, Content]:
-        assert isinstance(step, Node)
-        value = self.program.tensors[str(step.target)]
+    def _holder(self, member: Member, made: Mapping[str, Step | str]) -> Content:
+        """What is made at a place, without what is set in it later."""
+        what = made.get(member.path)
+        if what is not None:
+            assert not isinstance(what, str), what
+            return self._content(what)
+        if member.kind == "ModuleList":
+            ordered = sorted(member.parts.values(), key=lambda part: int(part.name))
+            items = tuple(self._holder(part, made) for part in ordered)
+            return Series("nn.ModuleList({})", items, as_list=True)
+        return Text(f"nn.{member.kind}()")
+
+    def _below(
+        self, member: Member, made: Mapping[str, Step | str], members: Members
+    ) -> Iterator[tuple[str, Content]]:
+        """The statements that set what a holder does not hold when it is made."""
+        if member.path in made:
+            return
+        for part in member.parts.values():
+            if member.kind == "ModuleList":
+                yield from self._below(part, made, members)
+            else:
+                yield from self._entry(part, member, made, members)
+
+    def _tensor_entry(self, full: str, target: str, base: str) -> tuple[str, Content]:
+        name = full.rpartition(".")[2]
+        value = self.program.tensors[full]
         numbers = Numbers()
         sizes = [numbers.number(size, f"{name}.size") for size in value.shape]
         dtype = "" if value.dtype is torch.float32 else f", dtype={value.dtype}"
         inside = ", ".join(sizes) or "()"
         zeros = f"torch.zeros({inside}{dtype})"
-        if str(step.target) in self.program.trainable:
+        if full in self.program.trainable:
             text = Text(f"nn.Parameter({zeros})", tuple(numbers.holes))
             if target.startswith("getattr"):
                 return f'{base}.register_parameter("{name}", {{}})', text

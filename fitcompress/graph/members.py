@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 __all__ = ["Member", "Members"]
@@ -54,7 +54,11 @@ class Members:
     def access(self, path: str) -> str:
         """The expression for what has the path."""
         member, text = self.root, "self"
-        for part in path.split("."):
+        parts = path.split(".")
+        for place, part in enumerate(parts):
+            if part not in member.parts:  # inside of what is made as one thing
+                rest = parts[place:]
+                return text + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in rest)
             text = _step(member, member.parts[part], text)
             member = member.parts[part]
         return text
@@ -65,13 +69,6 @@ class Members:
         for part in filter(None, path.split(".")):
             member = member.parts[part]
         return member
-
-    def holders(self, member: Member | None = None) -> Iterator[Member]:
-        """Everything that holds others, outermost first, but for the module itself."""
-        for part in (member or self.root).parts.values():
-            if part.parts:
-                yield part
-                yield from self.holders(part)
 
 
 def _step(holder: Member, member: Member, text: str) -> str:

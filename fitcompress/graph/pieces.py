@@ -19,7 +19,7 @@ from fitcompress.graph.leaves import Leaf, find_leaves, named_arguments
 from fitcompress.graph.program import Program, operation, output_nodes
 from fitcompress.graph.spelling import has_module
 
-__all__ = ["Piece", "Slot", "Step", "find_pieces", "outside", "results_of", "slots_of"]
+__all__ = ["Piece", "Slot", "Step", "find_pieces", "is_below", "outside", "results_of", "slots_of"]
 
 _MOST_INPUTS, _MOST_OUTPUTS = 4, 3
 """What a reader can follow; a path with more is written in line."""
@@ -76,6 +76,7 @@ def outside(node: Node, path: str) -> bool:
 
 
 def is_below(name: str, path: str) -> bool:
+    """Whether a name is the path or stands below it."""
     return not path or name == path or name.startswith(f"{path}.")
 
 
@@ -167,8 +168,10 @@ class _Finder:
 
 
 def _data(step: Step, path: str) -> tuple[Slot, ...]:
-    slots = slots_of(step)
-    return tuple(s for s in slots if isinstance(s, tuple) or outside(s, path))
+    """What a step of the chain at the path is called with."""
+    if isinstance(step, Piece):
+        return step.inputs
+    return tuple(node for node in step.all_input_nodes if outside(node, path))
 
 
 def _is_chained(steps: Sequence[Step], path: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -90,27 +91,37 @@ def _is_passed_on(source: Any, user: Node, targets: Sequence[Any]) -> bool:
 
 
 def _with_own_tables(program: Program) -> Program:
-    """The program in which no module reads a table of another one that reads it too, as copies of
-    blocks do. The graph is edited in place."""
+    """The program in which the copy of a block does not read the tables of the block, but its own
+    of the same name. The graph is edited in place."""
     tensors = dict(program.tensors)
     for node in list(program.graph.nodes):
         if node.op != "get_attr" or str(node.target) in program.trainable:
             continue
-        home, _, name = str(node.target).rpartition(".")
-        owners = {user: str(user.meta.get("owner", "")) for user in node.users}
-        within = {owner[len(home) :] for owner in owners.values() if _is_at(owner, home)}
-        for user, owner in owners.items():
-            ending = max((e for e in within if owner.endswith(e)), key=len, default=None)
-            if not home or ending is None or _is_at(owner, home):
-                continue
-            own = f"{owner.removesuffix(ending)}.{name}"
-            if own not in tensors:
-                tensors[own] = tensors[str(node.target)]
+        for user, name in _own_names(node).items():
+            tensors.setdefault(name, tensors[str(node.target)])
             with program.graph.inserting_before(user):
-                table = program.graph.create_node("get_attr", own)
+                table = program.graph.create_node("get_attr", name)
             user.replace_input_with(node, table)
     return replace(program, tensors=tensors)
 
 
-def _is_at(owner: str, home: str) -> bool:
-    return owner == home or owner.startswith(f"{home}.")
+def _own_names(table: Node) -> dict[Node, str]:
+    """By call that reads a table from a module that is less near to it than others that do: its
+    name in a module like theirs."""
+    name = str(table.target)
+    owners = {user: str(user.meta.get("owner", "")) for user in table.users}
+    shared = {user: _common_path(name, owner) for user, owner in owners.items()}
+    home = max(shared.values(), key=len, default="")
+    endings = {owners[user][len(home) :] for user, path in shared.items() if path == home}
+    found: dict[Node, str] = {}
+    for user, owner in owners.items():
+        ending = max((e for e in endings if owner.endswith(e)), key=len, default=None)
+        if ending is not None and home and shared[user] != home:
+            found[user] = f"{owner.removesuffix(ending)}{name[len(home) :]}"
+    return found
+
+
+def _common_path(one: str, other: str) -> str:
+    """The longest dotted path that both begin with."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return ".".join(part for part, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -152,12 +153,14 @@ def _docstring(code: ClassCode, drafter: Drafter) -> list[str]:
     whole = f'    """{places}: {made}."""'
     if len(whole) <= WIDTH:
         return [whole]
-    return [f'    """{places}.', "", f"    {made[0].upper()}{made[1:]}.", '    """']
+    words = [f'"""{places}.', "", f"{made[0].upper()}{made[1:]}.", '"""']
+    filled = (textwrap.wrap(text, WIDTH - 4, break_on_hyphens=False) or [""] for text in words)
+    return [f"    {line}".rstrip() for lines in filled for line in lines]
 
 
 def _shape_words(piece: Piece, drafter: Drafter) -> str:
     sides = (", ".join(map(drafter.shape_words, side)) for side in (piece.inputs, piece.outputs))
-    return " -> ".join(sides)
+    return " -> ".join(side or "nothing" for side in sides)
 
 
 def _kind(argument: Argument) -> str:

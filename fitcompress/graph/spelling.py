@@ -312,13 +312,16 @@ def _arguments(node: Node, given: Mapping[str, Any], writer: Writer) -> str:
     for name, value in given.items():
         text = _literal(_short(name, value), _role(node, name), writer)
         is_plain = name in _IN_ORDER or operation(node) in ("squeeze", "unsqueeze")
-        is_positional = is_plain or (name in required and name != "dim")
+        is_named = name == "dim" or (operation(node) in _BY_NAME and value is not node.args[0])
+        is_positional = is_plain or (name in required and not is_named)
         parts.append(text if is_positional else f"{name}={text}")
     return ", ".join(parts)
 
 
 _IN_ORDER = ("start_dim", "end_dim")
 """Arguments that are plain without their names."""
+_BY_NAME = ("batch_norm",)
+"""Functions that take their arguments in another order than the call."""
 _ALIKE = ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
 
 
