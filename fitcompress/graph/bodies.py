@@ -27,7 +27,7 @@ __all__ = ["Body", "Hole", "Numbers"]
 _SIZE = torch.ops.aten.sym_size.int
 _LONGEST, _DEEPEST = 80, 3
 """Characters of a statement, and brackets in brackets, up to which it holds another one's value."""
-_NAMES = ("x", "y", "z", "w", "v", "u")
+_NAMES = ("x", "y", "z", "w")
 _ROLES = {"query": "q", "key": "k", "value": "v", "attn_mask": "mask", "indices": "index"}
 """What a value is called by the argument that it is passed as."""
 
@@ -199,9 +199,12 @@ class Body(Numbers):
         return not is_chain or (isinstance(following, Node) and is_infix(following))
 
     def _flush(self) -> None:
+        """Gives what is pending names, before the step of now takes anything."""
+        self._now -= 1
         for value, expression in list(self._pending.items()):
             del self._pending[value]
             self._assign(value, expression, self._reads[value])
+        self._now += 1
 
     def _assign(self, value: Node, expression: Expression, used: Sequence[Slot]) -> None:
         name = self._successor(value, used)
@@ -280,7 +283,7 @@ class Body(Numbers):
         """The name of a value that is computed from others: that of the first of them that is not
         needed any more, if it is a tensor too."""
         ended = [s for s in used if s in self.names and not self._is_live(s)]
-        kept = [s for s in ended if self._is_plain(s)]
+        kept = [s for s in ended if self._is_plain(s) and not self._called(value)]
         name = self.names[kept[0]] if kept and self._is_tensor(value) else ""
         self._release(ended)
         return name or self._fresh(value)
@@ -289,7 +292,7 @@ class Body(Numbers):
         """Whether the slot is a tensor whose name says nothing of what it is."""
         if isinstance(slot, tuple) or not self._is_tensor(slot):
             return False
-        return slot.op == "placeholder" or self.names[slot].rstrip("0123456789") in _NAMES
+        return self.names[slot].rstrip("0123456789") in _NAMES
 
     def _is_tensor(self, node: Node) -> bool:
         return isinstance(self.shapes[node.name], tuple)

@@ -11,12 +11,12 @@ from torch.fx import Node
 
 from fitcompress.graph.bodies import Body, Numbers
 from fitcompress.graph.classes import Content, Draft, Made, Series, Text
+from fitcompress.graph.constructors import leaf_text, module_text
 from fitcompress.graph.leaves import Leaf
 from fitcompress.graph.loops import Loop, find_loops
 from fitcompress.graph.members import Member, Members
 from fitcompress.graph.pieces import Piece, Slot, Step, is_below, outside
 from fitcompress.graph.program import Program, propagate_shapes
-from fitcompress.graph.spelling import leaf_text, module_text
 
 __all__ = ["Drafter"]
 

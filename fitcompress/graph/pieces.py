@@ -15,9 +15,9 @@ from itertools import pairwise
 
 from torch.fx import Node
 
+from fitcompress.graph.constructors import has_module
 from fitcompress.graph.leaves import Leaf, find_leaves, named_arguments
 from fitcompress.graph.program import Program, operation, output_nodes
-from fitcompress.graph.spelling import has_module
 
 __all__ = ["Piece", "Slot", "Step", "find_pieces", "is_below", "outside", "results_of", "slots_of"]
 

@@ -6,7 +6,6 @@ always right. Numbers are written by whoever asks: they may become arguments of 
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import operator
@@ -15,21 +14,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from fitcompress.graph.leaves import Leaf, named_arguments
+from fitcompress.graph.leaves import named_arguments
 from fitcompress.graph.program import Shape, operation
 
 __all__ = [
     "Expression",
     "Writer",
-    "has_module",
+    "argument_text",
+    "given_arguments",
     "is_infix",
-    "leaf_text",
-    "module_text",
     "quoted",
+    "short_form",
     "spelled",
 ]
 
@@ -108,7 +106,7 @@ def _operand(value: Any, node: Node, writer: Writer) -> Expression:
     if isinstance(value, Node):
         return writer.value(value)
     is_negative = isinstance(value, (int, float)) and value < 0
-    return Expression(_literal(value, _role(node, "factor"), writer), is_loose=is_negative)
+    return Expression(argument_text(value, _role(node, "factor"), writer), is_loose=is_negative)
 
 
 # --- indexing, sizes, calls under other names -----------------------------------------------
@@ -131,7 +129,7 @@ def _indexed(node: Node, writer: Writer, dim: int, index: str) -> Expression:
 
 def _select(node: Node, writer: Writer) -> Expression:
     a = named_arguments(node)
-    return _indexed(node, writer, a["dim"], _literal(a["index"], _role(node, "index"), writer))
+    return _indexed(node, writer, a["dim"], argument_text(a["index"], _role(node, "index"), writer))
 
 
 def _slice(node: Node, writer: Writer) -> Expression | None:
@@ -169,7 +167,7 @@ def _embedding(node: Node, writer: Writer) -> Expression | None:
 
 
 def _dropout(node: Node, writer: Writer) -> Expression:
-    share = _literal(node.args[1], _role(node, "p"), writer)
+    share = argument_text(node.args[1], _role(node, "p"), writer)
     return Expression(f"functional.dropout({_text(node.args[0], writer)}, {share}, self.training)")
 
 
@@ -207,12 +205,14 @@ _SPECIAL: dict[Any, Callable[[Node, Writer], Expression | None]] = {
 
 _SPREAD = {"view": "size", "reshape": "shape", "permute": "dims", "expand": "size"}
 """Methods that take their sizes one by one, and the argument that holds these."""
+_METHOD_NAMES = {"split_with_sizes": "split"}
+"""Methods of other names than their calls."""
 _METHODS = frozenset(
     (
         *_SPREAD,
         *("transpose", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous", "unbind"),
         *("mean", "sum", "amax", "amin", "chunk", "split", "clone", "type_as", "expand_as"),
-        *("view_as", "reshape_as", "repeat_interleave", "masked_fill", "t"),
+        *(*_METHOD_NAMES, "view_as", "reshape_as", "masked_fill", "t", "new_zeros"),
     )
 )
 _FUNCTIONAL = frozenset(
@@ -240,15 +240,15 @@ def _method(node: Node, writer: Writer) -> Expression | None:
     name = operation(node)
     if name not in _METHODS or name in _FUNCTIONAL or not isinstance(node.args[0], Node):
         return None
-    given = _given(node)
+    given = given_arguments(node)
     if name in _SPREAD and isinstance(given.get(_SPREAD[name]), (list, tuple)):
         sizes = given[_SPREAD[name]]
         if len(given) != 2 or not sizes:
             return None
-        inside = ", ".join(_literal(size, _role(node, "size"), writer) for size in sizes)
+        inside = ", ".join(argument_text(size, _role(node, "size"), writer) for size in sizes)
     else:
         inside = _arguments(node, dict(list(given.items())[1:]), writer)
-    return Expression(f"{_tensor(node, writer)}.{name}({inside})")
+    return Expression(f"{_tensor(node, writer)}.{_METHOD_NAMES.get(name, name)}({inside})")
 
 
 def _function(node: Node, writer: Writer) -> Expression | None:
@@ -256,14 +256,14 @@ def _function(node: Node, writer: Writer) -> Expression | None:
     if name not in _FUNCTIONAL and name not in _TORCH:
         return None
     home = "functional" if name in _FUNCTIONAL else "torch"
-    return Expression(f"{home}.{name}({_arguments(node, _given(node), writer)})")
+    return Expression(f"{home}.{name}({_arguments(node, given_arguments(node), writer)})")
 
 
 def _plain(node: Node, writer: Writer) -> Expression:
     """The call by its full name."""
-    parts = [_literal(value, _role(node, "value"), writer) for value in node.args]
+    parts = [argument_text(value, _role(node, "value"), writer) for value in node.args]
     for key, value in node.kwargs.items():
-        parts.append(f"{key}={_literal(value, _role(node, key), writer)}")
+        parts.append(f"{key}={argument_text(value, _role(node, key), writer)}")
     if isinstance(node.target, OpOverload):
         return Expression(f"torch.ops.{node.target}({', '.join(parts)})")
     return Expression(f"{_OTHERS[node.target]}({', '.join(parts)})")
@@ -281,7 +281,7 @@ _OTHERS: dict[Any, str] = {
 }
 
 
-def _given(node: Node) -> dict[str, Any]:
+def given_arguments(node: Node) -> dict[str, Any]:
     """The arguments by name that are not at their defaults, in the order of the call."""
     assert isinstance(node.target, OpOverload)
     values = named_arguments(node)
@@ -308,13 +308,13 @@ def _arguments(node: Node, given: Mapping[str, Any], writer: Writer) -> str:
     """What is required in order, the rest by name."""
     assert isinstance(node.target, OpOverload)
     required = {a.name for a in node.target._schema.arguments if not a.has_default_value()}
-    parts = []
+    parts, is_named = [], False
     for name, value in given.items():
-        text = _literal(_short(name, value), _role(node, name), writer)
-        is_plain = name in _IN_ORDER or operation(node) in ("squeeze", "unsqueeze")
-        is_named = name == "dim" or (operation(node) in _BY_NAME and value is not node.args[0])
-        is_positional = is_plain or (name in required and not is_named)
-        parts.append(text if is_positional else f"{name}={text}")
+        text = argument_text(short_form(name, value), _role(node, name), writer)
+        is_plain = name in required or name in _IN_ORDER
+        is_named |= not is_plain or (name == "dim" and operation(node) not in _DIM_FIRST)
+        parts.append(f"{name}={text}" if is_named else text)
+        is_named |= operation(node) in _BY_NAME
     return ", ".join(parts)
 
 
@@ -322,10 +322,12 @@ _IN_ORDER = ("start_dim", "end_dim")
 """Arguments that are plain without their names."""
 _BY_NAME = ("batch_norm",)
 """Functions that take their arguments in another order than the call."""
+_DIM_FIRST = ("squeeze", "unsqueeze", "unflatten")
+"""Calls whose dimension is plain without its name."""
 _ALIKE = ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
 
 
-def _short(name: str, value: Any) -> Any:
+def short_form(name: str, value: Any) -> Any:
     """One number for a list of equal ones, where that says the same."""
     if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
         is_single = len(value) == 1 and name != "shape"
@@ -342,7 +344,7 @@ def _text(value: Any, writer: Writer) -> str:
     return writer.value(value).text if isinstance(value, Node) else repr(value)
 
 
-def _literal(value: Any, role: str, writer: Writer) -> str:
+def argument_text(value: Any, role: str, writer: Writer) -> str:
     match value:
         case Node():
             return writer.value(value).text
@@ -355,68 +357,8 @@ def _literal(value: Any, role: str, writer: Writer) -> str:
         case torch.device():
             return quoted(str(value))
         case list():
-            return f"[{', '.join(_literal(item, role, writer) for item in value)}]"
+            return f"[{', '.join(argument_text(item, role, writer) for item in value)}]"
         case tuple():
-            items = [_literal(item, role, writer) for item in value]
+            items = [argument_text(item, role, writer) for item in value]
             return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     return str(value)  # torch's own: dtypes, layouts, memory formats
-
-
-# --- modules --------------------------------------------------------------------------------
-
-_MODULES = {
-    "relu": "ReLU",
-    "gelu": "GELU",
-    "silu": "SiLU",
-    "sigmoid": "Sigmoid",
-    "tanh": "Tanh",
-    "elu": "ELU",
-    "leaky_relu": "LeakyReLU",
-    "hardswish": "Hardswish",
-    "hardsigmoid": "Hardsigmoid",
-    "max_pool2d": "MaxPool2d",
-    "avg_pool2d": "AvgPool2d",
-    "adaptive_avg_pool2d": "AdaptiveAvgPool2d",
-    "dropout": "Dropout",
-    "flatten": "Flatten",
-}
-"""Calls without tensors of their own that a module makes too; arguments have the same names."""
-
-
-def has_module(node: Node) -> bool:
-    """Whether `module_text` can write the call."""
-    if operation(node) not in _MODULES or len(node.all_input_nodes) != 1:
-        return False
-    return all(not isinstance(value, Node) for value in node.args[1:])
-
-
-def module_text(node: Node, writer: Writer) -> str:
-    """The module that makes the call of a value."""
-    given = {**_given(node)} if operation(node) != "flatten" else named_arguments(node)
-    options = {k: v for k, v in given.items() if k not in ("self", "input", "train")}
-    return _constructor(_MODULES[operation(node)], options, writer, "")
-
-
-def leaf_text(leaf: Leaf, dtype: torch.dtype, writer: Writer) -> str:
-    """The module that makes a leaf's call.
-
-    dtype: that of its parameters.
-    """
-    name = leaf.path.rpartition(".")[2]
-    text = _constructor(leaf.kind, dict(leaf.options), writer, name)
-    return text if dtype is torch.float32 else f"{text[:-1]}, dtype={dtype})"
-
-
-def _constructor(kind: str, options: Mapping[str, Any], writer: Writer, name: str) -> str:
-    parameters = inspect.signature(getattr(nn, kind)).parameters
-    positional, rest = [], ""
-    for key, given in options.items():
-        value, role = _short(key, given), f"{name}.{key}"
-        default = parameters[key].default
-        if default is inspect.Parameter.empty:
-            positional.append(writer.number(value, role))
-        elif isinstance(value, (bool, str)):
-            rest += "" if value == default else f", {key}={_literal(value, role, writer)}"
-        else:
-            rest += writer.number(value, role, key, default)
-    return f"nn.{kind}({', '.join(positional)}{rest})".replace("(, ", "(", 1)
