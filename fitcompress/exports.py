@@ -28,8 +28,10 @@ from fitcompress.environment import package_version
 from fitcompress.errors import ExportError, FitcompressError, near_misses
 from fitcompress.graph.plain import in_plain_calls
 from fitcompress.measure import evaluating
+from fitcompress.model import load_model
 from fitcompress.onnxfile import metadata_of, open_onnx
 from fitcompress.rundir import disk_errors
+from fitcompress.sourcefile import open_python, write_python
 from fitcompress.spec import Interface
 
 __all__ = ["FORMATS", "ExportRecord", "Format", "Source", "export_model", "write_onnx"]
@@ -57,7 +59,7 @@ class Source:
     network that takes others, with as many rows each.
     """
     folder: Path | None = None
-    """Its model folder, which the safetensors format copies."""
+    """Its model folder, which the safetensors and the python format are made from."""
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -310,12 +312,17 @@ def _write_pt2(source: Source, path: Path) -> None:
     torch.export.save(program, path, extra_files=metadata_of(source.interface))
 
 
-def _write_safetensors(source: Source, path: Path) -> None:
+def _model_folder(source: Source, form: str) -> Path:
     if source.folder is None:
-        raise ExportError("exporting safetensors: the network has no model folder")
+        raise ExportError(f"exporting {form}: the network has no model folder")
+    return source.folder
+
+
+def _write_safetensors(source: Source, path: Path) -> None:
+    folder = _model_folder(source, "safetensors")
     path.mkdir()
     for name in ("model.safetensors", "config.json"):
-        shutil.copyfile(source.folder / name, path / name)
+        shutil.copyfile(folder / name, path / name)
 
 
 def _open_torchscript(path: Path, interface: Interface) -> Callable[..., Any]:
@@ -329,18 +336,16 @@ def _open_pt2(path: Path, interface: Interface) -> Callable[..., Any]:
     return torch.export.load(path).module()
 
 
-def _open_safetensors(path: Path, interface: Interface) -> Callable[..., Any]:
-    from fitcompress.model import load_model
-
-    del interface
-    return load_model(path).network.eval()
-
-
 FORMATS: Mapping[str, Format] = {
     "onnx": Format(".onnx", write_onnx, open_onnx),
     "torchscript": Format(".torchscript.pt", _write_torchscript, _open_torchscript),
     "pt2": Format(".pt2", _write_pt2, _open_pt2),
-    "safetensors": Format("", _write_safetensors, _open_safetensors),
+    "safetensors": Format("", _write_safetensors, lambda path, _: load_model(path).network),
+    "python": Format(
+        "_py",
+        lambda source, path: write_python(_model_folder(source, "python"), path),
+        lambda path, _: open_python(path),
+    ),
 }
 """Every format by its name on the command line."""
 

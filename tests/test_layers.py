@@ -42,7 +42,7 @@ ROWS = (
     Row(("model", "teacher"), never=("data",)),
     Row(("taps", "hints", "regressors"), never=("data",)),
     Row(("losses", "training")),
-    Row(("measure", "speed", "onnxfile", "exports", "environment", "report")),
+    Row(("measure", "speed", "onnxfile", "sourcefile", "exports", "environment", "report")),
     Row(("budgets", "planning", "parts", "session", "teacher_cache")),
     Row(("tuning", "stages", "evidence")),
     Row(("pipeline", "api")),

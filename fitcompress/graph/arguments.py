@@ -153,15 +153,18 @@ def _candidates(vectors: Sequence[Vector]) -> list[str]:
     for layer, _, option in roles:
         _, _, side = option.partition("_")
         if option in ("in_channels", "in_features"):
-            return [side if f"out_{side}" in options else option, f"{layer}_{option}"]
+            return _with_layer(side if f"out_{side}" in options else option, layer, option)
         if option in ("out_channels", "out_features"):
             is_inside = f"in_{side}" in options
-            return [f"hidden_{side}" if is_inside else option, f"{layer}_{side}"]
+            return _with_layer(f"hidden_{side}" if is_inside else option, layer, side)
     named = [option for _, dot, option in roles if not dot]
     if named:
         return named[:1]
     layer, _, option = roles[0]
     short = _SHORT.get(option, option)
-    if vectors[0].in_body or short == "size" or not layer.isidentifier():
-        return [short]
-    return [short, f"{layer}_{short}"]
+    is_bare = vectors[0].in_body or short == "size"
+    return [short] if is_bare else _with_layer(short, layer, short)
+
+
+def _with_layer(short: str, layer: str, option: str) -> list[str]:
+    return [short, f"{layer}_{option}"] if layer.isidentifier() else [short]

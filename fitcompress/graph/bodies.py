@@ -152,13 +152,13 @@ class Body(Numbers):
             self._flush()
         start = len(self.holes)
         expression, used = self._expression(step)
-        if self._pending and self._is_too_much(expression.text):
+        parts = self._parts(step)
+        if self._pending and self._is_too_much(expression.text, len(parts or ()) * 4):
             del self.holes[start:]
             self._flush()
             expression, used = self._expression(step)
         self._pending.clear()
         results = results_of(step)
-        parts = self._parts(step)
         if parts is not None:
             names = self._letters(step, parts)
             self.lines.append(f"{', '.join(names)} = {expression.text}")
@@ -173,11 +173,11 @@ class Body(Numbers):
         else:
             self._assign(results[0], expression, used)
 
-    def _is_too_much(self, text: str) -> bool:
-        """Whether a statement is hard to read."""
+    def _is_too_much(self, text: str, more: int) -> bool:
+        """Whether a statement is hard to read, with so many characters more than the text."""
         widths = dict(enumerate(self.widths))
         plain = re.sub("\0(\\d+)\1", lambda mark: "9" * widths.get(int(mark[1]), 2), text)
-        return len(plain) > _LONGEST or _depth(plain) > _DEEPEST or plain.startswith("(")
+        return len(plain) + more > _LONGEST or _depth(plain) > _DEEPEST or plain.startswith("(")
 
     def _slots_flat(self, step: Step) -> set[Node]:
         nodes: set[Node] = set()

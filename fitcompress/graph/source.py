@@ -26,6 +26,7 @@ from fitcompress.graph.lines import WIDTH, broken
 from fitcompress.graph.pieces import Piece, Slot, find_pieces
 from fitcompress.graph.program import Program
 from fitcompress.graph.readable import in_readable_form
+from fitcompress.graph.spelling import COLON
 from fitcompress.spec import Interface
 
 __all__ = ["ModuleSource", "write_source"]
@@ -106,7 +107,15 @@ def _write_code(code: ClassCode, codes: Sequence[ClassCode], drafter: Drafter) -
 
 
 def _filled(text: str, numbers: Sequence[str]) -> str:
-    return re.sub("\0(\\d+)\1", lambda mark: numbers[int(mark[1])], text).replace("(, ", "(")
+    filled = re.sub("\0(\\d+)\1", lambda mark: numbers[int(mark[1])], text).replace("(, ", "(")
+    return re.sub(f"([^\\[,]*){COLON}([^\\]:]*)", _slice, filled)
+
+
+def _slice(bounds: re.Match[str]) -> str:
+    start, end = bounds[1].strip(), bounds[2].strip()
+    space = " " if "self." in start + end else ""
+    lead = " " if bounds[1].startswith(" ") else ""
+    return f"{lead}{start}{space if start else ''}:{space if end else ''}{end}"
 
 
 # --- text -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from fitcompress.graph.leaves import named_arguments
 from fitcompress.graph.program import Shape, operation
 
 __all__ = [
+    "COLON",
     "Expression",
     "Writer",
     "argument_text",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+COLON = "\2"
+"""Stands for the colon of a slice, whose spaces depend on what its bounds become."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def _slice(node: Node, writer: Writer) -> Expression | None:
     last = "" if end is None or end >= 2**62 else writer.number(end, _role(node, "end"))
     pace = "" if step == 1 else f":{writer.number(step, 'step')}"
     dims = ":, " * (a["dim"] % rank)
-    return Expression(f"{_tensor(node, writer)}[{dims}{first}:{last}{pace}]")
+    return Expression(f"{_tensor(node, writer)}[{dims}{first}{COLON}{last}{pace}]")
 
 
 def _index(node: Node, writer: Writer) -> Expression:
@@ -247,7 +250,7 @@ def _method(node: Node, writer: Writer) -> Expression | None:
             return None
         inside = ", ".join(argument_text(size, _role(node, "size"), writer) for size in sizes)
     else:
-        inside = _arguments(node, dict(list(given.items())[1:]), writer)
+        inside = _arguments(node, given, writer, is_method=True)
     return Expression(f"{_tensor(node, writer)}.{_METHOD_NAMES.get(name, name)}({inside})")
 
 
@@ -304,15 +307,20 @@ def _is_equal(value: Any, default: Any) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 
-def _arguments(node: Node, given: Mapping[str, Any], writer: Writer) -> str:
-    """What is required in order, the rest by name."""
+def _arguments(
+    node: Node, given: Mapping[str, Any], writer: Writer, is_method: bool = False
+) -> str:
+    """What is required in order, the rest by name; for a method without its object."""
     assert isinstance(node.target, OpOverload)
-    required = {a.name for a in node.target._schema.arguments if not a.has_default_value()}
     parts, is_named = [], False
-    for name, value in given.items():
-        text = argument_text(short_form(name, value), _role(node, name), writer)
-        is_plain = name in required or name in _IN_ORDER
+    for argument in node.target._schema.arguments[is_method:]:
+        name = argument.name
+        is_plain = not argument.has_default_value() or name in _IN_ORDER
         is_named |= not is_plain or (name == "dim" and operation(node) not in _DIM_FIRST)
+        if name not in given:
+            is_named = True
+            continue
+        text = argument_text(short_form(name, given[name]), _role(node, name), writer)
         parts.append(f"{name}={text}" if is_named else text)
         is_named |= operation(node) in _BY_NAME
     return ", ".join(parts)
