@@ -161,7 +161,8 @@ class Body(Numbers):
         results = results_of(step)
         if parts is not None:
             names = self._letters(step, parts)
-            self.lines.append(f"{', '.join(names)} = {expression.text}")
+            target = ", ".join(names) if len(names) > 1 else f"({names[0]},)"
+            self.lines.append(f"{target} = {expression.text}")
         elif len(results) > 1:
             self._release(used)
             for value in results:

@@ -64,6 +64,8 @@ def _constructor(kind: str, options: Mapping[str, Any], writer: Writer, name: st
     positional, rest = [], ""
     for key, given in options.items():
         value, role = short_form(key, given), f"{name}.{key}"
+        if key == "normalized_shape" and len(value) == 1:
+            (value,) = value
         default = parameters[key].default
         if default is inspect.Parameter.empty:
             positional.append(writer.number(value, role))

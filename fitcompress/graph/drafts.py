@@ -102,19 +102,25 @@ class Drafter:
     def _members_of(self, piece: Piece) -> Iterator[tuple[str, Step | str]]:
         """(relative path, what is made there) in the order of use; loose tensors by their names."""
         start = len(piece.path) + 1 if piece.path else 0
-        inner: list[str] = []
-        for step in piece.steps:
-            if isinstance(step, Piece) or step in self.leaves:
-                path = step.path if isinstance(step, Piece) else self.leaves[step].path
-                inner.append(f"{path}.")
+        made = {step: self._made_at(step) for step in piece.steps}
+        inner = tuple(f"{path}." for path in made.values() if path is not None)
+        for step, path in made.items():
+            if path is not None:
                 yield path[start:], step
-            else:
+            elif isinstance(step, Node):
                 for source in step.all_input_nodes:
-                    if not outside(source, piece.path):
-                        yield str(source.target)[start:], str(source.target)
+                    name = str(source.target)
+                    if not outside(source, piece.path) and not name.startswith(inner):
+                        yield name[start:], name
         for name in self.program.tensors:
-            if is_below(name, piece.path) and not name.startswith(tuple(inner)):
+            if is_below(name, piece.path) and not name.startswith(inner):
                 yield name[start:], name
+
+    def _made_at(self, step: Step) -> str | None:
+        """Where the module stands that makes a step, if one does."""
+        if isinstance(step, Piece):
+            return step.path
+        return self.leaves[step].path if step in self.leaves else None
 
     def _entries(
         self, made: Mapping[str, Step | str], members: Members, steps: Sequence[Step | Loop]
@@ -194,7 +200,10 @@ class Drafter:
         if step in self.leaves:
             leaf = self.leaves[step]
             dtype = self.program.tensors[leaf.tensors[0][1]].dtype
-            return Text(leaf_text(leaf, dtype, numbers), tuple(numbers.holes))
+            text = leaf_text(leaf, dtype, numbers)
+            if not any(name in self.program.trainable for _, name in leaf.tensors):
+                text += ".requires_grad_(False)"
+            return Text(text, tuple(numbers.holes))
         return Text(module_text(step, numbers), tuple(numbers.holes))
 
     def _items(self, chain: Piece) -> tuple[Content, ...]:

@@ -66,7 +66,7 @@ if __name__ == "__main__":
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"{{num_parameters:,}} parameters")
     with torch.no_grad():
-        outputs = network({examples})
+{call}
     print({shown})
 '''
 
@@ -84,7 +84,8 @@ class Frame:
 def framed(frame: Frame, classes: Sequence[str]) -> str:
     """The whole file."""
     code = "\n\n\n".join(classes)
-    loading = _LOADING.format(name=frame.class_name, examples=_examples(frame), shown=_shown(frame))
+    call = "\n".join(broken(f"        outputs = network({_examples(frame)})"))
+    loading = _LOADING.format(name=frame.class_name, call=call, shown=_shown(frame))
     parts = [
         f'"""{_description(frame)}"""',
         "",

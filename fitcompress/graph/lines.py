@@ -13,7 +13,7 @@ _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 def broken(line: str, spare: int = 0) -> list[str]:
     """The line, or the lines that it becomes where it is too long: what stands in its last brackets
-    on one line, or each part on one of its own.
+    on one line, or each part on one of its own, as those of a list or tuple always.
 
     spare: characters that are to follow.
 
@@ -27,14 +27,16 @@ def broken(line: str, spare: int = 0) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
     head, body, tail = line[: start + 1], line[start + 1 : end], line[end:]
     inner = f"{indent}{_INDENT}"
-    parts = list(_parts(body))
-    is_alone = len(parts) == 1 and _is_generator(parts[0])
-    if len(inner) + len(body) <= WIDTH:
-        return [head, inner + body, f"{indent}{tail}"]
-    if is_alone:
-        clauses = _clauses(parts[0])
-        return [head, *(text for c in clauses for text in broken(inner + c)), f"{indent}{tail}"]
-    lines = [text for part in parts for text in _ended(broken(inner + part, spare=1))]
+    clauses, parts = _clauses(body), list(_parts(body))
+    if len(clauses) > 1:  # a generator
+        parts = [body]
+    is_call = line[:start][-1:].isidentifier() or line[:start][-1:].isdigit()
+    if len(inner) + len(body) <= WIDTH and (is_call or len(parts) == 1):
+        lines = [inner + body]
+    elif len(clauses) > 1:
+        lines = [text for clause in clauses for text in broken(inner + clause)]
+    else:
+        lines = [text for part in parts for text in _ended(broken(inner + part, spare=1))]
     return [head, *lines, f"{indent}{tail}"]
 
 
@@ -43,14 +45,16 @@ def _ended(lines: list[str]) -> list[str]:
 
 
 def _last_brackets(line: str) -> tuple[int, int] | None:
-    """Where the last brackets open and close that stand in no others and hold something."""
+    """Where the last brackets open and close that stand in no others and hold something; of the
+    head of a function those of its arguments."""
     found, stack = None, list[int]()
+    is_head = line.lstrip().startswith("def ")
     for place, sign in _signs(line):
         if sign in _PAIRS:
             stack.append(place)
         elif sign in _PAIRS.values():
             start = stack.pop()
-            if not stack and place > start + 1:
+            if not stack and place > start + 1 and not (is_head and found):
                 found = start, place
     return found
 
@@ -65,10 +69,6 @@ def _parts(body: str) -> Iterator[str]:
             start = place + 1
     if body[start:].strip():
         yield body[start:].strip()
-
-
-def _is_generator(text: str) -> bool:
-    return len(_clauses(text)) > 1
 
 
 def _clauses(text: str) -> list[str]:

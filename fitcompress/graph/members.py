@@ -73,8 +73,9 @@ class Members:
 
 def _step(holder: Member, member: Member, text: str) -> str:
     name = member.name
+    is_plain = name.isidentifier() and not keyword.iskeyword(name)
     if holder.kind == "ModuleList":
         return f"{text}[{name}]"
-    if name.isidentifier() and not keyword.iskeyword(name) and holder.kind == "Module":
+    if is_plain and (holder.kind == "Module" or member.is_tensor):
         return f"{text}.{name}"
     return f'getattr({text}, "{name}")' if member.is_tensor else f'{text}["{name}"]'

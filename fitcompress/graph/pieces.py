@@ -154,6 +154,11 @@ class _Finder:
         found = [step for step in steps if step is not None]
         if len(found) < len(steps) or not _is_chained(found, path):
             return None
+        made = (isinstance(step, Piece) or step in self.leaves for step in found)
+        owners = {child for child, is_made in zip(groups, made, strict=True) if is_made}
+        names = (name for name in self.program.tensors if is_below(name, path))
+        if any(not any(is_below(name, owner) for owner in owners) for name in names):
+            return None
         first, last = _data(found[0], path), results_of(found[-1])
         return Piece(path, first, last, tuple(found), numbers)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.fx.node import Target
 
-from fitcompress.graph.program import Program, clone, prune
+from fitcompress.graph.program import Program, clone, makes_tensors, prune
 
 __all__ = ["in_readable_form"]
 
@@ -73,6 +73,10 @@ class _Layouts(Interpreter):
 
     def get_attr(self, target: Target, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002 (fx's)
         return self.program.tensors[str(target)].to("meta")
+
+    def call_function(self, target: Target, args: Any, kwargs: Any) -> Any:
+        place = {"device": torch.device("meta")} if makes_tensors(target) else {}
+        return super().call_function(target, args, {**kwargs, **place})
 
     def run_node(self, n: Node) -> Any:
         self.found[n] = super().run_node(n)

@@ -153,16 +153,16 @@ def _docstring(code: ClassCode, drafter: Drafter) -> list[str]:
     pieces = [draft.piece for draft in code.drafts]
     shapes = list(dict.fromkeys(_shape_words(piece, drafter) for piece in pieces))
     made = f"{'first ' if len(shapes) > 1 else ''}{shapes[0]}"
-    if not pieces[0].path:
-        return [f'    """{made}."""']
     paths = [f"`{piece.path}`" for piece in pieces]
     places = " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
     if len(paths) > _MOST_PATHS or len(places) > WIDTH // 2:
         places = f"{paths[0]} to {paths[-1]} ({len(paths)} modules)"
-    whole = f'    """{places}: {made}."""'
+    places = f"{places}: " if pieces[0].path else ""
+    whole = f'    """{places}{made}."""'
     if len(whole) <= WIDTH:
         return [whole]
-    words = [f'"""{places}.', "", f"{made[0].upper()}{made[1:]}.", '"""']
+    made = f"{made[0].upper()}{made[1:]}"
+    words = [f'"""{places.removesuffix(": ") or "The whole network"}.', "", f"{made}.", '"""']
     filled = (textwrap.wrap(text, WIDTH - 4, break_on_hyphens=False) or [""] for text in words)
     return [f"    {line}".rstrip() for lines in filled for line in lines]
 

@@ -74,7 +74,9 @@ def spelled(node: Node, writer: Writer) -> Expression:
 
 
 def quoted(text: str) -> str:
-    """A string literal in double quotes."""
+    """A string literal; in double quotes, but where it has these and no single ones in it."""
+    if text.count('"') > text.count("'"):
+        return "'" + json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"') + "'"
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -185,6 +187,26 @@ def _same(node: Node, writer: Writer) -> Expression | None:
     return writer.value(node.args[0]) if len(node.args) == 1 else None  # type: ignore[arg-type]
 
 
+def _resized(node: Node, writer: Writer) -> Expression | None:
+    """`upsample_bilinear2d.vec` and its like."""
+    a = named_arguments(node)
+    sizes, factors = a["output_size"], a["scale_factors"]
+    key, given = ("size", sizes) if factors is None else ("scale_factor", factors)
+    if (sizes is None) == (factors is None):
+        return None
+    mode = operation(node).removeprefix("upsample_").rstrip("123d")
+    corners = f", align_corners={a['align_corners']}" if "align_corners" in a else ""
+    text = argument_text(tuple(given), _role(node, key), writer)
+    source = _text(node.args[0], writer)
+    return Expression(f'functional.interpolate({source}, {key}={text}, mode="{mode}"{corners})')
+
+
+def _cast(node: Node, writer: Writer) -> Expression | None:
+    if len(node.args) != 2 or node.kwargs:
+        return None
+    return Expression(f"{_tensor(node, writer)}.to({node.args[1]})")
+
+
 def _negative(node: Node, writer: Writer) -> Expression:
     return Expression(f"-{_tensor(node, writer)}", is_loose=True)
 
@@ -198,10 +220,11 @@ _SPECIAL: dict[Any, Callable[[Node, Writer], Expression | None]] = {
     aten.embedding.default: _embedding,
     aten.dropout.default: _dropout,
     aten.rsub.Scalar: _reversed_sub,
-    aten.neg.default: _negative,
-    operator.neg: _negative,
-    aten.alias.default: _same,
-    aten.detach.default: _same,
+    **dict.fromkeys((aten.neg.default, operator.neg), _negative),
+    aten.to.dtype: _cast,
+    **dict.fromkeys((aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec), _resized),
+    aten.upsample_bicubic2d.vec: _resized,
+    **dict.fromkeys((aten.alias.default, aten.detach.default), _same),
 }
 
 # --- methods and functions of the same name -------------------------------------------------
@@ -216,6 +239,7 @@ _METHODS = frozenset(
         *("transpose", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous", "unbind"),
         *("mean", "sum", "amax", "amin", "chunk", "split", "clone", "type_as", "expand_as"),
         *(*_METHOD_NAMES, "view_as", "reshape_as", "masked_fill", "t", "new_zeros"),
+        *("clamp_min", "clamp_max", "repeat", "unfold", "repeat_interleave"),
     )
 )
 _FUNCTIONAL = frozenset(
@@ -224,7 +248,7 @@ _FUNCTIONAL = frozenset(
         *("hardswish", "hardsigmoid", "softplus", "log_softmax", "prelu", "pad", "linear"),
         *("conv1d", "conv2d", "conv3d", "max_pool1d", "max_pool2d", "max_pool3d"),
         *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-        *("adaptive_avg_pool3d", "layer_norm", "rms_norm", "group_norm", "batch_norm"),
+        *("adaptive_avg_pool3d", "layer_norm", "rms_norm", "batch_norm"),
         *("scaled_dot_product_attention", "pixel_shuffle", "softmax"),
     )
 )
@@ -232,7 +256,8 @@ _TORCH = frozenset(
     (
         *("cat", "stack", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "sin", "cos"),
         *("bmm", "maximum", "minimum", "clamp", "roll", "flip", "where", "erf", "reciprocal"),
-        *("cumsum", "add", "sub", "div"),
+        *("cumsum", "add", "sub", "div", "addcmul", "bitwise_not"),
+        *("linalg_vector_norm", "group_norm"),
     )
 )
 _WITHOUT_MEANING = {"cudnn_enabled"}
@@ -259,7 +284,8 @@ def _function(node: Node, writer: Writer) -> Expression | None:
     if name not in _FUNCTIONAL and name not in _TORCH:
         return None
     home = "functional" if name in _FUNCTIONAL else "torch"
-    return Expression(f"{home}.{name}({_arguments(node, given_arguments(node), writer)})")
+    own = name.replace("linalg_", "linalg.")
+    return Expression(f"{home}.{own}({_arguments(node, given_arguments(node), writer)})")
 
 
 def _plain(node: Node, writer: Writer) -> Expression:
@@ -338,7 +364,7 @@ _ALIKE = ("kernel_size", "stride", "padding", "dilation", "output_padding", "out
 def short_form(name: str, value: Any) -> Any:
     """One number for a list of equal ones, where that says the same."""
     if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
-        is_single = len(value) == 1 and name != "shape"
+        is_single = len(value) == 1 and name == "dim"
         if is_single or (name in _ALIKE and len(set(value)) == 1):
             return value[0]
     return tuple(value) if name != "tensors" and isinstance(value, list) else value
