@@ -152,7 +152,7 @@ def _docstring(code: ClassCode, drafter: Drafter) -> list[str]:
     """Which modules are of the class, and what they make of what."""
     pieces = [draft.piece for draft in code.drafts]
     shapes = list(dict.fromkeys(_shape_words(piece, drafter) for piece in pieces))
-    made = f"{'first ' if len(shapes) > 1 else ''}{shapes[0]}"
+    made = f"{'the first: ' if len(shapes) > 1 else ''}{shapes[0]}"
     paths = [f"`{piece.path}`" for piece in pieces]
     places = " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
     if len(paths) > _MOST_PATHS or len(places) > WIDTH // 2:
