@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from fitcompress.errors import ExportError, FitcompressError, near_misses
 from fitcompress.measure import evaluating
 from fitcompress.metadata import metadata_of
+from fitcompress.model import load_model
 from fitcompress.onnxfile import open_onnx
 from fitcompress.onnxwrite import (
     VERSION,
@@ -38,6 +39,7 @@ from fitcompress.onnxwrite import (
 )
 from fitcompress.quantize import write_int8
 from fitcompress.rundir import disk_errors
+from fitcompress.sourcefile import open_python, write_python
 from fitcompress.spec import Interface
 
 __all__ = [
@@ -259,12 +261,17 @@ def _write_pt2(source: Source, path: Path) -> None:
     torch.export.save(program, path, extra_files=metadata_of(source.interface, VERSION))
 
 
-def _write_safetensors(source: Source, path: Path) -> None:
+def _model_folder(source: Source, form: str) -> Path:
     if source.folder is None:
-        raise ExportError("exporting safetensors: the network has no model folder")
+        raise ExportError(f"exporting {form}: the network has no model folder")
+    return source.folder
+
+
+def _write_safetensors(source: Source, path: Path) -> None:
+    folder = _model_folder(source, "safetensors")
     path.mkdir()
     for name in ("model.safetensors", "config.json"):
-        shutil.copyfile(source.folder / name, path / name)
+        shutil.copyfile(folder / name, path / name)
 
 
 def _open_torchscript(path: Path, interface: Interface) -> Callable[..., Any]:
@@ -278,13 +285,6 @@ def _open_pt2(path: Path, interface: Interface) -> Callable[..., Any]:
     return torch.export.load(path).module()
 
 
-def _open_safetensors(path: Path, interface: Interface) -> Callable[..., Any]:
-    from fitcompress.model import load_model
-
-    del interface
-    return load_model(path).network.eval()
-
-
 FORMATS: Mapping[str, Format] = {
     "onnx": Format(".onnx", write_onnx, open_onnx),
     "onnx-fp16": Format(".fp16.onnx", write_float16, open_onnx, tolerance=0.03),
@@ -292,7 +292,12 @@ FORMATS: Mapping[str, Format] = {
     "onnx-pixels": Format(".pixels.onnx", write_onnx, open_onnx, view=from_pixels),
     "torchscript": Format(".torchscript.pt", _write_torchscript, _open_torchscript),
     "pt2": Format(".pt2", _write_pt2, _open_pt2),
-    "safetensors": Format("", _write_safetensors, _open_safetensors),
+    "safetensors": Format("", _write_safetensors, lambda path, _: load_model(path).network),
+    "python": Format(
+        "_py",
+        lambda source, path: write_python(_model_folder(source, "python"), path),
+        lambda path, _: open_python(path),
+    ),
 }
 """Every format by its name on the command line."""
 

@@ -41,7 +41,7 @@ class Source:
     network that takes others, with as many rows each.
     """
     folder: Path | None = None
-    """Its model folder, which the safetensors format copies."""
+    """Its model folder, which the safetensors and the python format are made from."""
     opset: int | None = None
     """Of ONNX; None is the exporter's own choice."""
     with_pixels: Callable[[], Source] | None = None

@@ -275,6 +275,7 @@ def test_a_name_that_is_taken_is_not_used_again(pipeline):
             "export",
             (None, ["safetensors", "torchscript"]),
         ),
+        (["export", "--python"], "export", (None, ["python"])),
         (["report"], "load_report", (None,)),
         (["report", "runs/x"], "load_report", (Path("runs/x"),)),
         (["report", "a", "b", "c"], "load_comparison", ([Path("a"), Path("b"), Path("c")],)),

@@ -44,7 +44,7 @@ ROWS = (
     Row(("losses", "training")),
     Row(("significance", "environment")),
     Row(("measure", "mistakes", "speed", "onnxfile")),
-    Row(("onnxwrite", "quantize", "exports", "timing", "report")),
+    Row(("onnxwrite", "quantize", "sourcefile", "exports", "timing", "report")),
     Row(("budgets", "planning", "parts", "session", "teacher_cache")),
     Row(("tuning", "stages", "evidence", "exporting", "trackers")),
     Row(("pipeline", "api")),

@@ -302,13 +302,14 @@ def test_an_inherited_thinner_student_has_statistics_of_its_own(images, tmp_path
 def test_every_format_is_written_and_known_to_the_report(images, tmp_path):
     recipe = toy_recipe(images, tmp_path / "run", stage1__epochs=0, stage2__epochs=1)
     distill(recipe, teacher=toy_teacher())
-    formats = ["torchscript", "pt2", "safetensors"]
+    formats = ["torchscript", "pt2", "safetensors", "python"]
 
     export(tmp_path / "run", formats[:1])
     records = export(tmp_path / "run", formats[1:])
 
     assert [record["format"] for record in records] == formats[1:]
     assert all(Path(record["path"]).exists() for record in records)
+    assert Path(records[-1]["path"]).name == "student_py" and records[-1]["max_abs_diff"] == 0
     known = load_report(tmp_path / "run").to_dict()["exports"]
     assert [record["format"] for record in known] == formats
 

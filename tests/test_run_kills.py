@@ -59,6 +59,7 @@ class Scene:
             "stage1.epochs": 4,
             "stage2.epochs": 6,
             "run.device": "cpu",
+            "run.teacher_layout": "contiguous",  # else measured: another run may choose another
             "run.baseline": "true",
             "run.time_onnx": "false",
         }

@@ -250,6 +250,9 @@ def export(
     safetensors: Annotated[bool, typer.Option("--safetensors", help="Weights alone.")] = False,
     torchscript: Annotated[bool, typer.Option("--torchscript", help="TorchScript.")] = False,
     pt2: Annotated[bool, typer.Option("--pt2", help="torch.export program.")] = False,
+    python: Annotated[
+        bool, typer.Option("--python", help="Readable stand-alone model.py.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Write the student in other formats, each checked against it on real images."""
@@ -261,6 +264,7 @@ def export(
         "safetensors": safetensors,
         "torchscript": torchscript,
         "pt2": pt2,
+        "python": python,
     }
     formats = [name for name, is_asked in asked.items() if is_asked] or ["onnx"]
     with request.progress() as emit:

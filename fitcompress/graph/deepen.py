@@ -141,6 +141,8 @@ def _copy_block(program: Program, block: Block, point: Node, names: TakenNames) 
             continue
         with graph.inserting_after(last):
             copy = graph.node_copy(node, lambda old: new.get(old, old))
+        owner = str(node.meta.get("owner", ""))
+        copy.meta["owner"] = _moved(f"{owner}.", renamed).removesuffix(".")
         if node.op == "get_attr":
             old = str(node.target)
             copy.target = _rename(old, renamed, names)
@@ -172,10 +174,16 @@ def _module_keys(program: Program, block: Block) -> list[str]:
 
 
 def _rename(name: str, renamed: dict[str, str], taken: TakenNames) -> str:
+    moved = _moved(name, renamed)
+    return moved if moved != name else taken.free_name(name)
+
+
+def _moved(name: str, renamed: dict[str, str]) -> str:
+    """The name below the new prefix of the longest old one that it stands below, else itself."""
     for key, new in sorted(renamed.items(), key=lambda item: -len(item[0])):
         if name.startswith(f"{key}."):
             return new + name[len(key) :]
-    return taken.free_name(name)
+    return name
 
 
 def _branch_ends(nodes: Sequence[Node], head: Node) -> frozenset[str]:
@@ -213,7 +221,7 @@ def _spread_residuals(program: Program, count: int) -> list[Insert]:
     inserts: list[Insert] = []
     for number in range(count if path else 0):
         node = path[number * len(path) // count] if count <= len(path) else path[number % len(path)]
-        inserts.append(insert_residual(program, node, number, shapes))
+        inserts.append(insert_residual(program, node, shapes))
         program.tensors.update(inserts[-1].tensors)
     return inserts
 

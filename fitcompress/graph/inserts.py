@@ -61,10 +61,15 @@ class _Builder:
         self.trainable: set[str] = set()
 
     def call(
-        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+        self,
+        target: Any,
+        args: tuple[Any, ...],
+        owner: str,
+        kwargs: dict[str, Any] | None = None,
     ) -> Node:
         with self.graph.inserting_after(self.last):
             self.last = self.graph.call_function(target, args, kwargs or {})
+        self.last.meta["owner"] = owner
         return self.last
 
     def tensor(self, name: str, *shape: int, trained: bool = True) -> Node:
@@ -81,7 +86,9 @@ class _Builder:
             self.tensor(f"{path}.{name}", channels, trained=False)
             for name in ("running_mean", "running_var")
         ]
-        return self.call(aten.batch_norm.default, (source, *parameters, *statistics, *options))
+        return self.call(
+            aten.batch_norm.default, (source, *parameters, *statistics, *options), path
+        )
 
 
 def insert_norm(program: Program, node: Node) -> Insert:
@@ -101,16 +108,16 @@ def takes_residual(program: Program, node: Node) -> bool:
     return operation(node) in (*_MAPS, "linear") and _trained_weight(program, node) is not None
 
 
-def insert_residual(program: Program, node: Node, number: int, shapes: dict[str, Shape]) -> Insert:
+def insert_residual(program: Program, node: Node, shapes: dict[str, Shape]) -> Insert:
     """y + layer(activation(norm(y))) behind a convolution or linear map y, of the kinds found
-    nearest to it; the new layer starts at zero.
+    nearest to it; the new layer starts at zero. It is named after the map: `conv1_deeper`.
 
     shapes: those of all values, so that a weight counts as it is where it is used.
     """
     is_map, weight = operation(node) in _MAPS, _trained_weight(program, node)
     assert weight is not None, node
     shape = shapes[node.args[1].name]  # type: ignore[index, union-attr]
-    path = f"{_module(weight)}_deeper{number}"
+    path = _free_path(program, f"{_module(weight)}_deeper")
     users = list(node.users)
     build = _Builder(node)
     inner = _norm_like(build, node, f"{path}.norm", shape[0], is_map)
@@ -118,9 +125,10 @@ def insert_residual(program: Program, node: Node, number: int, shapes: dict[str,
     target, options = (
         (activation.target, activation.args[1:]) if activation else (aten.relu.default, ())
     )
-    inner = build.call(target, (inner, *options), dict(activation.kwargs) if activation else {})
+    kwargs = dict(activation.kwargs) if activation else {}
+    inner = build.call(target, (inner, *options), path, kwargs)
     branch = _layer(build, node, inner, f"{path}.layer", shape)
-    output = build.call(aten.add.Tensor, (node, branch))
+    output = build.call(aten.add.Tensor, (node, branch), path.rpartition(".")[0])
     _redirect(users, node, output)
     zeroed = frozenset(name for name in build.tensors if name.startswith(f"{path}.layer."))
     return Insert(output, build.tensors, frozenset(build.trainable), zeroed)
@@ -148,7 +156,8 @@ def _norm_like(build: _Builder, node: Node, path: str, channels: int, is_map: bo
     if found is None:
         return node
     parameters = [build.tensor(f"{path}.{name}", channels) for name in ("weight", "bias")]
-    return build.call(aten.layer_norm.default, (node, [channels], *parameters, *found.args[4:]))
+    args = (node, [channels], *parameters, *found.args[4:])
+    return build.call(aten.layer_norm.default, args, path)
 
 
 def _layer(build: _Builder, node: Node, source: Node, path: str, shape: tuple[int, ...]) -> Node:
@@ -157,15 +166,14 @@ def _layer(build: _Builder, node: Node, source: Node, path: str, shape: tuple[in
     width, inner, *kernel = shape
     if not kernel:
         weight = build.tensor(f"{path}.weight", width, width)
-        return build.call(
-            aten.linear.default, (source, weight, build.tensor(f"{path}.bias", width))
-        )
+        args = (source, weight, build.tensor(f"{path}.bias", width))
+        return build.call(aten.linear.default, args, path)
     extents = [1 if extent == 1 else 3 for extent in kernel]
     groups = width if inner == 1 and _groups(node) == width else 1
     weight = build.tensor(f"{path}.weight", width, width // groups, *extents)
     ones, paddings = [1] * len(extents), [extent // 2 for extent in extents]
     target = getattr(aten, operation(node)).default
-    return build.call(target, (source, weight, None, ones, paddings, ones, groups))
+    return build.call(target, (source, weight, None, ones, paddings, ones, groups), path)
 
 
 def _groups(node: Node) -> int:
@@ -193,6 +201,13 @@ def _nearest(node: Node, wanted: Callable[[Node], bool]) -> Node | None:
 def _redirect(users: Iterable[Node], old: Node, new: Node) -> None:
     for user in users:
         user.replace_input_with(old, new)
+
+
+def _free_path(program: Program, path: str) -> str:
+    """The path itself, or with the first number from 2 on under which there is nothing yet."""
+    taken = {name[: len(path)] + name[len(path) :].partition(".")[0] for name in program.tensors}
+    candidates = (path, *(f"{path}{number}" for number in range(2, len(taken) + 3)))
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def _module(name: str) -> str:

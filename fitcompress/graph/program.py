@@ -34,6 +34,7 @@ __all__ = [
     "call_layout",
     "clone",
     "copy_graph",
+    "makes_tensors",
     "operation",
     "output_nodes",
     "program_from_json",
@@ -352,7 +353,7 @@ class _ShapeRunner(_Runner):
         return value
 
     def call_function(self, target: Target, args: Any, kwargs: Any) -> Any:
-        if _is_factory(target):
+        if makes_tensors(target):
             kwargs = {**kwargs, "device": torch.device("meta")}
         key = (target, call_layout(args), call_layout(kwargs))
         if key not in _CALLS:
@@ -379,7 +380,7 @@ def call_layout(value: Any) -> Any:
 
 
 @functools.cache
-def _is_factory(target: Target) -> bool:
+def makes_tensors(target: Target) -> bool:
     """Whether the call makes a tensor from numbers alone, hence on a device of its own choice."""
     if not isinstance(target, OpOverload):
         return False

@@ -31,7 +31,7 @@ def plan_of(name: str):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("width_mult", [0.1, 0.3, 0.77])
+@pytest.mark.parametrize("width_mult", [0.1, 0.77])
 def test_the_closed_form_is_what_the_thinned_program_costs(name, width_mult):
     plan = plan_of(name)
     deep = plan.deepened.program
@@ -53,8 +53,7 @@ def test_a_single_axis_changes_the_costs_as_the_whole_table_says(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
-@pytest.mark.parametrize("kind", ["params", "macs"])
+@pytest.mark.parametrize(("kind", "share"), [("params", 0.1), ("macs", 0.2)])
 def test_a_plan_is_not_over_its_budget_and_fills_it(name, kind, share):
     plan = plan_of(name)
     limit = share * getattr(plan.teacher_costs, kind)

@@ -74,6 +74,25 @@ def test_copies_go_on_with_the_names_of_their_stage():
     )
 
 
+def test_copies_are_owned_by_their_own_modules():
+    deep = deepen_program(timm_program("resnet18"), 2).program
+    owners = {str(node.meta["owner"]) for node in deep.graph.nodes if operation(node) == "relu"}
+    assert {"layer1.2.act1", "layer1.2.act2", "layer4.3.act2"} <= owners
+    for node in deep.graph.nodes:
+        weights = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+        assert all(name.startswith(f"{node.meta['owner']}.") for name in weights)
+
+
+def test_inserted_layers_are_numbered_where_they_stand():
+    deepened = deepen_program(timm_program("densenet121"), 2)
+    names = {name.partition("_deeper")[2].partition(".")[0] for name in deepened.fresh}
+    assert names == {"", "2"}
+    layers = [f"features.denseblock1.denselayer{n}.conv1_deeper.layer" for n in (1, 2, 6)]
+    assert {f"{layer}.weight" for layer in layers} <= deepened.fresh
+    owners = {str(node.meta.get("owner")) for node in deepened.program.graph.nodes}
+    assert {*layers, "features.denseblock1.denselayer2.conv1_deeper"} <= owners
+
+
 def test_copies_run_behind_the_last_block_of_their_stage():
     deep = deepen_program(timm_program("resnet18"), 2).program
     names = [str(node.args[1].target) for node in deep.graph.nodes if operation(node) == "conv2d"]

@@ -95,8 +95,7 @@ def test_the_comparison_sees_another_job(tmp_path):
         assert_same(alone, other, rtol=1e-3)
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("stage", "accumulate"), [("stage1", 1), ("stage2", 2)])
 def test_networks_in_shards_learn_the_same(stage, accumulate, tmp_path):
     whole, _ = train(tmp_path / "whole", 2, stage, accumulate)
     first, second = train(tmp_path / "shards", 2, stage, accumulate, shards=1)
