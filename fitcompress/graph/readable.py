@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -21,37 +21,49 @@ _RESHAPES = (aten.reshape.default, aten.view.default)
 
 
 def in_readable_form(program: Program) -> Program:
-    """A copy without paddings by nothing and reshapes of reshapes, in which each module has its own
-    copy of the tables that it reads. Nothing is modified."""
+    """A copy without paddings by nothing and without reshapes or copies before reshapes, in which
+    each module has its own copy of the tables that it reads. Nothing is modified.
+
+    What remains has the same layout in memory, on which the last bits of sums depend.
+    """
     plain = clone(program)
-    for node in plain.graph.nodes:
-        if node.target is aten.pad.default and not any(_sizes(node.args[1])):
+    layouts = _Layouts(plain).run_on_meta()
+    for node in list(plain.graph.nodes):
+        if _pads_nothing(node) and _is_alike(layouts[node.args[0]], layouts[node]):
             node.replace_all_uses_with(node.args[0])
-        elif node.target in _RESHAPES and _is_passed_on(node.args[0], node, _RESHAPES):
-            _skip(node)
-    plain = prune(plain)
-    _drop_copies(plain)
+        elif node.target in _RESHAPES:
+            while (source := _spare(node, layouts)) is not None:
+                node.update_arg(0, source.args[0])
+                plain.graph.erase_node(source)
     return prune(_with_own_tables(plain))
 
 
-def _drop_copies(program: Program) -> None:
-    """Leaves out `contiguous` before a reshape that gives the same layout in memory without it.
-    The graph is edited in place."""
-    layouts = _Layouts(program).run_on_meta()
-    for node in program.graph.nodes:
-        if node.target is not aten.reshape.default or len(node.args[0].args) != 1:
-            continue
-        if _is_passed_on(node.args[0], node, (aten.contiguous.default,)):
-            before, after = layouts[node.args[0].args[0]], layouts[node]
-            if before.reshape(after.shape).stride() == after.stride():
-                _skip(node)
+def _pads_nothing(node: Node) -> bool:
+    sizes = node.args[1] if node.target is aten.pad.default else None
+    return isinstance(sizes, (list, tuple)) and not any(sizes)
 
 
-def _skip(node: Node) -> None:
-    """Lets a call read what the call that it reads reads."""
+def _is_alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.stride() == other.stride()
+
+
+def _spare(node: Node, layouts: Mapping[Any, Any]) -> Node | None:
+    """What a reshape reads, if that is a reshape or copy in the same module for this one alone, and
+    the result is the same in memory without it."""
     source = node.args[0]
-    assert isinstance(source, Node), node
-    node.update_arg(0, source.args[0])
+    if not isinstance(source, Node) or len(source.users) != 1:
+        return None
+    is_copy = source.target is aten.contiguous.default and len(source.args) == 1
+    if source.target not in _RESHAPES and not is_copy:
+        return None
+    if source.meta.get("owner") != node.meta.get("owner"):
+        return None
+    before, after = layouts[source.args[0]], layouts[node]
+    try:
+        direct = node.target(before, list(after.shape))  # type: ignore[operator]
+    except RuntimeError:  # no view of it has this shape
+        return None
+    return source if _is_alike(direct, after) else None
 
 
 class _Layouts(Interpreter):
@@ -81,17 +93,6 @@ class _Layouts(Interpreter):
     def run_node(self, n: Node) -> Any:
         self.found[n] = super().run_node(n)
         return self.found[n]
-
-
-def _sizes(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else (1,)
-
-
-def _is_passed_on(source: Any, user: Node, targets: Sequence[Any]) -> bool:
-    """Whether a value is of such a call, and only for the user, which stands in the same module."""
-    if not isinstance(source, Node) or source.target not in targets or len(source.users) != 1:
-        return False
-    return bool(source.meta.get("owner") == user.meta.get("owner"))
 
 
 def _with_own_tables(program: Program) -> Program:
