@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fitcompress.data import DataBundle, Images, Preprocess, Views, make_dataset, make_loader
 from fitcompress.evidence import predict_split
-from fitcompress.exports import FORMATS
+from fitcompress.exports import FORMATS, quiet
 from fitcompress.measure import accuracy, agreement
 from fitcompress.model import Model
 from fitcompress.onnxwrite import Source
@@ -93,8 +93,9 @@ def accuracy_of(
     """The accuracy of a written file on the evaluation split, run by what its format is for; None
     without labels or scores.
     """
-    network = _runnable(FORMATS[form].open(path, interface), interface)
-    predictions = predict_split(network, data.evaluation, "cpu")
+    with quiet():  # torch says that TorchScript is of the past
+        network = _runnable(FORMATS[form].open(path, interface), interface)
+        predictions = predict_split(network, data.evaluation, "cpu")
     if interface.kind_of(predictions.logits_NK.shape) == "values":
         return None
     return accuracy(predictions)
