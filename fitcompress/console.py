@@ -174,7 +174,7 @@ def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False)
     if as_json:
         show_json(exports)
         return
-    columns = ("format", "file", ">size", ">largest difference", ">same top-1", ">top-1", "")
+    columns = ("format", "file", ">size", ">difference", ">same top-1", ">top-1")
     table = _table("Exports", *columns)
     for export in exports:
         table.add_row(
@@ -184,9 +184,11 @@ def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False)
             f"{export['max_abs_diff']:.1e}",
             percent_text(export["top1_agreement"]),
             percent_text(export["accuracy"]["top1"]) if export.get("accuracy") else "",
-            str(export.get("remark", "")),
         )
     output_console().print(table)
+    for export in exports:
+        if export.get("remark"):
+            show_text(f"{export['format']}: {export['remark']}")
 
 
 def show_eval(measured: Mapping[str, Any], *, as_json: bool = False) -> None:
