@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fitcompress.graph.cut import cut_program
+from fitcompress.graph.lift import share_leaves
 from fitcompress.graph.program import output_nodes, propagate_shapes
 from fitcompress.model import Model, load_model
-from fitcompress.parts import cut_at
 from fitcompress.rundir import RunDir
 from fitcompress.spec import Interface
 
@@ -70,10 +71,13 @@ def _features(model: Model) -> Callable[[Tensor], Tensor] | None:
     if not ends:
         return None
     order = {node.name: place for place, node in enumerate(model.program.graph.nodes)}
-    part = cut_at(model, [max(ends, key=order.__getitem__)])
+    end = max(ends, key=order.__getitem__)
+    cut = cut_program(model.program, [end], with_output=False)
+    part = share_leaves(model.network, cut)
 
     def forward_features(*inputs: Tensor) -> Tensor:
-        features: Tensor = part(*inputs)[0]
+        value = part(*inputs)
+        features: Tensor = value if isinstance(value, Tensor) else value[0]
         return features
 
     return forward_features
