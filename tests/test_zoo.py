@@ -26,7 +26,16 @@ SIDE = 64
 """Smaller than the models' own 160 or 96 where they allow it: what is tested does not depend on it.
 """
 
-ARCHIVES = {"traced", "scripted", "frozen"}
+ARCHIVES = ("traced", "scripted", "frozen")
+"""One kind of each model in every run of the tests, the next model another; all with -m slow."""
+
+SOURCES = [
+    pytest.param(name, source, marks=pytest.mark.slow)
+    if source in ARCHIVES and source != ARCHIVES[number % 3]
+    else pytest.param(name, source)
+    for number, name in enumerate(MODELS)
+    for source in ("timm", *ARCHIVES, "pt2")
+]
 
 OWN_SIZE = {"test_coatnet", "test_maxvit", "test_vit_relpos"}
 """Tables of relative positions fix the input size of these."""
@@ -62,8 +71,7 @@ def captured(name: str, source: str, tmp_path) -> tuple[nn.Module, Program, int]
     return archive, capture_torchscript(archive, (3, side, side)), side
 
 
-@pytest.mark.parametrize("source", ["timm", "traced", "scripted", "frozen", "pt2"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "source"), SOURCES)
 def test_the_lifted_network_is_the_source(name, source, tmp_path):
     module, program, side = captured(name, source, tmp_path)
     network = build_network(program)

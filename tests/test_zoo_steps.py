@@ -67,7 +67,14 @@ def check_gradients(first: dict, third: dict, blocks: list[str]) -> None:
         assert any(grad.any() for grad in inside) or not inside, f"nothing reaches {block}"
 
 
-@pytest.mark.parametrize("name", MODELS)
+STEPPED = [
+    pytest.param(name, marks=pytest.mark.slow) if number % 2 else name
+    for number, name in enumerate(MODELS)
+]
+"""Every second one in every run of the tests; all with -m slow."""
+
+
+@pytest.mark.parametrize("name", STEPPED)
 def test_both_stages_train_and_the_export_matches(name, tmp_path):
     plan, recipe = planned(name)
     batch = some_batch(plan)
