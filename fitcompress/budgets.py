@@ -19,7 +19,7 @@ from fitcompress.graph.program import Program
 from fitcompress.processes import num_processes
 from fitcompress.recipe import StudentRecipe
 from fitcompress.spec import Interface
-from fitcompress.speed import paired_latency, torch_runner
+from fitcompress.speed import latency, torch_runner
 from fitcompress.targets import Target
 from fitcompress.timing import onnx_copy
 
@@ -107,14 +107,15 @@ class Latency:
 
 
 def measure_latency(program: Program, interface: Interface) -> Latency:
-    """How long a network takes, the runtimes in turns."""
+    """How long a network takes, in one runtime after the other: onnxruntime's idle threads spin,
+    and would slow down whoever took turns with it.
+    """
     network = build_network(program).eval()
     shape = interface.images.shape
     with onnx_copy(network, interface) as in_onnx:
-        runners = {"onnxruntime": in_onnx, "torch": torch_runner(network, shape)}
-        times = paired_latency(runners, (1,), budget_s=2.0)
-    medians = {name: times[name]["1"]["median_ms"] / 1e3 for name in runners}
-    return Latency(**medians)
+        runners = {"torch": torch_runner(network, shape), "onnxruntime": in_onnx}
+        times = {name: latency(run.run, run.make_input, (1,)) for name, run in runners.items()}
+    return Latency(**{name: own["1"]["median_ms"] / 1e3 for name, own in times.items()})
 
 
 def _within_latency(
@@ -138,10 +139,10 @@ def _within_latency(
     most = target.limit(whole.onnxruntime if whole else 0)
 
     def tried(plan: StudentPlan) -> tuple[StudentPlan, float]:
-        latency = measure_latency(with_random_weights(plan), interface)
-        share = latency.onnxruntime / most
+        measured = measure_latency(with_random_weights(plan), interface)
+        share = measured.onnxruntime / most
         size = f"depth-mult {plan.depth_mult:g}, {plan.costs.macs:,} multiply-adds"
-        emit(Notice(topic="plan", message=f"{size}: {latency} ({share:.0%} of the target)"))
+        emit(Notice(topic="plan", message=f"{size}: {measured} ({share:.0%} of the target)"))
         return plan, share
 
     for depth in recipe.depths:
@@ -186,9 +187,9 @@ def frontier(teacher: Program, interface: Interface, *, emit: Emit) -> list[dict
             plan = plan_student(teacher, depth_mult=depth, width_mult=width)
             network = build_network(with_random_weights(plan))
             runner = torch_runner(network, interface.images.shape)
-            times = paired_latency({"it": runner}, (1,), num_warmup=1, budget_s=1.0)
+            times = latency(runner.run, runner.make_input, (1,), num_warmup=1, budget_s=1.0)
             costs = {"depth_mult": depth, "width_mult": width, **plan.costs.to_dict()}
-            rows.append({**costs, "latency_ms": times["it"]["1"]["median_ms"]})
+            rows.append({**costs, "latency_ms": times["1"]["median_ms"]})
         emit(Notice(topic="plan", message=f"{number} of {len(_DEPTHS)} depths measured"))
     seconds = time.monotonic() - started
     emit(StageFinished(stage="frontier", seconds=seconds, num_images=0, detail={}))

@@ -5,7 +5,6 @@ layers left in float where int8 costs accuracy. Layer: `onnxwrite`, onnxruntime'
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -120,7 +119,8 @@ def _quantize(
             self.batches = iter(batches)
 
         def get_next(self) -> dict[str, _Array] | None:
-            return next(({name: batch} for batch in islice(self.batches, 1)), None)
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch}
 
     name = onnx.load(prepared, load_external_data=False).graph.input[0].name
     quantize_static(
