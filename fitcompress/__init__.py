@@ -16,7 +16,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fitcompress.ablation import ablate
     from fitcompress.api import load
+    from fitcompress.arms import read_arms
     from fitcompress.errors import FitcompressError
     from fitcompress.pipeline import (
         demo,
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
     )
     from fitcompress.recipe import Recipe, load_recipe, resolve_recipe
     from fitcompress.report import Report
+    from fitcompress.report.ablation import Ablation
     from fitcompress.report.comparison import Comparison
     from fitcompress.spec import InputSpec, TensorSpec
     from fitcompress.teacher import teacher_from_module
 
 __all__ = [
+    "Ablation",
     "Comparison",
     "FitcompressError",
     "InputSpec",
@@ -43,6 +47,7 @@ __all__ = [
     "Report",
     "TensorSpec",
     "__version__",
+    "ablate",
     "demo",
     "distill",
     "evaluate",
@@ -53,6 +58,7 @@ __all__ = [
     "load_recipe",
     "load_report",
     "plan",
+    "read_arms",
     "resolve_recipe",
     "teacher_from_module",
     "train_teacher",
@@ -61,12 +67,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
+    "Ablation": "report.ablation",
     "Comparison": "report.comparison",
     "FitcompressError": "errors",
     "InputSpec": "spec",
     "Recipe": "recipe",
     "Report": "report",
     "TensorSpec": "spec",
+    "ablate": "ablation",
     "demo": "pipeline",
     "distill": "pipeline",
     "evaluate": "pipeline",
@@ -77,6 +85,7 @@ _HOME = {
     "load_recipe": "recipe",
     "load_report": "pipeline",
     "plan": "pipeline",
+    "read_arms": "arms",
     "resolve_recipe": "recipe",
     "teacher_from_module": "teacher",
     "train_teacher": "pipeline",

@@ -29,6 +29,7 @@ from fitcompress.rundir import disk_errors, write_text
 
 if TYPE_CHECKING:
     from fitcompress.report import Report
+    from fitcompress.report.ablation import Ablation
     from fitcompress.report.comparison import Comparison
 
 __all__ = [
@@ -214,7 +215,7 @@ def show_model_folder(path: Path, *, as_json: bool = False) -> None:
 
 
 def show_report(
-    report: Report | Comparison, *, form: ReportForm = "text", output: Path | None = None
+    report: Report | Comparison | Ablation, *, form: ReportForm = "text", output: Path | None = None
 ) -> None:
     """Show a report, or write it to `output`; HTML is always written, to the run if not told where.
 

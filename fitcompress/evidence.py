@@ -171,15 +171,17 @@ def _digest(images: Images) -> str:
 def _costs(session: Session, models: Mapping[str, Model]) -> dict[str, dict[str, Any]]:
     """What each network takes: size, memory, time. A baseline is the student's twin."""
     timed = {name: model for name, model in models.items() if name != "baseline"}
-    in_onnx = session.recipe.run.time_onnx
-    times = latencies(timed, session.device, session.emit, in_onnx=in_onnx)
-    costs = {
+    costs: dict[str, dict[str, Any]] = {
         name: {
             **measure_costs(model.program).to_dict(),
             "size_bytes": size_bytes(model.network),
-            "peak_memory_bytes": peak_memory(model, session.device),
-            "latency_ms": times[name],
         }
         for name, model in timed.items()
     }
+    timing, device = session.recipe.run.timing, session.device
+    if timing != "none":
+        times = latencies(timed, device, session.emit, in_onnx=timing == "all")
+        for name, model in timed.items():
+            memory = peak_memory(model, device)
+            costs[name] |= {"peak_memory_bytes": memory, "latency_ms": times[name]}
     return {name: costs["student" if name == "baseline" else name] for name in models}

@@ -38,15 +38,23 @@ class FrozenTeacher:
 
 
 def freeze_teacher(
-    model: Model, nodes: Sequence[str] = (), *, precision: str = "fp32", layout: str = "contiguous"
+    model: Model,
+    nodes: Sequence[str] = (),
+    *,
+    with_output: bool = False,
+    precision: str = "fp32",
+    layout: str = "contiguous",
 ) -> FrozenTeacher:
-    """The teacher up to some nodes, all of it without them. The model is left as it is.
+    """The teacher up to some nodes, all of it without them or when its outputs are asked for too,
+    which then come last. The model is left as it is.
 
     The values are the model's up to rounding: sums are taken in another order, and in `precision`
     ("fp32", "bf16" or "fp16"; norms and the like stay in float32), whatever autocast is around.
     layout: "contiguous" or "channels-last", of convolutions' weights and so of the maps.
     """
-    program = cut_program(model.program, nodes, with_output=False) if nodes else model.program
+    program = model.program
+    if nodes:
+        program = cut_program(program, nodes, with_output=with_output)
     folded = fold_norms(program)
     network = build_network(folded.program).eval().requires_grad_(False)
     if layout == "channels-last":
@@ -54,11 +62,12 @@ def freeze_teacher(
     return FrozenTeacher(_InPrecision(network, precision).eval(), program, folded)
 
 
-def cut_at(model: Model, nodes: Sequence[str]) -> nn.Module:
-    """The network up to some nodes, made of the very modules of the whole; gives a tuple."""
-    return _AsTuple(
-        share_leaves(model.network, cut_program(model.program, nodes, with_output=False))
-    )
+def cut_at(model: Model, nodes: Sequence[str], *, with_output: bool = False) -> nn.Module:
+    """The network up to some nodes, made of the very modules of the whole; gives a tuple, in which
+    the outputs come last if they are asked for.
+    """
+    program = cut_program(model.program, nodes, with_output=with_output)
+    return _AsTuple(share_leaves(model.network, program))
 
 
 class _AsTuple(nn.Module):

@@ -15,21 +15,23 @@ from typing import Any
 
 from fitcompress.budgets import frontier
 from fitcompress.data import DataBundle, load_data, match_classes
-from fitcompress.environment import collect_environment
-from fitcompress.errors import RunError, TeacherError
+from fitcompress.errors import RunError
 from fitcompress.events import Emit, Event, Notice, Progress, StageFinished, StageStarted, ignore
 from fitcompress.evidence import check_teacher, measure_results, predict_split
 from fitcompress.exporting import accuracy_of, source_of
 from fitcompress.exports import FORMATS, export_model
 from fitcompress.graph.lift import build_network
+from fitcompress.hinting import inherit_statistics
 from fitcompress.hints import map_layers
 from fitcompress.measure import accuracy
 from fitcompress.model import Model, is_model_folder, load_model, save_model
 from fitcompress.onnxfile import open_onnx
 from fitcompress.planning import Planned, make_model, plan_run, with_state
+from fitcompress.preparing import load_images, prepare_teacher
 from fitcompress.processes import is_first_process
 from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
 from fitcompress.report import Report
+from fitcompress.report.ablation import ABLATION, Ablation
 from fitcompress.report.comparison import Comparison
 from fitcompress.rundir import RunDir
 from fitcompress.session import Session, on_its_threads, resolve_epochs
@@ -37,8 +39,6 @@ from fitcompress.settings import flat_settings, with_settings
 from fitcompress.stages import (
     adapt_teacher,
     estimate_cost,
-    inherit_statistics,
-    require_adaptable,
     train_baseline,
     train_hints,
     train_student,
@@ -47,8 +47,8 @@ from fitcompress.stages import (
 from fitcompress.teacher import Teacher, open_teacher
 from fitcompress.teacher_cache import drop_answers
 from fitcompress.trackers import tracked
-from fitcompress.training import StageResult, resolve_device
-from fitcompress.tuning import as_chosen, compiling, tuned
+from fitcompress.training import resolve_device
+from fitcompress.tuning import compiling, tuned
 
 __all__ = [
     "demo",
@@ -95,22 +95,17 @@ def distill(
     if resume and run.is_finished():
         emit(Notice(topic="run", message=f"the run '{run.path}' is finished already"))
         return Report.load(run)
-    data = _load(recipe, emit)
-    recipe = resolve_epochs(recipe, data)
-    if resume and run.recipe_path.is_file():
-        recipe = as_chosen(recipe, load_recipe(run.recipe_path))
-    run.write_text("recipe.toml", recipe_to_toml(recipe))
-    session = Session(recipe, data, emit, run, resume)
-    run.write_json("environment.json", collect_environment(session.device))
-    opened, session, facts, stages = _prepare_teacher(session, teacher)
+    prepared = prepare_teacher(recipe, run, teacher, emit, resume=resume)
+    session, opened, stages = prepared.session, prepared.teacher, [*prepared.stages]
     recipe = session.recipe
     planned = plan_run(opened, recipe, emit=emit, before=_planned_before(run))
     run.write_json("plan.json", planned.summary)
     before = predict_split(planned.teacher, session.data.evaluation, session.device)
     if opened.num_classes:
-        check_teacher(before, opened.name, data.evaluation_split)
+        check_teacher(before, opened.name, session.data.evaluation_split)
     seconds = training_seconds(session, planned)
-    emit(estimate_cost(session, planned, seconds))
+    if seconds is not None:
+        emit(estimate_cost(session, planned, seconds))
     session = compiling(session, seconds)
     run.write_text("recipe.toml", recipe_to_toml(session.recipe))
     if planned.inherits:
@@ -120,13 +115,14 @@ def distill(
         stages.append(train_hints(session, planned, opened.fingerprint))
     stages.append(train_student(session, planned, opened.fingerprint))
     _save(run.student_path, planned.student, recipe, planned)
-    if recipe.run.baseline and data.labelled and opened.num_classes:
+    if recipe.run.baseline and session.data.labelled and opened.num_classes:
         models["baseline"], result = train_baseline(session, planned, opened.fingerprint)
         stages.append(result)
         _save(run.baseline_path, models["baseline"], recipe, planned)
     if not is_first_process():
         return Report.load(run)
-    run.write_json("results.json", measure_results(session, models, before, stages, facts))
+    results = measure_results(session, models, before, stages, prepared.facts)
+    run.write_json("results.json", results)
     drop_answers(run)
     return Report.load(run)
 
@@ -145,73 +141,6 @@ def _recording(run: RunDir, recipe: Recipe, emit: Emit) -> Emit:
         emit(event)
 
     return record
-
-
-def _load(recipe: Recipe, emit: Emit) -> DataBundle:
-    if recipe.data.source == "builtin":
-        emit(
-            Notice(
-                topic="data",
-                message="no --data given: using the built-in images (Fashion-MNIST, a sample)",
-            )
-        )
-    data = load_data(recipe.data, seed=recipe.run.seed, emit=emit)
-    emit(Notice(topic="data", message=data.description))
-    return data
-
-
-def _prepare_teacher(
-    session: Session, teacher: Teacher | None
-) -> tuple[Teacher, Session, dict[str, Any], list[StageResult]]:
-    """The teacher for the data, adapted where its classes are not the data's; the data in the order
-    of its classes; what the report must say of it; what it cost.
-    """
-    recipe, emit = session.recipe, session.emit
-    known = teacher or open_teacher(recipe.teacher, image_size=session.data.image_size, meta=True)
-    _require_images(known)
-    data = _in_order_of(known, session.data, is_told=recipe.teacher.class_map is not None)
-    fits = not data.labelled or known.num_classes in (0, data.num_classes)
-    if not fits:
-        require_adaptable(known, data, recipe)
-    opened = teacher or open_teacher(
-        recipe.teacher,
-        image_size=data.image_size,
-        num_classes=None if fits else data.num_classes,
-        emit=emit,
-        allow_random=not fits and recipe.teacher.weights is None,
-        seed=recipe.run.seed,
-    )
-    facts = {
-        "teacher_weights": opened.weights_from,
-        "adapted": not fits,
-        "evaluation_split": data.evaluation_split,
-    }
-    session = tuned(replace(session, data=data), opened)
-    session.run.write_text("recipe.toml", recipe_to_toml(session.recipe))
-    if fits:
-        return opened, session, facts, []
-    message = f"the teacher has {known.num_classes} classes, the data {data.num_classes}"
-    emit(Notice(topic="teacher", message=f"{message}: a copy is adapted first"))
-    adapted, result = adapt_teacher(session, opened, session.run.teacher_path)
-    return adapted, session, facts, [result]
-
-
-def _require_images(teacher: Teacher) -> None:
-    if teacher.interface.input is None:
-        inputs = " and ".join(map(str, teacher.interface.inputs))
-        raise TeacherError(
-            f"distilling '{teacher.name}': a teacher is trained from on images, and it takes"
-            f" {inputs}",
-            advice="`fitcompress plan` and `fitcompress inspect` work for it.",
-        )
-
-
-def _in_order_of(teacher: Teacher, data: DataBundle, *, is_told: bool) -> DataBundle:
-    """The data with labels in the order of the teacher's outputs, where both sides have names."""
-    names = teacher.interface.class_names
-    if is_told or set(data.class_names or ()) <= set(names):
-        return match_classes(data, names)
-    return data
 
 
 def _planned_before(run: RunDir) -> tuple[float, float] | None:
@@ -274,7 +203,7 @@ def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
     folder = Path(recipe.run.out or "teachers/teacher")
     run = RunDir.create(folder / "training", force=True)
     emit = _recording(run, recipe, emit)
-    data = _load(recipe, emit)
+    data = load_images(recipe, emit)
     source = replace(recipe.teacher, source=model)
     recipe = resolve_epochs(replace(recipe, teacher=source), data)
     run.write_text("recipe.toml", recipe_to_toml(recipe))
@@ -295,7 +224,7 @@ def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
 @on_its_threads
 def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
     """The accuracy of any model (a folder, a teacher, an ONNX file) on the evaluation split."""
-    data = _load(recipe, emit)
+    data = load_images(recipe, emit)
     opened = _open_any(model, recipe, data, emit)
     data = match_classes(data, opened.interface.class_names)
     predictions = predict_split(opened, data.evaluation, resolve_device(recipe.run.device))
@@ -364,8 +293,12 @@ def _known_exports(directory: RunDir) -> dict[str, dict[str, Any]]:
     return {record["format"]: record for record in directory.read_json("exports.json")}
 
 
-def load_report(run: Path | None = None) -> Report:
-    """The report of a run, finished or not; of the newest under `runs/` when none is named."""
+def load_report(run: Path | None = None) -> Report | Ablation:
+    """The report of a run, finished or not; of the newest under `runs/` when none is named; of all
+    runs of an ablation.
+    """
+    if run and (run / ABLATION).is_file():
+        return Ablation.load(run)
     return Report.load(RunDir.open(run) if run else RunDir.newest())
 
 
@@ -381,4 +314,4 @@ def demo(out: Path, *, emit: Emit = ignore) -> Report:
     recipe = with_settings(recipe_from_preset("modern"), {**_DEMO, "run.out": str(out)})
     distill(recipe, emit=emit)
     export(out, ["onnx"], emit=emit)
-    return load_report(out)
+    return Report.load(RunDir.open(out))

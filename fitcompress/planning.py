@@ -104,7 +104,7 @@ def plan_run(
     teacher_model, teacher_map = _mapped(teacher.program, teacher.interface, trace)
     student, student_map = _mapped(program, interface, trace)
     maps = teacher_map, student_map
-    pairs = _pairs(maps, recipe.hints)
+    pairs = _pairs(maps, recipe.hints, teacher.num_classes)
     regressors = make_regressors(pairs, recipe.hints)
     notices = _notices(plan)
     for notice in notices:
@@ -203,20 +203,38 @@ def _output_shapes(program: Program) -> list[tuple[int, ...]]:
     return [tuple(shapes[node.name][1:]) for node in output_nodes(program.graph)]
 
 
-def _pairs(maps: tuple[LayerMap, LayerMap], recipe: HintRecipe) -> tuple[HintPair, ...]:
+def _pairs(
+    maps: tuple[LayerMap, LayerMap], recipe: HintRecipe, num_classes: int
+) -> tuple[HintPair, ...]:
     teacher, student = maps
-    return choose_pairs(
+    pairs = choose_pairs(
         teacher, student, num_pairs=recipe.num_pairs, hints=recipe.hint, guided=recipe.guided
+    )
+    if recipe.target != "labels":
+        return pairs
+    if not num_classes:
+        raise PlanError(
+            "learning labels as hints: the teacher's outputs are not classes",
+            advice="Leave out hints.target=labels.",
+        )
+    return tuple(
+        replace(
+            pair,
+            hint=replace(pair.hint, shape=(num_classes,)),
+            hint_channel_axis=None,
+            hint_grid=None,
+        )
+        for pair in pairs
     )
 
 
 def make_regressors(pairs: Sequence[HintPair], recipe: HintRecipe) -> list[tuple[Regressor, str]]:
-    """A regressor and its description for each pair; a standardised hint has negative values."""
+    """A regressor and its description for each pair."""
     return [
         make_regressor(
             pair.hint.shape,
             pair.guided.shape,
-            non_negative_hint=pair.is_non_negative and not recipe.standardise,
+            non_negative_hint=pair.is_non_negative and _is_raw_hint(recipe),
             when_equal=recipe.regressor_when_equal,
             hint_channel_axis=pair.hint_channel_axis,
             guided_channel_axis=pair.guided_channel_axis,
@@ -225,6 +243,11 @@ def make_regressors(pairs: Sequence[HintPair], recipe: HintRecipe) -> list[tuple
         )
         for pair in pairs
     ]
+
+
+def _is_raw_hint(recipe: HintRecipe) -> bool:
+    """Whether what is learnt are the teacher's own values: all else may be negative."""
+    return recipe.target in ("teacher", "shuffled") and not recipe.standardise
 
 
 def _notices(plan: StudentPlan | None) -> list[str]:

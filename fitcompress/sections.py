@@ -174,9 +174,15 @@ class HintRecipe:
     """Standardise the hint per channel by frozen statistics (else the paper's raw maps)."""
     regressor_when_equal: bool = True
     """A 1x1 regressor even where the guided map already has the hint's shape."""
+    target: str = "teacher"
+    """What is learnt: "teacher", its hint; or a control: "random-teacher" (one of random weights,
+    its moments matched), "random-vectors" (one drawn for each image, with the hint's mean and
+    covariance), "shuffled" (the hint for another image) or "labels"."""
 
     def __post_init__(self) -> None:
         check_at_least(1, "hints.num_pairs", self.num_pairs)
+        known = ("teacher", "random-teacher", "random-vectors", "shuffled", "labels")
+        check_one_of(known, "hints.target", self.target)
         if self.hint and self.guided and len(self.hint) != len(self.guided):
             raise RecipeError(
                 "hints.hint and hints.guided are pairs and must be as many, "
@@ -243,9 +249,12 @@ class Stage2Recipe:
     """Z-score the logits of both sides per sample before the soft term (logit standardisation,
     CVPR 2024)."""
     label_smoothing: float = 0.0
+    hint_weight: float = 0.0
+    """Of the hint loss, if it is learnt here too, from the first step to the last."""
 
     def __post_init__(self) -> None:
         check_at_least(0, "stage2.epochs", self.epochs)
+        check_at_least(0, "stage2.hint_weight", self.hint_weight)
         check_positive("stage2.tau", self.tau)
         check_positive("stage2.student_tau", self.student_tau)
         check_at_least(0, "stage2.label_weight", self.label_weight)
@@ -257,6 +266,11 @@ class Stage2Recipe:
             "at least 0 and below 1",
             self.label_smoothing,
         )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether anything of the teacher is learnt."""
+        return bool(self.lambda_kd or self.lambda_kd_end or self.hint_weight)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -296,8 +310,9 @@ class RunRecipe:
     """
     baseline: bool = False
     """Also train the same student without a teacher for the same budget."""
-    time_onnx: bool = True
-    """Measure the latency in onnxruntime too, of temporary exports; takes some seconds."""
+    timing: str = "all"
+    """Which latencies and memory are measured at the end: "all" (in PyTorch and, of temporary
+    exports, in onnxruntime), "torch" or "none"; takes some seconds."""
 
     def __post_init__(self) -> None:
         check_at_least(0, "run.seed", self.seed)
@@ -309,7 +324,14 @@ class RunRecipe:
             known = ("auto", "contiguous", "channels-last")
             check_one_of(known, f"run.{name}", getattr(self, name))
         check_one_of(("auto", "on", "off"), "run.compile", self.compile)
+        check_one_of(("all", "torch", "none"), "run.timing", self.timing)
         check_one_of(("none", "tensorboard", "wandb", "trackio"), "run.log", self.log)
+        check(
+            not self.shard or self.cache_teacher in ("auto", "off"),
+            "run.cache_teacher",
+            "auto or off with run.shard, since only a whole teacher's answers are kept",
+            self.cache_teacher,
+        )
         check(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None,
             "run.device",

@@ -41,14 +41,9 @@ class Session:
 
     @property
     def device(self) -> str:
-        """The device of all stages."""
-        return resolve_device(self.recipe.run.device)
-
-    @property
-    def form(self) -> dict[str, str]:
-        """How the teacher runs while it teaches."""
+        """Where networks lie whole: where they train, and on the host when shards of them train."""
         run = self.recipe.run
-        return {"precision": run.teacher_precision, "layout": run.teacher_layout}
+        return "cpu" if run.shard else resolve_device(run.device)
 
     def views(self, spec: InputSpec) -> tuple[Views, Views]:
         """Augmented training views and plain held-out views of a network's size."""

@@ -1,15 +1,17 @@
-"""How sure a share is, and whether two shares differ: intervals and tests. Layer: standard library.
+"""How sure a share or a mean is, and whether two differ: intervals and tests. Layer: scipy.
 
-Pure functions of counts, so that reports need no torch.
+Pure functions of numbers, so that reports need no torch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 
-__all__ = ["holm", "paired_test", "share", "wilson_interval"]
+from scipy.special import stdtr, stdtrit
+
+__all__ = ["holm", "mean_interval", "paired_t_test", "paired_test", "share", "wilson_interval"]
 
 
 def share(num_correct: int, n: int) -> dict[str, float]:
@@ -56,6 +58,37 @@ def paired_test(only_first: int, only_second: int, n: int) -> dict[str, float]:
         "only_second": only_second,
         "n": n,
     }
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, float | None]:
+    """The `mean` of independent values, their standard deviation `sd`, the bounds `low` and `high`
+    of the mean's 95 % interval, and `n`. A single value has neither deviation nor interval.
+
+    Source: Student 1908: the values are taken as normal.
+    """
+    n, mean = len(values), fmean(values)
+    if n < 2:
+        return {"mean": mean, "sd": None, "low": None, "high": None, "n": n}
+    sd = stdev(values)
+    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
+    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
+
+
+def paired_t_test(differences: Sequence[float]) -> dict[str, float | None]:
+    """Whether the mean of paired differences is other than 0: as `mean_interval`, with the
+    two-sided `p_value`; None for a single difference.
+
+    Source: Student 1908. Differences that are all the same have no spread to judge by; they count
+    as shown unless they are 0.
+    """
+    found = mean_interval(differences)
+    mean, sd, n = fmean(differences), found["sd"], len(differences)
+    if sd is None:
+        return {**found, "p_value": None}
+    if not sd:
+        return {**found, "p_value": float(mean == 0)}
+    t = mean / (sd / math.sqrt(n))
+    return {**found, "p_value": 2 * float(stdtr(n - 1, -abs(t)))}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -16,15 +16,16 @@ import torch
 from torch import nn
 
 from fitcompress.data import DataBundle, Preprocess, make_dataset
-from fitcompress.errors import TeacherError
+from fitcompress.errors import DataError, TeacherError
 from fitcompress.events import Notice
 from fitcompress.graph.program import output_nodes, propagate_shapes
+from fitcompress.hinting import frozen, prepare_hints
 from fitcompress.model import Model, save_model
 from fitcompress.parts import StageCost, confirm_part, cut_at, freeze_teacher, stage_cost
-from fitcompress.planning import Planned, make_model, make_regressors, untaught, with_state
+from fitcompress.planning import Planned, make_model, untaught, with_state
 from fitcompress.processes import is_first_process
 from fitcompress.recipe import OptimRecipe, Recipe
-from fitcompress.session import Session, plain_batches
+from fitcompress.session import Session
 from fitcompress.settings import flat_settings
 from fitcompress.spec import InputSpec, OutputKind
 from fitcompress.teacher import Teacher, fingerprint_of
@@ -32,18 +33,16 @@ from fitcompress.teacher_cache import Keeper
 from fitcompress.training import (
     DistillObjective,
     HintObjective,
+    JointObjective,
     Objective,
     StageResult,
     SupervisedObjective,
-    reestimate_batch_norms,
-    standardise_hints,
     train,
 )
 
 __all__ = [
     "adapt_teacher",
     "estimate_cost",
-    "inherit_statistics",
     "output_kinds",
     "require_adaptable",
     "train_baseline",
@@ -57,7 +56,7 @@ _PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
 """Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
 _FREE = (
     *("run.out", "run.device", "run.baseline", "run.compile", "run.threads", "run.log"),
-    *("run.time_onnx", "data.num_workers"),
+    *("run.timing", "data.num_workers"),
 )
 """Settings that change nothing in the stages themselves, but for rounding."""
 
@@ -77,7 +76,10 @@ def _run_stage(
     """
     train_data, held_out = session.views(spec)
     recipe = session.recipe
-    if isinstance(objective, HintObjective | DistillObjective):
+    if (
+        isinstance(objective, HintObjective | DistillObjective | JointObjective)
+        and objective.asks_teacher
+    ):
         keeper = Keeper(stage, recipe, session.run, session.device, session.emit, subject)
         keeper.keep(objective, train_data, "train", epochs)
         keeper.keep(objective, held_out, "held out", epochs)
@@ -136,41 +138,32 @@ def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Tea
 def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageResult:
     """Stage 1: the student up to the guided layers, trained in place, learns the hints."""
     teacher, student = planned.teacher, planned.student
-    device = session.device
-    student.network.to(device)
-    hint_nodes = [pair.hint.node for pair in planned.pairs]
-    guided_nodes = [pair.guided.node for pair in planned.pairs]
-    frozen = freeze_teacher(teacher, hint_nodes, **session.form)
-    frozen.network.to(device)
+    student.network.to(session.device)
+    hint_nodes, guided_nodes = _nodes(planned)
     guided = cut_at(student, guided_nodes)
     _confirm_cuts(session, planned, freeze_teacher(teacher, hint_nodes).network, guided)
-    hints = session.recipe.hints
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(session.recipe.run.seed)
-        regressors = [regressor for regressor, _ in make_regressors(planned.pairs, hints)]
-    preprocess = Preprocess(teacher.interface.images)
-    statistics = []
-    if hints.standardise:
-        batches = [batch.to(device) for batch in plain_batches(session, teacher.interface.images)]
-        statistics = standardise_hints(
-            frozen.network, preprocess.to(device), regressors, batches, num_batches=len(batches)
-        )
+    hinting = prepare_hints(session, planned)
     objective = HintObjective(
-        frozen.network,
+        hinting.network,
         guided,
-        regressors,
-        teacher_preprocess=preprocess,
+        hinting.matcher,
+        teacher_preprocess=Preprocess(teacher.interface.images),
         student_preprocess=Preprocess(student.interface.images),
-        statistics=statistics,
-        reduction="mean" if hints.standardise else "sum",
+        targets=hinting.targets,
     )
-    recipe, epochs = session.recipe.stage1, session.recipe.stage1.epochs or 0
-    spec, cost = (
-        _view_spec(teacher, student),
-        stage_cost(teacher, student, hint_nodes, guided_nodes),
+    recipe, spec = session.recipe.stage1, _view_spec(teacher, student)
+    asked = teacher if objective.asks_teacher else None
+    cost = stage_cost(asked, student, hint_nodes, guided_nodes)
+    subject = f"{fingerprint} {hinting.subject}"
+    return _run_stage(
+        session, "stage1", objective, spec, recipe.optim, recipe.epochs or 0, subject, cost
     )
-    subject = f"{fingerprint} {hint_nodes}"
-    return _run_stage(session, "stage1", objective, spec, recipe.optim, epochs, subject, cost)
+
+
+def _nodes(planned: Planned) -> tuple[list[str], list[str]]:
+    """Of the hints and of the guided layers."""
+    pairs = planned.pairs
+    return [pair.hint.node for pair in pairs], [pair.guided.node for pair in pairs]
 
 
 def _confirm_cuts(
@@ -198,21 +191,54 @@ def _view_spec(teacher: Model, student: Model) -> InputSpec:
 
 
 def train_student(session: Session, planned: Planned, fingerprint: str) -> StageResult:
-    """Stage 2: the whole student, trained in place, learns what the teacher says."""
+    """Stage 2: the whole student, trained in place, learns what the teacher says; with a weight of
+    hints, these too, and without any weight for the teacher only the labels.
+    """
     teacher, student = planned.teacher, planned.student
-    recipe = session.recipe.stage2
-    objective = DistillObjective(
-        freeze_teacher(teacher, **session.form).network,
-        student.network,
+    recipe, epochs = session.recipe.stage2, session.recipe.stage2.epochs or 0
+    if not recipe.has_teacher and "values" not in output_kinds(teacher):
+        cost = stage_cost(None, student)
+        labels, spec = _supervised(session, student, recipe.label_weight), student.interface.images
+        return _run_stage(session, "stage2", labels, spec, recipe.optim, epochs, fingerprint, cost)
+    hint_nodes, guided_nodes = _nodes(planned) if recipe.hint_weight else ([], [])
+    distilling = DistillObjective(
+        frozen(session, teacher, hint_nodes, with_output=True),
+        cut_at(student, guided_nodes, with_output=True) if guided_nodes else student.network,
         recipe,
         teacher_preprocess=Preprocess(teacher.interface.images),
         student_preprocess=Preprocess(student.interface.images),
         output_kinds=output_kinds(teacher),
         is_labelled=session.data.labelled,
     )
+    objective: Objective = distilling
+    subject = fingerprint
+    if recipe.hint_weight:
+        student.network.to(session.device)
+        hinting = prepare_hints(session, planned)
+        subject = f"{fingerprint} {hinting.subject} and outputs"
+        objective = JointObjective(
+            distilling, hinting.matcher, weight=recipe.hint_weight, targets=hinting.targets
+        )
     spec, cost = _view_spec(teacher, student), stage_cost(teacher, student)
-    return _run_stage(
-        session, "stage2", objective, spec, recipe.optim, recipe.epochs or 0, fingerprint, cost
+    return _run_stage(session, "stage2", objective, spec, recipe.optim, epochs, subject, cost)
+
+
+def _supervised(session: Session, model: Model, weight: float = 1.0) -> SupervisedObjective:
+    """Labels alone.
+
+    Raises:
+        DataError: not all images have one.
+    """
+    if not session.data.labelled:
+        raise DataError(
+            "training on labels alone: not all images have a label",
+            advice="Give the teacher a weight (stage2.lambda_kd).",
+        )
+    return SupervisedObjective(
+        model.network,
+        session.recipe.stage2.label_smoothing,
+        student_preprocess=Preprocess(model.interface.images),
+        weight=weight,
     )
 
 
@@ -234,31 +260,20 @@ def train_baseline(
         message = "the baseline starts from random weights: inherited ones are the teacher's"
         session.emit(Notice(topic="training", message=message))
     spec = model.interface.images
-    objective = SupervisedObjective(
-        model.network,
-        session.recipe.stage2.label_smoothing,
-        student_preprocess=Preprocess(spec),
-    )
-    recipe = session.recipe
+    objective, recipe = _supervised(session, model), session.recipe
     epochs = (recipe.stage1.epochs or 0) + (recipe.stage2.epochs or 0)
     optim, cost = recipe.stage2.optim, stage_cost(None, model)
     result = _run_stage(session, "baseline", objective, spec, optim, epochs, fingerprint, cost)
     return model, result
 
 
-def inherit_statistics(session: Session, model: Model) -> None:
-    """Estimate the batch norms' statistics anew: inherited ones are those of more channels.
-
-    Modifies the network.
+def training_seconds(session: Session, planned: Planned) -> float | None:
+    """How long training will take, from a measured step of copies; None where shards of the
+    networks train: whole ones may not fit there.
     """
-    network = nn.Sequential(Preprocess(model.interface.images), model.network).to(session.device)
-    batches = plain_batches(session, model.interface.images)
-    reestimate_batch_norms(network, [batch.to(session.device) for batch in batches], len(batches))
-
-
-def training_seconds(session: Session, planned: Planned) -> float:
-    """How long training will take, from a measured step of copies."""
     recipe, student = session.recipe, planned.student
+    if recipe.run.shard:
+        return None
     per_epoch = len(session.data.train)
     size = min(recipe.data.batch_size, per_epoch)
     teacher_s, student_s = (

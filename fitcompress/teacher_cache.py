@@ -53,7 +53,7 @@ class Keeper:
     device: str
     emit: Emit
     subject: str
-    """The teacher's fingerprint."""
+    """What is asked, and what is asked of it: the teacher's fingerprint, the layers."""
 
     def keep(self, objective: TeachingObjective, data: Views, split: str, epochs: int) -> None:
         """Gives `data` the teacher's answers to its views, if they come again often enough and fit.
@@ -64,8 +64,9 @@ class Keeper:
             RunError: the disk is full, or the files hold other answers.
             Interrupted: stopped by a signal; finished files are kept.
         """
-        if self.recipe.run.cache_teacher == "off" or not len(data):
-            return
+        run = self.recipe.run
+        if run.cache_teacher == "off" or run.shard or not len(data):
+            return  # a teacher in shards answers all processes together, as they train
         crew = Crew(start_accelerator(self.device, "fp32"))
         ask = partial(_ask, objective, self.device)
         layout = layout_of(ask, data, data.num_views or 1)
@@ -180,7 +181,7 @@ class Keeper:
         self.emit(Notice(topic="training", message=message))
 
 
-_DECIDING = ("data.source", "data.limit", "hints.", "teacher.")
+_DECIDING = ("data.source", "data.limit", "teacher.")
 
 
 def _ask(objective: TeachingObjective, device: str, batch: Batch) -> tuple[torch.Tensor, ...]:

@@ -56,7 +56,7 @@ def tuned(session: Session, teacher: Teacher) -> Session:
     """
     forms = [_Form(*form) for form in product(_precisions(session), _layouts(session))]
     chosen = forms[0]
-    if len(forms) > 1:
+    if len(forms) > 1 and not session.recipe.run.shard:
         crew = Crew(start_accelerator(session.device, "fp32"))
         found = _fastest(session, teacher, forms) if crew.is_first else None
         chosen = crew.gathered(found)[0]
@@ -65,10 +65,10 @@ def tuned(session: Session, teacher: Teacher) -> Session:
     return replace(session, recipe=replace(session.recipe, run=run))
 
 
-def compiling(session: Session, seconds: float) -> Session:
-    """The session with a decision on compiling, for a training that takes so long."""
+def compiling(session: Session, seconds: float | None) -> Session:
+    """The session with a decision on compiling, for a training that takes so long, if known."""
     run = session.recipe.run
-    if run.compile == "auto":
+    if run.compile == "auto" and seconds:
         crew = Crew(start_accelerator(session.device, "fp32"))
         is_long = crew.gathered(session.device != "mps" and seconds > _LONG)[0]
         run = replace(run, compile="on" if is_long else "off")

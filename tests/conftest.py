@@ -63,8 +63,11 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pipeline(monkeypatch, in_empty_folder):
-    """A recorder in the place of `fitcompress.pipeline`, in an empty folder."""
+    """A recorder in the place of `fitcompress.pipeline` and of `fitcompress.ablation`, in an empty
+    folder.
+    """
     fake = FakePipeline(canned_answers(in_empty_folder))
-    monkeypatch.setitem(sys.modules, "fitcompress.pipeline", fake)
-    monkeypatch.setattr(fitcompress, "pipeline", fake, raising=False)
+    for name in ("pipeline", "ablation"):
+        monkeypatch.setitem(sys.modules, f"fitcompress.{name}", fake)
+        monkeypatch.setattr(fitcompress, name, fake, raising=False)
     return fake

@@ -46,6 +46,7 @@ def canned_answers(folder: Path) -> dict[str, object]:
     """An answer for every function of the pipeline."""
     return {
         "distill": FakeReport(folder / "runs/x"),
+        "ablate": FakeReport(folder / "runs/x"),
         "demo": FakeReport(folder / "runs/demo-1"),
         "load_report": FakeReport(folder / "runs/x"),
         "load_comparison": FakeReport(folder / "runs/x"),

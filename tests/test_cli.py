@@ -75,7 +75,7 @@ def test_without_a_command_the_help_is_shown():
     assert result.exit_code == 2
 
 
-COMMANDS = ["distill", "inspect", "plan", "train", "eval", "export", "report", "demo"]
+COMMANDS = ["distill", "ablate", "inspect", "plan", "train", "eval", "export", "report", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -26,7 +26,7 @@ def finished(images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     torch.manual_seed(0)
     recipe = toy_recipe(
-        images, out, run__baseline=True, run__time_onnx=True, stage1__epochs=0, stage2__epochs=1
+        images, out, run__baseline=True, run__timing="all", stage1__epochs=0, stage2__epochs=1
     )
     distill(recipe, teacher=toy_teacher())
     return out

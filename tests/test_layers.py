@@ -34,7 +34,7 @@ ROWS = (
         ("errors", "events", "settings", "spec", "targets", "presets", "sections"),
         third_party=False,
     ),
-    Row(("recipe", "processes", "metadata"), third_party=False),
+    Row(("recipe", "arms", "processes", "metadata"), third_party=False),
     Row(("rundir",), third_party=False),
     Row(("data",)),
     Row(("graph.axes",), never=("rundir", "data", "recipe", "events"), third_party=False),
@@ -46,8 +46,8 @@ ROWS = (
     Row(("measure", "mistakes", "speed", "onnxfile")),
     Row(("onnxwrite", "quantize", "sourcefile", "exports", "timing", "report")),
     Row(("budgets", "planning", "parts", "session", "teacher_cache")),
-    Row(("tuning", "stages", "evidence", "exporting", "trackers")),
-    Row(("pipeline", "api")),
+    Row(("hinting", "tuning", "stages", "preparing", "evidence", "exporting", "trackers")),
+    Row(("pipeline", "ablation", "api")),
     Row(("console", "progress", "cli", "__init__", "__main__")),
 )
 

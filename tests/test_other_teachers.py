@@ -31,7 +31,7 @@ from fitcompress.recipe import HintRecipe, Recipe
 from fitcompress.spec import InputSpec
 from fitcompress.stages import output_kinds
 from fitcompress.teacher import teacher_from_module
-from fitcompress.training import DistillObjective, HintObjective, standardise_hints
+from fitcompress.training import DistillObjective, HintMatcher, HintObjective, standardise_hints
 
 
 def output_shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]:
@@ -122,7 +122,7 @@ def objectives(planned: Planned, recipe: Recipe, given: Given, batch: Batch) -> 
     regressors = [regressor for regressor, _ in make_regressors(pairs, recipe.hints)]
     preprocess = {"teacher_preprocess": given, "student_preprocess": given}
     statistics = standardise_hints(cuts[0], given, regressors, [batch], num_batches=1)
-    hints = HintObjective(*cuts, regressors, **preprocess, statistics=statistics)
+    hints = HintObjective(*cuts, HintMatcher(regressors, statistics), **preprocess)
     kinds = output_kinds(planned.teacher)
     networks = planned.teacher.network, planned.student.network
     return [

@@ -61,7 +61,7 @@ class Scene:
             "run.device": "cpu",
             "run.teacher_layout": "contiguous",  # else measured: another run may choose another
             "run.baseline": "true",
-            "run.time_onnx": "false",
+            "run.timing": "torch",
         }
         sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         return ["distill", "--teacher", "toy_runs:make_net", "--quiet", *sets]

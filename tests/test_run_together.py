@@ -41,7 +41,7 @@ def start(folder: Path, out: str, *, num: int, **more: object) -> subprocess.Pop
         "stage2.epochs": 3,
         "run.device": "cpu",
         "run.teacher_layout": "contiguous",  # else measured: another run may choose another
-        "run.time_onnx": "false",
+        "run.timing": "torch",
         **{name.replace("__", "."): value for name, value in more.items()},
     }
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

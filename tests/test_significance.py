@@ -5,10 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 from scipy.stats import binomtest
 
-from fitcompress.significance import holm, paired_test, share, wilson_interval
+from fitcompress.significance import (
+    holm,
+    mean_interval,
+    paired_t_test,
+    paired_test,
+    share,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +80,46 @@ def test_holm_rejects_what_the_closed_test_of_bonferroni_rejects(p_values: tuple
 def test_holm_of_one_test_or_none_changes_nothing() -> None:
     assert holm([0.03]) == [0.03]
     assert holm([]) == []
+
+
+VALUES = [[0.71, 0.74, 0.69], [-0.002, 0.004, 0.001, 0.006, 0.003], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_the_interval_of_a_mean_is_scipys(values: list[float]) -> None:
+    found = mean_interval(values)
+    expected = scipy.stats.t.interval(
+        0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values)
+    )
+    assert (found["low"], found["high"]) == pytest.approx(expected, rel=1e-9)
+    assert found["sd"] == pytest.approx(np.std(values, ddof=1))
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_the_paired_t_test_is_scipys(values: list[float]) -> None:
+    second = np.linspace(0.1, 0.3, len(values))
+    found = paired_t_test(values)
+    expected = scipy.stats.ttest_rel(second + values, second)
+    assert found["p_value"] == pytest.approx(expected.pvalue, rel=1e-6)
+    assert found["mean"] == pytest.approx(np.mean(values))
+
+
+def test_one_value_has_no_spread_and_shows_nothing() -> None:
+    assert mean_interval([0.7]) == {"mean": 0.7, "sd": None, "low": None, "high": None, "n": 1}
+    assert paired_t_test([0.7])["p_value"] is None
+
+
+@pytest.mark.parametrize(("difference", "p_value"), [(0.0, 1.0), (0.5, 0.0)])
+def test_equal_differences_are_shown_unless_they_are_nothing(
+    difference: float, p_value: float
+) -> None:
+    assert paired_t_test([difference] * 3)["p_value"] == p_value
+
+
+def test_the_paired_t_test_is_wrong_as_often_as_it_says() -> None:
+    """Of 2,000 experiments without an effect one in twenty is called one: 100 +- 3 sd of 9.7."""
+    generator = np.random.default_rng(0)
+    found = [paired_t_test(list(row)) for row in generator.normal(size=(2_000, 5))]
+    assert 71 <= sum(test["p_value"] < 0.05 for test in found) <= 129
+    covered = sum(test["low"] < 0 < test["high"] for test in found)
+    assert covered == 2_000 - sum(test["p_value"] < 0.05 for test in found)

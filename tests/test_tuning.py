@@ -12,6 +12,7 @@ from torch import nn
 
 from fitcompress import tuning
 from fitcompress.data import load_data
+from fitcompress.errors import RecipeError
 from fitcompress.events import Event, ignore
 from fitcompress.parts import freeze_teacher
 from fitcompress.pipeline import distill
@@ -120,3 +121,14 @@ def test_long_trainings_are_compiled(session, asked, seconds, expected):
     run = replace(session.recipe.run, compile=asked)
     session = replace(session, recipe=replace(session.recipe, run=run))
     assert tuning.compiling(session, seconds).recipe.run.compile == expected
+
+
+def test_networks_that_train_in_shards_are_whole_only_on_the_host(monkeypatch, session):
+    run = replace(session.recipe.run, device="cuda", shard=True)
+    sharded = replace(session, recipe=replace(session.recipe, run=run))
+    monkeypatch.setattr("fitcompress.session.resolve_device", lambda name: name)
+    assert sharded.device == "cpu"
+    assert tuning.tuned(sharded, toy_runs.toy_teacher()).recipe.run.teacher_layout == "contiguous"
+    assert tuning.compiling(sharded, None) == sharded
+    with pytest.raises(RecipeError, match=r"run\.cache_teacher.*run\.shard"):
+        replace(run, cache_teacher="answers")

@@ -15,7 +15,7 @@ from toy_training import SPEC, Lower, make_distill, make_net, make_views, run_di
 
 from fitcompress.data import Preprocess
 from fitcompress.regressors import make_regressor
-from fitcompress.training import HintObjective, crew, shards
+from fitcompress.training import HintMatcher, HintObjective, crew, shards
 
 
 def make_hints():
@@ -24,7 +24,7 @@ def make_hints():
     return HintObjective(
         Lower(make_net(8, seed=1)),
         Lower(make_net(4, seed=2)),
-        [regressor],
+        HintMatcher([regressor]),
         teacher_preprocess=Preprocess(SPEC),
         student_preprocess=Preprocess(SPEC),
     )

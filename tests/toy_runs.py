@@ -125,7 +125,7 @@ def toy_recipe(data: Path, out: Path, **more: object) -> Recipe:
         "stage2.optim.lr": 0.01,
         "run.out": str(out),
         "run.device": "cpu",
-        "run.time_onnx": False,  # two exports, which take longer than the run
+        "run.timing": "torch",  # two exports, which take longer than the run
         "run.teacher_layout": "contiguous",  # else it is measured, and runs to compare may differ
     }
     return resolve_recipe(

@@ -6,6 +6,7 @@ at once.
 
 from __future__ import annotations
 
-from fitcompress.cli.commands import app, main
+from fitcompress.cli.commands import app
+from fitcompress.cli.entry import main
 
 __all__ = ["app", "main"]

@@ -5,28 +5,31 @@ The pipeline, and torch with it, is imported inside the commands: `--help` must 
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import gc
-import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import fitcompress
 from fitcompress import console
+from fitcompress.arms import ARMS, DEFAULT_ARMS, read_arms
 from fitcompress.cli import flags
 from fitcompress.cli.failures import resumable
-from fitcompress.cli.request import Request, free_folder, fresh_path, run_recipe, takes
-from fitcompress.processes import is_first_process
+from fitcompress.cli.request import (
+    Request,
+    ablation_recipe,
+    free_folder,
+    fresh_path,
+    run_recipe,
+    takes,
+)
 
 if TYPE_CHECKING:
     from fitcompress.report import Report
+    from fitcompress.report.ablation import Ablation
     from fitcompress.report.comparison import Comparison
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="fitcompress",
@@ -297,16 +300,73 @@ def report(
         Path | None, typer.Option(help="File to write to; for html RUN/report.html by default.")
     ] = None,
 ) -> None:
-    """Compare student and teacher: accuracy, agreement, size, cost and speed; or several runs."""
+    """Compare student and teacher: accuracy, agreement, size, cost and speed; or several runs, or
+    the arms of an ablation.
+    """
     with request.progress():
         from fitcompress import pipeline
 
-        loaded: Report | Comparison
+        loaded: Report | Comparison | Ablation
         if runs and len(runs) > 1:
             loaded = pipeline.load_comparison(runs)
         else:
             loaded = pipeline.load_report(runs[0] if runs else None)
     console.show_report(loaded, form="json" if request.as_json else form, output=output)
+
+
+@app.command(
+    epilog=_examples(
+        "fitcompress ablate --teacher resnet18 --data ./images --seeds 5",
+        "fitcompress ablate --teacher model.pt --arms bp,kd,ht,joint --out runs/why",
+        "fitcompress ablate --teacher resnet18 --arms kd,ht --arm 'hot: stage2.tau=8'",
+        "fitcompress ablate --resume --out runs/why --arms label --seeds 7",
+    )
+)
+@takes(
+    flags.TEACHER,
+    flags.ADAPTING,
+    flags.STUDENT,
+    flags.HINTS,
+    flags.DATA,
+    flags.TRAINING,
+    flags.MACHINE,
+)
+def ablate(
+    request: Request,
+    teacher: Teacher = None,
+    arms: Annotated[
+        str, typer.Option(help=f"Ways to train, of {', '.join(ARMS)}.", metavar="NAME,NAME...")
+    ] = ",".join(DEFAULT_ARMS),
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A way of your own: what it changes in the recipe; repeat it for more.",
+            metavar="'NAME: KEY=VALUE, ...'",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Each arm is trained with so many.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of all runs; a fresh one under runs/ by default.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on in --out; arms and seeds may be more.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Ask what a student owes to its teacher: train it in several ways, over several seeds.
+
+    Each arm changes one thing: no teacher, no hints, hints that know nothing.
+    The report says what is shown, and what is not.
+    """
+    recipe, root = ablation_recipe(request, teacher=teacher, out=out, resume=resume)
+    chosen = read_arms([name.strip() for name in arms.split(",") if name.strip()], arm or ())
+    with request.progress() as emit, resumable(root, "ablate"):
+        from fitcompress import ablation
+
+        done = ablation.ablate(
+            recipe, arms=chosen, seeds=range(seeds), resume=resume, force=force, emit=emit
+        )
+    console.show_report(done, form=request.report_form)
 
 
 @app.command(epilog=_examples("fitcompress demo", "fitcompress demo --out runs/first"))
@@ -327,27 +387,3 @@ def demo(
 
         made = pipeline.demo(run_path, emit=emit)
     console.show_report(made, form=request.report_form)
-
-
-def main() -> None:
-    """The `fitcompress` command."""
-    gc.set_threshold(100_000)  # torch's many objects stay; looking through them takes seconds
-    if not is_first_process():  # of several, the first one shows results
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
-    sys.path.append("")  # so that --teacher package.module:factory finds what lies in this folder
-    try:
-        app(prog_name="fitcompress")
-    except SystemExit as ended:
-        if not ended.code:
-            _leave()
-        raise
-
-
-def _leave() -> NoReturn:
-    """Ends the process once all that waits for its end has run: taking torch's objects apart one
-    by one would take another two seconds."""
-    atexit._run_exitfuncs()
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(0)

@@ -59,14 +59,14 @@ def _show_traceback(debug: bool) -> None:
 
 
 @contextmanager
-def resumable(run_path: Path) -> Iterator[None]:
-    """Around the work on a run: an interruption is answered with the command that continues it."""
+def resumable(path: Path, command: str = "distill") -> Iterator[None]:
+    """Around work in a directory: an interruption is answered with what continues it."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        if RunDir(run_path).is_run():
-            command = f"fitcompress distill --resume --out {shlex.quote(str(run_path))}"
-            console.show_error("interrupted; the checkpoint is kept", f"continue with: {command}")
+        if RunDir(path).is_run() or RunDir(path / "teacher").is_run():
+            again = f"fitcompress {command} --resume --out {shlex.quote(str(path))}"
+            console.show_error("interrupted; the checkpoint is kept", f"continue with: {again}")
         else:
             console.show_error("interrupted before anything was written")
         raise typer.Exit(_INTERRUPTED) from interrupt

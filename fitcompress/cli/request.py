@@ -35,7 +35,7 @@ from fitcompress.recipe import (
 from fitcompress.rundir import RunDir
 from fitcompress.settings import differing_settings, flat_settings, setting_type, with_settings
 
-__all__ = ["Request", "free_folder", "fresh_path", "run_recipe", "takes"]
+__all__ = ["Request", "ablation_recipe", "free_folder", "fresh_path", "run_recipe", "takes"]
 
 _FREE_ON_RESUME = ("run.out", "run.device", "run.threads", "run.log", "data.num_workers")
 """What a resumed run may do differently: where it is, and on which hardware."""
@@ -116,6 +116,23 @@ def run_recipe(
         )
     run_path = named or fresh_path(recipe.teacher.source, Path("runs"))
     return with_settings(recipe, {"run.out": str(run_path)}), run_path
+
+
+def ablation_recipe(
+    request: Request, *, teacher: str | None, out: Path | None, resume: bool
+) -> tuple[Recipe, Path]:
+    """The recipe of all arms of an ablation and its directory; with `resume` the stored one.
+
+    Raises:
+        typer.BadParameter: no teacher is named, or no directory to resume.
+        RecipeError: as `run_recipe`.
+    """
+    if not resume:
+        return run_recipe(request, teacher=teacher, out=out, resume=False)
+    if out is None:
+        raise typer.BadParameter("give the directory to go on in", param_hint="--out")
+    recipe, _ = run_recipe(request, teacher=teacher, out=out / "teacher", resume=True)
+    return with_settings(recipe, {"run.out": str(out)}), out
 
 
 def _resumed_recipe(request: Request, teacher: str | None, run: RunDir) -> Recipe:

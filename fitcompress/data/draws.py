@@ -29,6 +29,7 @@ class Stream(enum.IntEnum):
     EVALUATION_SPLIT = 3
     HELD_OUT_SPLIT = 4
     LIMIT = 5
+    RANDOM_HINT = 6
 
 
 def draw_words(seed: int, stream: Stream, samples: Iterable[int], *, epoch: int, num: int) -> Words:

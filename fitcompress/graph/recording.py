@@ -32,6 +32,7 @@ from torch.nn.modules.module import (
 
 from fitcompress.errors import ObstacleError
 from fitcompress.graph.fused import DECOMPOSED
+from fitcompress.graph.kept import KeptValues
 from fitcompress.graph.nests import mapped, tensors_in
 from fitcompress.graph.normalise import placed_on
 from fitcompress.graph.obstacles import foreign_call, quantized_call, reads_values, value_read
@@ -116,7 +117,7 @@ class _Recorder(ProxyTorchDispatchMode):
         """By the tensor's id, and by its place in memory: calls from Python may hand on another
         object for the same tensor."""
         self._constants: dict[str, Node] = {}
-        self._alive: list[Any] = []
+        self._kept = KeptValues(own, self._forget)
         self._from_inputs: set[int] = set()
         self._blank: set[int] = set()
         """Memory that no recorded call has written yet."""
@@ -232,16 +233,19 @@ class _Recorder(ProxyTorchDispatchMode):
             for value in given:  # it is read: the result is no mere view of it
                 known = self._known(value)
                 if _storage(value) in self._blank and known and known.op != "get_attr":
-                    self._nodes.pop(id(value), None)
-                    self._nodes.pop(_place(value), None)
+                    self._forget(value)
 
     def _known(self, value: Tensor) -> Node | None:
         return self._nodes.get(id(value)) or self._nodes.get(_place(value))
 
     def _remember(self, value: Any, node: Node) -> None:
-        self._alive.append(value)
+        self._kept.add(value)
         if isinstance(value, Tensor):
             self._nodes[id(value)] = self._nodes[_place(value)] = node
+
+    def _forget(self, value: Tensor) -> None:
+        self._nodes.pop(id(value), None)
+        self._nodes.pop(_place(value), None)
 
     def _node_of(self, value: Any) -> Any:
         """The node that made a tensor, or a new one for a tensor that was there before."""

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Bars", "Chart", "Dots", "Key", "Line", "Lines", "Point", "Strip", "Strips"]
+__all__ = [
+    "Bars",
+    "Chart",
+    "Dots",
+    "Key",
+    "Line",
+    "Lines",
+    "MeanRow",
+    "Means",
+    "Point",
+    "Strip",
+    "Strips",
+]
 
 
 @dataclass(frozen=True)
@@ -112,4 +124,27 @@ class Bars:
         return tuple(key for key, _ in self.parts) if len(self.parts) > 1 else ()
 
 
-Chart = Lines | Strips | Dots | Bars
+@dataclass(frozen=True)
+class MeanRow:
+    """Shares of one kind, and the interval of their mean where it has one."""
+
+    name: str
+    values: tuple[float, ...]
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Means:
+    """Shares in rows, every one of them, with their mean and its interval."""
+
+    title: str
+    rows: tuple[MeanRow, ...]
+
+    @property
+    def legend(self) -> tuple[Key, ...]:
+        """The mean, and what it is of."""
+        return Key("mean", 2), Key("one seed", 0)
+
+
+Chart = Lines | Strips | Dots | Bars | Means

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Comparison"]
+__all__ = ["Comparison", "right_answers"]
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ def _tested(first: Report, other: Report) -> dict[str, Any]:
         return {"reason": "not known to be measured on the same images"}
     if digests[0] != digests[1]:
         return {"reason": "measured on other images"}
-    one, two = _right_answers(first), _right_answers(other)
+    one, two = right_answers(first), right_answers(other)
     if one is None or two is None or len(one) != len(two):
         return {"reason": "no labels, or no predictions"}
     return paired_test(int((one & ~two).sum()), int((two & ~one).sum()), len(one))
 
 
-def _right_answers(report: Report) -> npt.NDArray[np.bool_] | None:
+def right_answers(report: Report) -> npt.NDArray[np.bool_] | None:
     """Which evaluation images a run's student has right, in their order; None where unknown."""
     from safetensors.numpy import load_file  # and NumPy with it, which `--help` must not wait for
 

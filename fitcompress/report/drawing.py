@@ -10,6 +10,7 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 from typing import Any, cast
 
 import matplotlib as mpl
@@ -17,7 +18,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from fitcompress.report.charts import Bars, Chart, Dots, Key, Line, Lines, Point, Strip, Strips
+from fitcompress.report.charts import (
+    Bars,
+    Chart,
+    Dots,
+    Key,
+    Line,
+    Lines,
+    Means,
+    Point,
+    Strip,
+    Strips,
+)
 from fitcompress.report.words import ms_text
 
 __all__ = ["draw_svg"]
@@ -152,12 +164,16 @@ def _draw_dots(chart: Dots, hints: _Hints) -> Figure:
         values = [point.value for point in line.points]
         gid = hints.of(line.points)
         axes.plot(values, rows, linestyle="", color=_color(line.key), gid=gid, **_UNCUT)
-    names = [_shortened(name, _MOST_BESIDE) for name in chart.names]
-    axes.set_yticks(range(len(names)), names)
+    _name_rows(axes, chart.names)
+    return figure
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names in front of rows of shares."""
+    axes.set_yticks(range(len(names)), [_shortened(name, _MOST_BESIDE) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(_percent())
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    return figure
 
 
 def _draw_intervals(axes: Axes, line: Line, rows: Sequence[float]) -> None:
@@ -184,11 +200,29 @@ def _draw_bars(chart: Bars, hints: _Hints) -> Figure:
     return figure
 
 
+def _draw_means(chart: Means, hints: _Hints) -> Figure:
+    figure, axes = _new_figure(0.7 + 1.2 * _ROW * len(chart.rows))
+    mean_key, seed_key = chart.legend
+    for row, line in enumerate(chart.rows):
+        points = [Point(value, hint=f"{100 * value:.2f} %") for value in line.values]
+        places = [row + 0.22] * len(points)
+        seeds: dict[str, Any] = {"color": _color(seed_key), "gid": hints.of(points)}
+        axes.plot([*line.values], places, linestyle="", **seeds, **_UNCUT)
+        mean = fmean(line.values)
+        if line.low is not None and line.high is not None:
+            axes.plot([line.low, line.high], [row] * 2, color=_color(mean_key), clip_on=False)
+        gid = hints.of([Point(mean, hint=f"{line.name}: {100 * mean:.2f} %")])
+        axes.plot([mean], [row], linestyle="", color=_color(mean_key), gid=gid, **_UNCUT)
+    _name_rows(axes, [line.name for line in chart.rows])
+    return figure
+
+
 _DRAWERS: dict[type, Callable[[Any, _Hints], Figure]] = {
     Lines: _draw_lines,
     Strips: _draw_strips,
     Dots: _draw_dots,
     Bars: _draw_bars,
+    Means: _draw_means,
 }
 
 

@@ -13,10 +13,17 @@ from fitcompress.training.device import (
     used_threads,
 )
 from fitcompress.training.engine import train
+from fitcompress.training.hint_objectives import HintMatcher, HintObjective, JointObjective
+from fitcompress.training.hint_targets import (
+    HintTargets,
+    LabelHints,
+    MatchedMoments,
+    RandomHints,
+    ShuffledHints,
+)
 from fitcompress.training.interrupts import Interrupted, stop_on_signals
 from fitcompress.training.objectives import (
     DistillObjective,
-    HintObjective,
     Objective,
     SupervisedObjective,
     TeachingObjective,
@@ -31,10 +38,17 @@ from fitcompress.training.statistics import (
 
 __all__ = [
     "DistillObjective",
+    "HintMatcher",
     "HintObjective",
     "HintStatistics",
+    "HintTargets",
     "Interrupted",
+    "JointObjective",
+    "LabelHints",
+    "MatchedMoments",
     "Objective",
+    "RandomHints",
+    "ShuffledHints",
     "StageResult",
     "SupervisedObjective",
     "TeachingObjective",

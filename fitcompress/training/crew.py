@@ -128,10 +128,11 @@ class Crew:
         return (0, 1) if self.shards else (self.index, self.num)
 
     def give_back(self, trained: Objective, given: Objective) -> None:
-        """Puts what was trained, whole, into the objective that `joined` was given."""
+        """Puts what was trained, whole, into the objective that `joined` was given; where shards
+        trained it stays on the host.
+        """
         if trained is not given:
             given.trained.load_state_dict(whole(trained.trained.state_dict()))
-            given.to(self.accelerator.device)
 
     def hand_on(self, module: nn.Module) -> None:
         """Gives every process the first one's buffers."""

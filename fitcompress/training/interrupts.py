@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 __all__ = ["Interrupted", "StopRequest", "stop_on_signals"]
 
@@ -24,6 +25,9 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"stopped in {stage}; {checkpoint_path} holds everything so far")
         self.stage = stage
         self.checkpoint_path = checkpoint_path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.stage, self.checkpoint_path)
 
 
 class StopRequest:

@@ -1,5 +1,5 @@
-"""What each stage minimises, as modules that hold the networks. Layer: training; knows no loop,
-optimizer or file.
+"""What stages minimise, as modules that hold the networks; where hints are learnt: see
+`hint_objectives`. Layer: training; knows no loop, optimizer or file.
 
 Each objective answers three questions for the engine: what is trained (and checkpointed), what is
 the loss of a batch, and how good is it on a held-out batch. Networks take the same uint8 views,
@@ -16,29 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from fitcompress.data import Batch
-from fitcompress.losses import (
-    HintReduction,
-    hint_loss,
-    kd_loss,
-    label_loss,
-    lambda_at,
-    mixed_shares,
-    value_loss,
-)
+from fitcompress.losses import kd_loss, label_loss, lambda_at, mixed_shares, value_loss
 from fitcompress.recipe import Stage2Recipe
-from fitcompress.regressors import Regressor
 from fitcompress.spec import OutputKind
-from fitcompress.training.statistics import HintStatistics
 
 __all__ = [
+    "Chain",
     "DistillObjective",
-    "HintObjective",
     "Objective",
     "Scores",
     "SupervisedObjective",
     "TeachingObjective",
+    "as_tuple",
+    "label_targets",
 ]
 
+Values = tuple[Tensor, ...]
 Scores = Mapping[str, tuple[Tensor | float, Tensor | int]]
 """Name -> (sum over samples, number of samples), so that scores of batches can be added."""
 
@@ -75,92 +68,12 @@ class TeachingObjective(Objective, Protocol):
     def teacher(self) -> nn.Module:
         """From uint8 images to what it says."""
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether it needs the teacher's answers at all."""
+
     def ask(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the teacher says of the batch, on the device where it is."""
-
-
-class HintObjective(nn.Module):
-    """Stage 1: the student up to its guided layers, and the regressors, learn the teacher's hints.
-
-    No labels are used.
-
-    Args:
-        teacher_cut: the teacher up to its hints; returns a tuple with one tensor per pair.
-        student_cut: the student up to its guided layers, in the same order; its modules are the
-            student's own.
-        regressors: one per pair.
-        teacher_preprocess: uint8 images to the teacher's input; a tuple where it has several.
-        student_preprocess: uint8 images to the student's input or inputs.
-        statistics: one per pair standardises the hints; empty takes them raw.
-        reduction: "sum" is FitNets Eq. 3 to the letter, "mean" goes with standardised hints.
-
-    Source: FitNets (arXiv 1412.6550v4) Eq. 3 and Algorithm 1, stage 1. Several pairs are trained at
-    once, their losses added.
-    """
-
-    def __init__(
-        self,
-        teacher_cut: nn.Module,
-        student_cut: nn.Module,
-        regressors: Sequence[Regressor],
-        *,
-        teacher_preprocess: nn.Module,
-        student_preprocess: nn.Module,
-        statistics: Sequence[HintStatistics] = (),
-        reduction: HintReduction = "mean",
-    ) -> None:
-        super().__init__()
-        assert len(statistics) in (0, len(regressors)), (len(statistics), len(regressors))
-        self.teacher = _Chain(teacher_preprocess, teacher_cut)
-        self.student_preprocess = student_preprocess
-        # The statistics are saved with the rest, so that a resumed run goes on with the very same
-        # targets.
-        self.trained = nn.ModuleDict(
-            {
-                "student": student_cut,
-                "regressors": nn.ModuleList(regressors),
-                "statistics": nn.ModuleList(statistics),
-            }
-        )
-        self.reduction: HintReduction = reduction
-        self._regressors, self._statistics = list(regressors), list(statistics)
-
-    @property
-    def networks(self) -> Sequence[nn.Module]:
-        return self.teacher, self.trained["student"]
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:  # noqa: ARG002
-        parts = self._pair_losses(batch)
-        names = {f"hint_{number}": part for number, part in enumerate(parts, 1) if len(parts) > 1}
-        return {"loss": torch.stack(parts).sum(), **names}
-
-    def evaluate(self, batch: Batch) -> Scores:
-        return {"loss": (torch.stack(self._pair_losses(batch)).sum() * len(batch), len(batch))}
-
-    def ask(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the teacher says: one hint a pair."""
-        with torch.no_grad():
-            return _as_tuple(self.teacher(batch.images))
-
-    def _pair_losses(self, batch: Batch) -> list[Tensor]:
-        hints = batch.answers or self.ask(batch)
-        inputs = _as_tuple(self.student_preprocess(batch.images))
-        guided = _as_tuple(self.trained["student"](*inputs))
-        regressors = self._regressors
-        targets = [part.target(hint) for part, hint in zip(regressors, hints, strict=True)]
-        if self._statistics:
-            pairs = zip(self._statistics, targets, strict=True)
-            targets = [standardise(target) for standardise, target in pairs]
-        answers = [part(value) for part, value in zip(regressors, guided, strict=True)]
-        return [
-            hint_loss(answer, target, reduction=self.reduction)
-            for answer, target in zip(answers, targets, strict=True)
-        ]
 
 
 class DistillObjective(nn.Module):
@@ -192,7 +105,7 @@ class DistillObjective(nn.Module):
         is_labelled: bool = True,
     ) -> None:
         super().__init__()
-        self.teacher = _Chain(teacher_preprocess, teacher)
+        self.teacher = Chain(teacher_preprocess, teacher)
         self.student_preprocess = student_preprocess
         self.trained: nn.Module = student
         self.recipe = recipe
@@ -209,13 +122,26 @@ class DistillObjective(nn.Module):
         self.teacher.eval()
         return self
 
+    @property
+    def asks_teacher(self) -> bool:
+        return True
+
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
+        return self.losses_of(batch, *self.outputs(batch), progress)
+
+    def losses_of(
+        self, batch: Batch, student: Values, teacher: Values, progress: float
+    ) -> dict[str, Tensor | float]:
+        """`losses`, from the outputs of both."""
         lambda_kd = lambda_at(progress, self.recipe.lambda_kd, self.recipe.lambda_kd_end)
-        losses = self._losses(batch, *self._outputs(batch), lambda_kd)
+        losses = self._losses(batch, student, teacher, lambda_kd)
         return {**losses, "lambda_kd": lambda_kd} if self._main is not None else {**losses}
 
     def evaluate(self, batch: Batch) -> Scores:
-        student, teacher = self._outputs(batch)
+        return self.scores_of(batch, *self.outputs(batch))
+
+    def scores_of(self, batch: Batch, student: Values, teacher: Values) -> Scores:
+        """`evaluate`, from the outputs of both."""
         loss = self._losses(
             batch,
             student,
@@ -237,25 +163,25 @@ class DistillObjective(nn.Module):
     def ask(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the teacher says: its outputs."""
         with torch.no_grad():
-            return _as_tuple(self.teacher(batch.images))
+            return as_tuple(self.teacher(batch.images))
 
-    def _outputs(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def outputs(self, batch: Batch) -> tuple[Values, Values]:
         """The student's and the teacher's."""
         teacher = batch.answers or self.ask(batch)
-        inputs = _as_tuple(self.student_preprocess(batch.images))
-        return _as_tuple(self.trained(*inputs)), teacher
+        inputs = as_tuple(self.student_preprocess(batch.images))
+        return as_tuple(self.trained(*inputs)), teacher
 
     def _losses(
         self,
         batch: Batch,
-        student: tuple[Tensor, ...],
-        teacher: tuple[Tensor, ...],
+        student: Values,
+        teacher: Values,
         lambda_kd: float,
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for index, kind in enumerate(self.output_kinds):
             has_labels = self.is_labelled and index == self._main and student[index].dim() == 2
-            labels = _label_targets(batch, student[index]) if has_labels else None
+            labels = label_targets(batch, student[index].shape[1]) if has_labels else None
             parts = self._output_losses(kind, student[index], teacher[index], labels, lambda_kd)
             suffix = f"_{index + 1}" if len(self.output_kinds) > 1 else ""
             total = parts.pop("loss")
@@ -297,6 +223,7 @@ class SupervisedObjective(nn.Module):
         label_smoothing: share of the target spread evenly over the classes.
         student_preprocess: uint8 images to the network's input.
         output_kind: "classes" or "labels".
+        weight: of the loss.
     """
 
     def __init__(
@@ -306,12 +233,14 @@ class SupervisedObjective(nn.Module):
         *,
         student_preprocess: nn.Module,
         output_kind: OutputKind = "classes",
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.student_preprocess = student_preprocess
         self.trained: nn.Module = student
         self.label_smoothing = label_smoothing
         self.output_kind: OutputKind = output_kind
+        self.weight = weight
 
     @property
     def networks(self) -> Sequence[nn.Module]:
@@ -326,22 +255,23 @@ class SupervisedObjective(nn.Module):
         return {**scores, **_top1(logits, batch.labels, self.output_kind == "classes")}
 
     def _logits(self, batch: Batch) -> Tensor:
-        return _as_tuple(self.trained(self.student_preprocess(batch.images)))[0]
+        return as_tuple(self.trained(self.student_preprocess(batch.images)))[0]
 
     def _loss(self, batch: Batch, logits: Tensor) -> Tensor:
-        targets = _label_targets(batch, logits)
-        return label_loss(logits, targets, kind=self.output_kind, smoothing=self.label_smoothing)
+        targets = label_targets(batch, logits.shape[1])
+        loss = label_loss(logits, targets, kind=self.output_kind, smoothing=self.label_smoothing)
+        return self.weight * loss
 
 
-class _Chain(nn.Sequential):
+class Chain(nn.Sequential):
     """A preprocessing and the network that takes what it gives, one tensor or several."""
 
     def forward(self, images: Tensor) -> Any:
         preprocess, network = self
-        return network(*_as_tuple(preprocess(images)))
+        return network(*as_tuple(preprocess(images)))
 
 
-def _as_tuple(values: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+def as_tuple(values: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (values,) if isinstance(values, Tensor) else tuple(values)
 
 
@@ -350,11 +280,11 @@ def _main_output(kinds: tuple[OutputKind, ...]) -> int | None:
     return next((index for index, kind in enumerate(kinds) if kind != "values"), None)
 
 
-def _label_targets(batch: Batch, logits: Tensor) -> Tensor:
-    """The labels as `label_loss` takes them; shares where mixup is on."""
+def label_targets(batch: Batch, num_classes: int) -> Tensor:
+    """The labels as `label_loss` takes them; shares (N, K) where mixup is on."""
     if batch.mix_labels is None or batch.mix_lam is None:
         return batch.labels
-    return mixed_shares(batch.labels, batch.mix_labels, batch.mix_lam, logits.shape[1])
+    return mixed_shares(batch.labels, batch.mix_labels, batch.mix_lam, num_classes)
 
 
 def _top1(logits: Tensor, labels: Tensor, is_labelled: bool) -> Scores:

@@ -42,9 +42,18 @@ class HintStatistics(nn.Module):
 
     def forward(self, hint: Tensor) -> Tensor:
         """The standardised hint in float32, of the same shape."""
-        shape = [1] * hint.dim()
+        mean, std = self._aligned(hint)
+        return (hint.float() - mean) / std
+
+    def restored(self, standardised: Tensor) -> Tensor:
+        """Values with this mean and deviation, from standardised ones."""
+        mean, std = self._aligned(standardised)
+        return standardised * std + mean
+
+    def _aligned(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        shape = [1] * like.dim()
         shape[self.channel_axis] = -1
-        return (hint.float() - self.mean.view(shape)) / self.std.view(shape)
+        return self.mean.view(shape), self.std.view(shape)
 
 
 def estimate_hint_statistics(

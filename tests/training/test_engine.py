@@ -27,7 +27,13 @@ from fitcompress.errors import DataError, RecipeError, TrainingError
 from fitcompress.events import EpochFinished, Progress, StageFinished, StageStarted
 from fitcompress.recipe import OptimRecipe
 from fitcompress.regressors import make_regressor
-from fitcompress.training import HintObjective, Interrupted, SupervisedObjective, read_checkpoint
+from fitcompress.training import (
+    HintMatcher,
+    HintObjective,
+    Interrupted,
+    SupervisedObjective,
+    read_checkpoint,
+)
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def _hint_objective(student):
     return HintObjective(
         Lower(make_net(8, seed=1)),
         Lower(student),
-        [regressor],
+        HintMatcher([regressor]),
         teacher_preprocess=Preprocess(SPEC),
         student_preprocess=Preprocess(SPEC),
     )

@@ -14,6 +14,7 @@ from fitcompress.recipe import Stage2Recipe
 from fitcompress.regressors import make_regressor
 from fitcompress.training import (
     DistillObjective,
+    HintMatcher,
     HintObjective,
     SupervisedObjective,
     estimate_hint_statistics,
@@ -62,7 +63,9 @@ def test_the_hint_loss_is_that_of_the_regressed_guided_map():
     teacher, student = make_net(8, seed=1).eval(), make_net(4, seed=2)
     (regressor,) = _regressors(((8, 3, 3), (4, 3, 3)))
     cuts = Lower(teacher), Lower(student)
-    objective = HintObjective(*cuts, [regressor], reduction="sum", **PREPROCESS).train()
+    objective = HintObjective(
+        *cuts, HintMatcher([regressor], reduction="sum"), **PREPROCESS
+    ).train()
     batch = _batch()
     losses = objective.losses(batch, 0.0)
     x_NCHW = Preprocess(SPEC)(batch.images)
@@ -75,7 +78,9 @@ def test_the_hint_loss_is_that_of_the_regressed_guided_map():
 def test_several_pairs_are_added_and_named():
     teacher, student = Both(make_net(8, seed=1)), Both(make_net(4, seed=2))
     regressors = _regressors(((8, 8, 8), (4, 8, 8)), ((8, 3, 3), (4, 3, 3)))
-    losses = HintObjective(teacher, student, regressors, **PREPROCESS).losses(_batch(), 0.0)
+    losses = HintObjective(teacher, student, HintMatcher(regressors), **PREPROCESS).losses(
+        _batch(), 0.0
+    )
     assert set(losses) == {"loss", "hint_1", "hint_2"}
     assert losses["loss"].item() == pytest.approx((losses["hint_1"] + losses["hint_2"]).item())
 
@@ -89,16 +94,16 @@ def test_standardised_hints_start_near_one_half_when_the_regressor_says_nothing(
     with torch.no_grad():
         hints = [teacher(Preprocess(SPEC)(batch.images))]
     statistics = estimate_hint_statistics(hints, channel_axes=[1])
-    objective = HintObjective(teacher, student, regressors, statistics=statistics, **PREPROCESS)
+    objective = HintObjective(teacher, student, HintMatcher(regressors, statistics), **PREPROCESS)
     assert objective.losses(batch, 0.0)["loss"].item() == pytest.approx(0.5, abs=1e-4)
-    assert any(name.startswith("statistics") for name in objective.trained.state_dict())
+    assert any(name.startswith("matcher.statistics") for name in objective.trained.state_dict())
 
 
 def test_the_hint_objective_needs_no_labels():
     objective = HintObjective(
         Lower(make_net(8, seed=1)),
         Lower(make_net(4, seed=2)),
-        _regressors(((8, 3, 3), (4, 3, 3))),
+        HintMatcher(_regressors(((8, 3, 3), (4, 3, 3)))),
         **PREPROCESS,
     )
     torch.manual_seed(0)

@@ -43,7 +43,7 @@ from fitcompress.planning import Planned, make_regressors, plan_run
 from fitcompress.recipe import Recipe, resolve_recipe
 from fitcompress.spec import InputSpec
 from fitcompress.teacher import teacher_from_module
-from fitcompress.training import DistillObjective, HintObjective, standardise_hints
+from fitcompress.training import DistillObjective, HintMatcher, HintObjective, standardise_hints
 
 DEPTH_MULT, WIDTH_MULT = 2.0, 0.3
 BATCH_SIZE = 2
@@ -129,10 +129,9 @@ def hint_objective(planned: Planned, recipe: Recipe, batch: Batch) -> HintObject
     statistics = standardise_hints(cuts[0], preprocess, regressors, [batch], num_batches=1)
     return HintObjective(
         *cuts,
-        regressors,
+        HintMatcher(regressors, statistics),
         teacher_preprocess=preprocess,
         student_preprocess=Preprocess(planned.student.interface.input),
-        statistics=statistics,
     )
 
 

@@ -24,7 +24,7 @@ from fitcompress.planning import Planned, make_regressors, plan_run
 from fitcompress.recipe import OptimRecipe, Recipe, resolve_recipe
 from fitcompress.spec import InputSpec
 from fitcompress.teacher import Teacher, teacher_from_module
-from fitcompress.training import DistillObjective, HintObjective, Objective
+from fitcompress.training import DistillObjective, HintMatcher, HintObjective, Objective
 from fitcompress.training.crew import Crew
 from fitcompress.training.device import resolve_precision, start_accelerator, to_channels_last
 from fitcompress.training.memory import keep_freed_memory
@@ -202,7 +202,7 @@ def _hint_step(pair: Pair, frozen: nn.Module, guided: nn.Module, compiles: bool)
     objective = HintObjective(
         frozen,
         guided,
-        regressors,
+        HintMatcher(regressors),
         teacher_preprocess=Preprocess(pair.spec),
         student_preprocess=Preprocess(pair.spec),
     )

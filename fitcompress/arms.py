@@ -1,0 +1,147 @@
+"""The arms of an ablation: what each changes in a recipe, and which questions two of them answer.
+Layer: recipe; no torch.
+
+Each arm differs in one thing from another. All but `inherit` start from random weights: what is
+asked is what the teacher gives in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fitcompress.errors import RecipeError, near_misses
+from fitcompress.recipe import Recipe, apply_sets
+from fitcompress.settings import with_settings
+
+__all__ = ["ARMS", "DEFAULT_ARMS", "QUESTIONS", "Arm", "Question", "arm_recipe", "read_arms"]
+
+_NO_HINTS: dict[str, Any] = {"stage1.epochs": 0}
+_NO_TEACHER: dict[str, Any] = {
+    "stage2.lambda_kd": 0.0,
+    "stage2.lambda_kd_end": 0.0,
+    "stage2.label_weight": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train the student."""
+
+    name: str
+    meaning: str
+    settings: Mapping[str, Any]
+    """What it changes in the recipe, by dotted name."""
+    is_long: bool = False
+    """Whether stage 2 also takes the epochs of stage 1, which it does not have."""
+    sets: tuple[str, ...] = ()
+    """Settings as a user wrote them."""
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("bp", "labels alone", _NO_HINTS | _NO_TEACHER),
+        Arm("kd", "stage 2 alone", _NO_HINTS),
+        Arm("ht", "hints, then stage 2: the method", {}),
+        Arm("ht-nokd", "hints, then labels alone", _NO_TEACHER),
+        Arm("kd-long", "stage 2 for the epochs of both stages", _NO_HINTS, is_long=True),
+        Arm(
+            "joint",
+            "hints within stage 2, for the epochs of both stages",
+            {**_NO_HINTS, "stage2.hint_weight": 1.0},
+            is_long=True,
+        ),
+        Arm("rand-net", "hints of random weights", {"hints.target": "random-teacher"}),
+        Arm("rand-iid", "a random vector per image as hint", {"hints.target": "random-vectors"}),
+        Arm("shuffled", "the hints of other images", {"hints.target": "shuffled"}),
+        Arm("label", "labels as hints", {"hints.target": "labels"}),
+        Arm(
+            "inherit",
+            "stage 2 alone, from inherited weights",
+            {**_NO_HINTS, "student.init": "inherit"},
+        ),
+    )
+}
+"""By name. Sources: FitNets (arXiv 1412.6550v4) for bp, kd, ht and label; the others are the
+controls that it lacks."""
+
+DEFAULT_ARMS = ("bp", "kd", "ht", "kd-long", "rand-net", "rand-iid", "shuffled")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whether an arm is better than another, and what that would say."""
+
+    arm: str
+    against: str
+    subject: str
+    """What would have helped."""
+
+
+QUESTIONS = (
+    Question("kd", "bp", "distillation over labels alone"),
+    Question("ht", "bp", "hints and distillation over labels alone"),
+    Question("ht", "kd", "hints over distillation alone"),
+    Question("ht", "kd-long", "hints over distillation for as many epochs"),
+    Question("ht", "rand-net", "the teacher's hints over those of random weights"),
+    Question("ht", "rand-iid", "the teacher's hints over random vectors"),
+    Question("ht", "shuffled", "the teacher's hints over those of other images"),
+    Question("ht", "label", "the teacher's hints over labels"),
+    Question("ht", "joint", "hints in a stage of their own over hints within stage 2"),
+    Question("ht-nokd", "bp", "hints over nothing, with labels alone"),
+    Question("inherit", "kd", "inherited weights over random ones"),
+)
+"""Fixed before anything is measured; those count of which both arms were run."""
+
+
+def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
+    """The arms of these names, and those that a user describes as "NAME: SETTING=VALUE, ...".
+
+    Raises:
+        RecipeError: an unknown name, one that comes twice, or a description that is none.
+
+    >>> read_arms(["kd"], ["hot: stage2.tau=8"])[1].sets
+    ('stage2.tau=8',)
+    """
+    arms = []
+    for name in names:
+        if name not in ARMS:
+            known = near_misses(name, ARMS) or f"known are {', '.join(ARMS)}"
+            raise RecipeError(f"choosing the arms: there is no '{name}'", advice=known)
+        arms.append(ARMS[name])
+    for text in own:
+        name, colon, sets = text.partition(":")
+        parts = tuple(part.strip() for part in sets.split(",") if part.strip())
+        if not colon or not name.strip() or not parts:
+            raise RecipeError(
+                f"reading the arm '{text}': it has no name or no settings",
+                advice='write it as "NAME: SECTION.KEY=VALUE, SECTION.KEY=VALUE"',
+            )
+        arms.append(Arm(name.strip(), ", ".join(parts), {}, sets=parts))
+    twice = {arm.name for arm in arms if [other.name for other in arms].count(arm.name) > 1}
+    if twice or not arms:
+        named = f"'{min(twice)}' comes twice" if twice else "there is none"
+        raise RecipeError(f"choosing the arms: {named}", advice="give each arm once")
+    return tuple(arms)
+
+
+def arm_recipe(recipe: Recipe, arm: Arm) -> Recipe:
+    """The recipe of an arm. All numbers of epochs are decided.
+
+    Raises:
+        RecipeError: it trains on hints, and the recipe has no epochs for them; or a setting of the
+            user's cannot hold.
+    """
+    first, second = recipe.stage1.epochs or 0, recipe.stage2.epochs or 0
+    settings = {"student.init": "random", **arm.settings}
+    if arm.is_long:
+        settings["stage2.epochs"] = first + second
+    made = apply_sets(with_settings(recipe, settings), arm.sets)
+    if not first and not arm.sets and "stage1.epochs" not in arm.settings:
+        raise RecipeError(
+            f"making the arm '{arm.name}': it has hints, and stage 1 has no epochs",
+            advice="give it some (--hint-epochs), or leave out the arms with hints",
+        )
+    return made

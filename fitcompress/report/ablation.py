@@ -1,0 +1,380 @@
+"""Several ways to train one student, over several seeds: what each reached, and what is shown.
+
+Knows no torch. Reads what `ablate` left: the arms and their questions, and a run for each arm and
+seed, finished or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fitcompress.errors import RunError
+from fitcompress.report.charts import MeanRow, Means
+from fitcompress.report.comparison import right_answers
+from fitcompress.report.document import NONE, Cell, Document, Section, Sentence, Table, in_words
+from fitcompress.report.headline import SIGNIFICANT
+from fitcompress.report.report import Report
+from fitcompress.report.words import (
+    count_text,
+    duration_text,
+    integer_text,
+    p_text,
+    percent_text,
+    points_text,
+)
+from fitcompress.rundir import RunDir
+from fitcompress.significance import holm, mean_interval, paired_t_test, paired_test
+
+__all__ = ["ABLATION", "Ablation", "cell_path"]
+
+ABLATION = "ablation.json"
+"""What the directory of an ablation holds."""
+REFERENCES = ("kd", "bp")
+"""Arms that all others are held against, where they were run."""
+
+
+def cell_path(root: Path, arm: str, seed: int) -> Path:
+    """The run of an arm with a seed."""
+    return root / arm / f"seed{seed}"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Arms, and what their runs gave."""
+
+    path: Path
+    facts: Mapping[str, Any]
+    """`ablation.json`: `teacher`, `arms` (`name`, `meaning`, `settings`), `questions` (`arm`,
+    `against`, `subject`), `seeds`."""
+
+    @classmethod
+    def load(cls, path: Path | str) -> Ablation:
+        """The ablation in a directory, finished or not.
+
+        Raises:
+            RunError: it holds none.
+        """
+        facts = RunDir(Path(path)).read_json(ABLATION)
+        if not facts:
+            raise RunError(
+                f"opening the ablation {str(path)!r}: there is none",
+                advice="name the directory given to `fitcompress ablate --out`",
+            )
+        return cls(Path(path), facts)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Their names, in the order they were asked for."""
+        return tuple(arm["name"] for arm in self.facts["arms"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that were asked for."""
+        return tuple(self.facts["seeds"])
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, int], Report]:
+        """The finished runs, by arm and seed."""
+        places = {(arm, seed): cell_path(self.path, arm, seed) for arm, seed in self._all_cells()}
+        return {
+            key: Report.load(place) for key, place in places.items() if RunDir(place).is_finished()
+        }
+
+    def _all_cells(self) -> Iterator[tuple[str, int]]:
+        yield from ((arm, seed) for seed in self.seeds for arm in self.arms)
+
+    def accuracies(self, arm: str) -> dict[int, float]:
+        """Top-1 on the evaluation split, by seed."""
+        found = {
+            seed: (report.model("student") or {}).get("accuracy")
+            for (name, seed), report in self.cells.items()
+            if name == arm
+        }
+        return {seed: accuracy["top1"] for seed, accuracy in found.items() if accuracy}
+
+    def cost(self, arm: str) -> dict[str, float] | None:
+        """`seconds` and `flops` of training steps, the mean over seeds, the teacher's counted as if
+        it were asked in each; None where no run is finished.
+        """
+        own = [report for (name, _), report in self.cells.items() if name == arm]
+        if not own:
+            return None
+        runs = [report.results["stages"] for report in own]
+        return {
+            "seconds": fmean(sum(stage["seconds"] for stage in run) for run in runs),
+            "flops": fmean(
+                sum(stage["num_images"] * stage["flops_per_image"] for stage in run) for run in runs
+            ),
+        }
+
+    @cached_property
+    def answers(self) -> tuple[dict[str, Any], ...]:
+        """The tests of the questions of which both arms were run, each with its `subject`: see
+        `_tested`. What is to be shown was fixed before, so Holm's correction is over these alone.
+        """
+        asked = self.facts["questions"]
+        pairs = [(question["arm"], question["against"]) for question in asked]
+        subjects = dict(zip(pairs, (question["subject"] for question in asked), strict=True))
+        tests = _tested(self, pairs)
+        return tuple({**test, "subject": subjects[test["arm"], test["against"]]} for test in tests)
+
+    @cached_property
+    def comparisons(self) -> tuple[dict[str, Any], ...]:
+        """The tests of each arm against kd and against bp, and Holm's correction over these."""
+        pairs = [(arm, other) for other in REFERENCES for arm in self.arms if arm != other]
+        return tuple(_tested(self, [pair for pair in pairs if pair != ("bp", "kd")]))
+
+    @property
+    def verdicts(self) -> list[str]:
+        """The answers in words."""
+        return [_verdict(test) for test in self.answers]
+
+    @property
+    def html_path(self) -> Path:
+        """Where its page lies when nobody says where."""
+        return self.path / "ablation.html"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ablation for scripts, ready for JSON."""
+        arms = [
+            {
+                **arm,
+                "accuracies": self.accuracies(arm["name"]),
+                "accuracy": _summary(self.accuracies(arm["name"])),
+                "cost": self.cost(arm["name"]),
+            }
+            for arm in self.facts["arms"]
+        ]
+        return {
+            "ablation": str(self.path),
+            "teacher": self.facts["teacher"],
+            "seeds": list(self.seeds),
+            "missing": [list(cell) for cell in self._all_cells() if cell not in self.cells],
+            "arms": arms,
+            "answers": [dict(test) for test in self.answers],
+            "comparisons": [dict(test) for test in self.comparisons],
+            "verdicts": self.verdicts,
+        }
+
+    def render(self, form: str = "text") -> str:
+        """The ablation as "text" (100 columns), "json", "md" or "html" (one file).
+
+        Raises:
+            RunError: `form` is none of these.
+        """
+        from fitcompress.report.forms import render
+
+        return render(form, self._document, self.to_dict())
+
+    def __rich__(self) -> Any:
+        """What `rich.print(ablation)` shows."""
+        from fitcompress.report.text import build_view
+
+        return build_view(self._document)
+
+    @property
+    def _document(self) -> Document:
+        return Document(
+            title="fitcompress ablation",
+            name=str(self.path),
+            heading=f"{self.facts['teacher']}: what the student owes to its teacher",
+            sentences=tuple(_sentences(self)),
+            sections=tuple(part for part in _sections(self) if not part.is_empty),
+        )
+
+
+def _summary(accuracies: Mapping[int, float]) -> dict[str, float | None] | None:
+    return mean_interval(list(accuracies.values())) if accuracies else None
+
+
+def _tested(ablation: Ablation, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """For each pair `arm`, `against`, the paired t-test over seeds (`mean`, `sd`, `low`, `high`,
+    `p_value`, `p_holm`, `n`), and `mcnemar` on the predictions of all seeds together (as
+    `significance.paired_test`, with `p_holm`), or None. Pairs without a common seed are left out.
+    """
+    found = [
+        {"arm": arm, "against": other, **_over_seeds(ablation, arm, other)} for arm, other in pairs
+    ]
+    tests = [test for test in found if test["n"]]
+    for family in (tests, [test["mcnemar"] for test in tests if test["mcnemar"]]):
+        known = [test for test in family if test["p_value"] is not None]
+        adjusted = iter(holm([test["p_value"] for test in known]))
+        for test in family:
+            test["p_holm"] = None if test["p_value"] is None else next(adjusted)
+    return tests
+
+
+def _over_seeds(ablation: Ablation, arm: str, other: str) -> dict[str, Any]:
+    """The tests of an arm against another, over the seeds that both have."""
+    one, two = ablation.accuracies(arm), ablation.accuracies(other)
+    shared = [seed for seed in ablation.seeds if seed in one and seed in two]
+    if not shared:
+        return {"n": 0}
+    found = paired_t_test([one[seed] - two[seed] for seed in shared])
+    return {**found, "mcnemar": _pooled(ablation, arm, other, shared)}
+
+
+def _pooled(
+    ablation: Ablation, arm: str, other: str, seeds: Sequence[int]
+) -> dict[str, float] | None:
+    only_other = only_arm = n = 0
+    for seed in seeds:
+        own = right_answers(ablation.cells[arm, seed])
+        against = right_answers(ablation.cells[other, seed])
+        if own is None or against is None or len(own) != len(against):
+            return None
+        only_other += int((against & ~own).sum())
+        only_arm += int((own & ~against).sum())
+        n += len(own)
+    return paired_test(only_other, only_arm, n)
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+def _verdict(test: Mapping[str, Any]) -> str:
+    """What one test says of its question, and no more than it carries.
+
+    >>> test = {"subject": "hints", "mean": 0.004, "low": -0.001, "high": 0.009, "n": 5}
+    >>> _verdict({**test, "p_holm": 0.09})
+    'hints: +0.4 points, 95 % interval -0.1 to +0.9, 5 seeds, p = 0.09 after Holm: not shown'
+    """
+    found = f"{test['subject']}: {points_text(test['mean'])}"
+    if test["p_holm"] is None:
+        return f"{found} with one seed: nothing is shown"
+    words = f"{found}, {_interval(test)}, {test['n']} seeds, {p_text(test['p_holm'])} after Holm"
+    if test["p_holm"] > SIGNIFICANT:
+        return f"{words}: not shown"
+    return f"{words}: {'helped' if test['mean'] > 0 else 'hurt'}"
+
+
+def _interval(test: Mapping[str, Any]) -> str:
+    return f"95 % interval {100 * test['low']:+.1f} to {100 * test['high']:+.1f}"
+
+
+def _sentences(ablation: Ablation) -> Iterator[Sentence]:
+    missing = [cell for cell in ablation._all_cells() if cell not in ablation.cells]
+    if missing:
+        total = len(ablation.arms) * len(ablation.seeds)
+        yield Sentence(f"Unfinished: {len(missing)} of {total} runs are missing.", True)
+    for verdict in ablation.verdicts:
+        yield Sentence(f"{verdict[0].upper()}{verdict[1:]}.")
+
+
+def _sections(ablation: Ablation) -> Iterator[Section]:
+    yield _arms(ablation)
+    yield _tests("The questions", ablation.answers, _QUESTIONS_NOTE)
+    yield _tests("Each arm against kd and bp", ablation.comparisons)
+    yield _cells(ablation)
+    yield Section(
+        "What the arms are",
+        table=Table(
+            ("Arm", "Is", "Changes in the recipe"),
+            tuple(
+                (Cell(arm["name"]), Cell(arm["meaning"]), Cell(_settings(arm["settings"])))
+                for arm in ablation.facts["arms"]
+            ),
+            is_numeric=False,
+        ),
+    )
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items()) or NONE
+
+
+def _arms(ablation: Ablation) -> Section:
+    rows, chart = [], []
+    known = {(test["arm"], test["against"]): test for test in ablation.comparisons}
+    for arm in ablation.arms:
+        accuracies, cost = ablation.accuracies(arm), ablation.cost(arm)
+        summary = _summary(accuracies)
+        if summary is None or cost is None:
+            continue
+        interval = ""
+        if summary["low"] is not None and summary["high"] is not None:
+            interval = f"{percent_text(summary['low'])} to {percent_text(summary['high'])}"
+        rows.append(
+            (
+                Cell(arm, _counted(len(accuracies))),
+                Cell(percent_text(fmean(accuracies.values()), 2), interval),
+                Cell(in_words(summary["sd"], lambda sd: f"{100 * sd:.2f}")),
+                *(_against(known.get((arm, other))) for other in REFERENCES),
+                Cell(duration_text(cost["seconds"]), f"{count_text(cost['flops'])}FLOPs"),
+            )
+        )
+        chart.append(MeanRow(arm, tuple(accuracies.values()), summary["low"], summary["high"]))
+    columns = ("Arm", "Top-1, mean", "sd", *(f"- {name}" for name in REFERENCES), "Training")
+    note = (
+        "Means over seeds with Student's 95 % interval, in points; differences are paired by seed,"
+        " which decides the first weights, the order of the images and their augmentation."
+    )
+    drawn = (Means("Top-1 of every seed, mean and interval", tuple(chart)),) if chart else ()
+    return Section("The arms", note if rows else "", Table(columns, tuple(rows)), charts=drawn)
+
+
+def _counted(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
+
+
+def _against(test: Mapping[str, Any] | None) -> Cell:
+    if test is None:
+        return Cell(NONE)
+    return Cell(points_text(test["mean"]), "" if test["low"] is None else _interval(test))
+
+
+_QUESTIONS_NOTE = (
+    "They were fixed before anything was measured. p-values after Holm's correction for as many"
+    " tests as the table has, the uncorrected ones below. The t-test is over seeds, and is what the"
+    " verdicts go by; McNemar's is over the predictions of all seeds together, in which an image"
+    " comes once a seed."
+)
+
+
+def _tests(title: str, tests: Sequence[Mapping[str, Any]], note: str = "") -> Section:
+    rows = tuple(
+        (
+            Cell(f"{test['arm']} - {test['against']}", _counted(test["n"])),
+            _against(test),
+            Cell(*_p_values(test)),
+            Cell(*_p_values(test["mcnemar"] or {})),
+            Cell(*_only(test["mcnemar"])),
+        )
+        for test in tests
+    )
+    columns = ("", "Difference", "p, t-test", "p, McNemar", "Only one right")
+    return Section(title, note if rows else "", Table(columns, rows))
+
+
+def _p_values(test: Mapping[str, Any]) -> tuple[str, str]:
+    if test.get("p_value") is None:
+        return NONE, ""
+    corrected, own = (p_text(test[key]).removeprefix("p = ") for key in ("p_holm", "p_value"))
+    return corrected, own
+
+
+def _only(mcnemar: Mapping[str, Any] | None) -> tuple[str, str]:
+    if mcnemar is None:
+        return NONE, ""
+    counts = [integer_text(mcnemar[key]) for key in ("only_second", "only_first")]
+    return " and ".join(counts), f"of {integer_text(mcnemar['n'])}"
+
+
+def _cells(ablation: Ablation) -> Section:
+    known = {arm: ablation.accuracies(arm) for arm in ablation.arms}
+    rows = tuple(
+        (Cell(arm), *(Cell(in_words(known[arm].get(seed), _two_digits)) for seed in ablation.seeds))
+        for arm in ablation.arms
+        if known[arm]
+    )
+    columns = ("Arm", *(f"seed {seed}" for seed in ablation.seeds))
+    return Section("Every seed", table=Table(columns, rows))
+
+
+def _two_digits(share: float) -> str:
+    return percent_text(share, 2)

@@ -1,0 +1,327 @@
+"""The arms of an ablation: they differ in one thing each, and only what is there is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy_runs
+from PIL import Image
+from torch import nn
+
+from fitcompress import ablation, pipeline
+from fitcompress.ablation import ablate
+from fitcompress.arms import ARMS, DEFAULT_ARMS, arm_recipe, read_arms
+from fitcompress.errors import RecipeError, RunError
+from fitcompress.events import Event, StageFinished, StageStarted
+from fitcompress.pipeline import load_report
+from fitcompress.recipe import Recipe
+from fitcompress.report.ablation import Ablation, cell_path
+from fitcompress.settings import differing_settings
+from fitcompress.training import Interrupted
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return toy_runs.write_images(tmp_path_factory.mktemp("images") / "stripes")
+
+
+def recipe_of(images: Path, out: Path, **more: object) -> Recipe:
+    return toy_runs.toy_recipe(images, out, **more)
+
+
+def run(images: Path, out: Path, names: list[str], seeds: int, *own: str, **more) -> Ablation:
+    options = {name: more.pop(name) for name in ("teacher", "resume", "emit") if name in more}
+    return ablate(
+        recipe_of(images, out, **more),
+        arms=read_arms(names, own),
+        seeds=range(seeds),
+        **({"teacher": toy_runs.toy_teacher()} | options),
+    )
+
+
+# --- the arms ----------------------------------------------------------------------------------
+
+
+def changed(name: str) -> set[str]:
+    base = toy_runs.toy_recipe(Path("images"), Path("out"), student__init="random")
+    arm, kd = (arm_recipe(base, ARMS[each]) for each in (name, "kd"))
+    return set(differing_settings(arm, kd))
+
+
+def test_every_arm_differs_from_another_in_one_thing():
+    hints = {"stage1.epochs"}
+    assert changed("ht") == hints
+    assert changed("kd-long") == {"stage2.epochs"}
+    assert changed("inherit") == {"student.init"}
+    for name in ("rand-net", "rand-iid", "shuffled", "label"):
+        assert changed(name) == hints | {"hints.target"}
+    labels = {"stage2.lambda_kd", "stage2.lambda_kd_end", "stage2.label_weight"}
+    assert changed("bp") == labels
+    assert changed("ht-nokd") == labels | hints
+    assert changed("joint") == {"stage2.epochs", "stage2.hint_weight"}
+
+
+def test_long_arms_take_the_epochs_of_both_stages():
+    base = toy_runs.toy_recipe(Path("images"), Path("out"), stage1__epochs=3, stage2__epochs=5)
+    assert arm_recipe(base, ARMS["kd-long"]).stage2.epochs == 8
+    assert arm_recipe(base, ARMS["kd"]).stage2.epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "own", "message"),
+    [
+        (["kdd"], [], "no 'kdd'"),
+        (["kd", "kd"], [], "'kd' comes twice"),
+        ([], [], "there is none"),
+        (["kd"], ["hot"], "'hot': it has no name or no settings"),
+        (["kd"], ["kd: stage2.tau=3"], "'kd' comes twice"),
+    ],
+)
+def test_arms_that_are_none_are_refused(names, own, message):
+    with pytest.raises(RecipeError, match=message):
+        read_arms(names, own)
+
+
+def test_hints_need_epochs():
+    base = toy_runs.toy_recipe(Path("images"), Path("out"), stage1__epochs=0)
+    with pytest.raises(RecipeError, match="'ht': it has hints, and stage 1 has no epochs"):
+        arm_recipe(base, ARMS["ht"])
+    assert arm_recipe(base, ARMS["kd"]).stage1.epochs == 0
+
+
+def stages_of(found: Ablation, arm: str) -> list[dict]:
+    return found.cells[arm, 0].results["stages"]
+
+
+# --- runs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def all_arms(images, tmp_path_factory) -> Ablation:
+    out = tmp_path_factory.mktemp("ablations") / "all"
+    return run(images, out, list(ARMS), 1, "hot: stage2.tau=8, stage2.label_weight=0.2")
+
+
+def test_every_arm_trains_and_is_a_run_of_its_own(all_arms):
+    assert all_arms.arms == (*ARMS, "hot")
+    for arm in all_arms.arms:
+        report = load_report(cell_path(all_arms.path, arm, 0))
+        assert report.is_finished
+        assert all_arms.accuracies(arm) == {0: report.model("student")["accuracy"]["top1"]}
+    assert not (all_arms.path / "answers").exists()
+
+
+def test_what_an_arm_does_not_need_is_not_paid_for(all_arms):
+    cost = {arm: all_arms.cost(arm)["flops"] for arm in all_arms.arms}
+    per_image = {
+        arm: {s["stage"]: s["flops_per_image"] for s in stages_of(all_arms, arm)}
+        for arm in all_arms.arms
+    }
+    assert cost["bp"] < cost["kd"] < cost["ht"] < cost["kd-long"]
+    assert cost["shuffled"] == cost["rand-net"] == cost["ht"]
+    # no teacher is asked: what is left of stage 1 are the student's three passes
+    assert per_image["rand-iid"]["stage1"] == per_image["label"]["stage1"]
+    assert per_image["label"]["stage1"] < per_image["ht"]["stage1"]
+    assert per_image["ht-nokd"]["stage2"] == per_image["bp"]["stage2"]
+    assert per_image["bp"]["stage2"] < per_image["kd"]["stage2"]
+
+
+def test_the_report_has_every_form(all_arms):
+    facts = json.loads(all_arms.render("json"))
+    assert [arm["name"] for arm in facts["arms"]] == [*ARMS, "hot"]
+    assert facts["missing"] == []
+    (hot,) = (arm for arm in facts["arms"] if arm["name"] == "hot")
+    assert hot["settings"] == {
+        "stage2.tau": 8.0,
+        "stage2.label_weight": 0.2,
+        "student.init": "random",
+    }
+    for form in ("text", "md", "html"):
+        page = all_arms.render(form)
+        assert all(arm in page for arm in ARMS)
+        assert "with one seed: nothing is shown" in page
+    assert "<svg" in all_arms.render("html")
+
+
+def test_a_report_of_the_directory_is_that_of_the_ablation(all_arms):
+    assert load_report(all_arms.path).render("json") == all_arms.render("json")
+
+
+def test_more_arms_and_seeds_are_added_and_nothing_is_trained_twice(images, tmp_path):
+    out = tmp_path / "out"
+    run(images, out, ["kd"], 1)
+    written = (cell_path(out, "kd", 0) / "results.json").stat().st_mtime_ns
+    events: list[Event] = []
+    found = run(images, out, ["bp", "kd"], 2, resume=True, emit=events.append)
+    assert (cell_path(out, "kd", 0) / "results.json").stat().st_mtime_ns == written
+    started = [event.stage for event in events if isinstance(event, StageStarted)]
+    assert [name for name in started if "answers" not in name] == [
+        "bp, seed 0, stage2",
+        "bp, seed 1, stage2",
+        "kd, seed 1, stage2",
+    ]
+    assert found.arms == ("bp", "kd") and found.seeds == (0, 1)
+    assert len(found.cells) == 4
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(images, tmp_path):
+    whole = run(images, tmp_path / "whole", ["kd"], 1)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StageFinished) and event.stage.endswith("stage1"):
+            raise Interrupted("stage1", tmp_path)
+
+    with pytest.raises(Interrupted):
+        run(images, tmp_path / "cut", ["ht", "kd"], 1, emit=stop)
+    cut = Ablation.load(tmp_path / "cut")
+    assert "Unfinished: 2 of 2 runs are missing" in cut.render("text")
+    cut = run(images, tmp_path / "cut", ["ht", "kd"], 1, resume=True)
+    weights = [
+        (cell_path(each.path, "kd", 0) / "student/model.safetensors").read_bytes()
+        for each in (whole, cut)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_other_settings_are_not_added(images, tmp_path):
+    out = tmp_path / "out"
+    run(images, out, ["kd"], 1)
+    with pytest.raises(RunError, match="there is one already"):
+        run(images, out, ["kd"], 1)
+    with pytest.raises(RecipeError, match=r"stage2\.tau = 2\.0: it was started with 4\.0"):
+        run(images, out, ["bp"], 1, resume=True, stage2__tau=2.0)
+    ablate(
+        recipe_of(images, out, stage2__tau=2.0),
+        arms=read_arms(["bp"]),
+        seeds=[3],
+        teacher=toy_runs.toy_teacher(),
+        force=True,
+    )
+    assert Ablation.load(out).arms == ("bp",)
+    assert not (out / "kd").exists() or not list((out / "kd").iterdir())
+
+
+def test_arms_ask_the_teacher_once_between_them(images, tmp_path):
+    events: list[Event] = []
+    run(images, tmp_path / "out", ["kd", "ht", "kd-long"], 1, emit=events.append, stage1__epochs=2)
+    asked = [e.stage for e in events if isinstance(e, StageStarted) and "answers" in e.stage]
+    assert [name.rpartition("answers, ")[2] for name in asked] == [
+        "stage2 train",
+        "stage2 held out",
+        "stage1 train",
+        "stage1 held out",
+    ]
+
+
+def test_a_teacher_of_other_classes_is_adapted_once(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "check_teacher", lambda *_: None)  # two epochs: near chance
+    found = run(
+        images,
+        tmp_path / "out",
+        ["bp", "kd"],
+        1,
+        teacher=None,
+        teacher__source="test_resnet",
+        teacher__pretrained=False,
+        teacher__epochs=2,
+    )
+    assert (found.path / "teacher/teacher/model.safetensors").is_file()
+    for arm in found.arms:
+        assert {s["stage"] for s in stages_of(found, arm)} == {"stage2"}
+
+
+def test_runs_on_several_devices_are_those_of_one(images, tmp_path, monkeypatch):
+    torch.save(toy_runs.trained_net().state_dict(), tmp_path / "net.pth")
+    own = {"teacher": None, "teacher__weights": str(tmp_path / "net.pth")}
+    spec = {"teacher__input_size": "3,12,12", "teacher__mean": "0.3,0.3,0.3"}
+    own |= spec | {"teacher__std": "0.25,0.25,0.25"}
+    one = run(images, tmp_path / "one", ["bp", "kd"], 1, **own)
+    monkeypatch.setattr(ablation, "_devices", lambda recipe: ["", ""])
+    two = run(images, tmp_path / "two", ["bp", "kd"], 1, **own)
+    assert {arm: one.accuracies(arm) for arm in one.arms} == {
+        arm: two.accuracies(arm) for arm in two.arms
+    }
+
+
+# --- what is found -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mislabelled(images, tmp_path_factory) -> Path:
+    """The same test images; of the training images two of three have another label."""
+    root = tmp_path_factory.mktemp("images") / "mislabelled"
+    shutil.copytree(images / "test", root / "test")
+    generator = np.random.default_rng(2)
+    for name in toy_runs.NAMES:
+        (root / "train" / name).mkdir(parents=True)
+    for label in range(3):
+        for number in range(48):
+            pixels = toy_runs.pixels_of(label, generator)
+            said = toy_runs.NAMES[number % 3]
+            Image.fromarray(pixels).save(root / "train" / said / f"{label}-{number:03}.png")
+    return root
+
+
+def test_what_only_the_teacher_knows_is_found(mislabelled, tmp_path):
+    """The labels say nothing, the teacher knows the classes: distillation must be seen to help."""
+    found = run(mislabelled, tmp_path / "out", ["bp", "kd"], 4)
+    (answer,) = found.answers
+    assert (answer["arm"], answer["against"], answer["n"]) == ("kd", "bp", 4)
+    assert answer["mean"] > 0.3
+    assert answer["p_holm"] < 0.05 and answer["mcnemar"]["p_holm"] < 1e-6
+    assert found.verdicts[0].endswith("helped")
+
+
+class Forgetful(nn.Module):
+    """Without norms, so that a stage that learns nothing leaves nothing behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(3))
+        )
+        self.pool = nn.AdaptiveAvgPool2d((1, 3))
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x_NCHW):
+        x_NCHW = self.drop(self.stem(x_NCHW))
+        return self.head(self.pool(self.body(x_NCHW)).flatten(1))
+
+
+@pytest.mark.slow
+def test_nothing_is_found_where_nothing_is_known(images, tmp_path, monkeypatch):
+    """The teacher has the very weights that the student starts from: what the hint says, the
+    student says already, but for the noise of its dropout. Sixteen seeds.
+    """
+    monkeypatch.setattr(pipeline, "check_teacher", lambda *_: None)
+    blank = toy_runs.toy_teacher(Forgetful().eval())
+    same = "student.init=inherit"
+    found = run(
+        images,
+        tmp_path / "out",
+        [],
+        16,
+        f"bp: {same}, stage1.epochs=0, stage2.lambda_kd=0, stage2.label_weight=1",
+        f"ht-nokd: {same}, stage2.lambda_kd=0, stage2.label_weight=1",
+        teacher=blank,
+        student__depth_mult=1.0,
+        student__width_mult=1.0,
+        hints__regressor_when_equal=False,
+        stage2__optim__lr=0.004,
+    )
+    (answer,) = found.answers
+    assert answer["sd"] > 0, "all seeds agree: nothing could have been found"
+    assert answer["p_holm"] > 0.05
+    assert answer["low"] < 0 < answer["high"]
+    assert found.verdicts[0].endswith("not shown")
+
+
+def test_the_default_arms_are_known():
+    assert set(DEFAULT_ARMS) < set(ARMS)
