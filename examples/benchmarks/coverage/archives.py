@@ -59,13 +59,15 @@ class Row:
 
 
 @torch.no_grad()
-def measure(name: str, kinds: Iterable[str], side: int | None, seconds: float) -> list[Row]:
+def measure(
+    name: str, kinds: Iterable[str], side: int | None, seconds: float, options: dict[str, int]
+) -> list[Row]:
     """The rows of one model."""
     rows = {kind: Row(model=name, kind=kind) for kind in kinds}
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
-            _save_all(folder, rows, side)
+            _save_all(folder, rows, side, options)
         except Exception as error:
             for row in rows.values():
                 row.notice = one_line(error)
@@ -98,15 +100,17 @@ _WITHOUT_TIMM = "import sys; sys.modules['timm'] = None; import reopen; reopen.m
 # --- saving ---------------------------------------------------------------------------------
 
 
-def _save_all(folder: Path, rows: dict[str, Row], side: int | None) -> None:
+def _save_all(
+    folder: Path, rows: dict[str, Row], side: int | None, options: dict[str, int]
+) -> None:
     """An archive for each row that can be had, and what `reopen.py` has to know."""
-    module, shape = model_and_shape(rows[next(iter(rows))].model, side)
+    module, shape = model_and_shape(rows[next(iter(rows))].model, side, **options)
     names = [name for name, _ in module.named_modules()]
     (folder / "task.json").write_text(json.dumps({"shape": shape, "modules": names}))
     for kind, row in rows.items():
         try:
             if kind == "scripted":
-                scriptable, _ = model_and_shape(row.model, side, scriptable=True)
+                scriptable, _ = model_and_shape(row.model, side, scriptable=True, **options)
                 torch.jit.script(scriptable).save(folder / "scripted.pt")
             else:
                 save(module, shape, kind, folder)
@@ -116,7 +120,7 @@ def _save_all(folder: Path, rows: dict[str, Row], side: int | None) -> None:
 
 
 def model_and_shape(
-    name: str, side: int | None, **options: bool
+    name: str, side: int | None, **options: bool | int
 ) -> tuple[nn.Module, tuple[int, ...]]:
     """The model in eval mode, all its tensors random, and the shape of its images: of `side` where
     the model takes any size, else its own.
@@ -126,7 +130,8 @@ def model_and_shape(
     module = timm.create_model(name, **options).eval()
     for key, value in module.state_dict().items():
         _vary(key, value)
-    own = tuple(config.input_size)
+    built = options.get("img_size")
+    own = (config.input_size[0], built, built) if built else tuple(config.input_size)
     smaller = (own[0], side or own[1], side or own[2])
     return module, smaller if smaller == own or _takes(module, smaller) else own
 
@@ -176,15 +181,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["*"], help="name patterns")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--side", type=int, help="of the images, where a model takes any")
+    parser.add_argument("--img-size", type=int, help="that models are built for, as timm calls it")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=180, help="at most, for each archive")
     given = parser.parse_args()
     done = {(row["model"], row["kind"]) for row in read_rows(given.out)}
+    options = {"img_size": given.img_size} if given.img_size else {}
     tasks = []
     for name in models_like(given.models):
         kinds = [kind for kind in given.kinds if (name, kind) not in done]
         if kinds:
-            tasks.append(partial(measure, name, kinds, given.side, given.seconds))
+            tasks.append(partial(measure, name, kinds, given.side, given.seconds, options))
     add_rows(given.out, Row, tasks, processes=given.processes)
 
 
