@@ -202,6 +202,9 @@ class OptimRecipe:
     """"cosine" or "constant"."""
     warmup_epochs: float = 0.5
     grad_clip: float | None = 1.0
+    patience: int | None = None
+    """Epochs without a better score on held-out images (top-1, or the loss) after which a stage
+    ends, with the weights of its best epoch; None trains to the end, with the last weights."""
     ema: float = 0.0
     """Decay of the moving average of the weights, which is then what the stage ends with (0.999 or
     so); 0 takes the last weights."""
@@ -212,6 +215,7 @@ class OptimRecipe:
         check_one_of(("cosine", "constant"), "optim.schedule", self.schedule)
         check_at_least(0, "optim.warmup_epochs", self.warmup_epochs)
         check_positive("optim.grad_clip", self.grad_clip)
+        check_at_least(1, "optim.patience", self.patience)
         check(0 <= self.ema < 1, "optim.ema", "at least 0 and below 1", self.ema)
 
 

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from fitcompress.errors import TrainingError
 from fitcompress.training.average import WeightAverage
+from fitcompress.training.best import BestWeights
 from fitcompress.training.shards import load_in_shards, load_optimizer, whole
 
 __all__ = ["FORMAT_VERSION", "Learnt", "all_finite", "read_checkpoint", "write_checkpoint"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when a field changes its meaning; other versions are refused."""
 
 _ADVICE_UNREADABLE = "Delete that file to train the stage again from its start, then use --resume."
@@ -38,17 +39,23 @@ class Learnt:
     trained: nn.Module
     optimizer: torch.optim.Optimizer
     average: WeightAverage
+    best: BestWeights
     scaler: Any
     """torch's GradScaler, or None."""
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes, whole; of several processes all must ask."""
         return {
-            "trained": whole(self.trained.state_dict()),
+            "trained": self.weights(),
             "optimizer": whole(self.optimizer.state_dict()),
             "average": self.average.state(),
+            "best": self.best.state(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else {},
         }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Those of what is trained, whole; of several processes all must ask."""
+        return whole(self.trained.state_dict())
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a stored state.
@@ -59,6 +66,7 @@ class Learnt:
         load_in_shards(self.trained, state["trained"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.average.restore(state["average"])
+        self.best.restore(state["best"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from fitcompress.data import Batch, Views, in_groups, make_loader
 from fitcompress.errors import TrainingError
-from fitcompress.events import Emit, EpochFinished, Notice, StageFinished, StageStarted, ignore
+from fitcompress.events import Emit, EpochFinished, Notice, StageStarted, ignore
 from fitcompress.recipe import OptimRecipe
 from fitcompress.training.average import WeightAverage
+from fitcompress.training.best import BestWeights
 from fitcompress.training.checkpoint import Learnt, all_finite, read_checkpoint, write_checkpoint
 from fitcompress.training.compiled import compile_networks, uncompiled
 from fitcompress.training.crew import Crew
@@ -44,15 +45,16 @@ from fitcompress.training.meter import ADVICE_DIVERGED, LossMeter
 from fitcompress.training.objectives import Objective, Scores
 from fitcompress.training.optimizer import build_optimizer, set_learning_rate
 from fitcompress.training.progress import ProgressReporter
-from fitcompress.training.result import (
-    LONG_WAIT,
-    StageResult,
-    epoch_record,
-    result_of,
-    waiting_notice,
-)
+from fitcompress.training.result import StageResult, epoch_record, last_events, result_of
 from fitcompress.training.scoring import add_scores, mean_scores
-from fitcompress.training.setup import Position, Setup, check_settings, fit_steps, step_seed
+from fitcompress.training.setup import (
+    Position,
+    Setup,
+    check_held_out,
+    check_settings,
+    fit_steps,
+    step_seed,
+)
 
 __all__ = ["train"]
 
@@ -106,11 +108,12 @@ def train(
     Raises:
         TrainingError: a loss or weight is not finite; a checkpoint cannot be written or resumed;
             memory ran out.
-        DataError: there are no training images.
+        DataError: there are no training images; or no held-out ones, where the best epoch counts.
         Interrupted: SIGINT or SIGTERM came; the checkpoint holds everything up to that step.
     """
     device = resolve_device(device)
     crew = Crew(start_accelerator(device, resolve_precision(precision, device)), shards)
+    check_held_out(stage, optim, len(held_out_data or ()))
     batch_size, steps = fit_steps(stage, len(train_data), batch_size, accumulate * crew.num)
     setup = Setup(
         stage=stage,
@@ -170,9 +173,9 @@ class _Loop:
         self.average = WeightAverage(self.objective.trained, setup.optim.ema)
         self.optimizer = build_optimizer(self.objective.trained, setup.optim)
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
-        self.learnt = Learnt(
-            self.objective.trained, self.optimizer, self.average, self.accelerator.scaler
-        )
+        self.best = BestWeights(self.objective.trained, setup.optim.patience)
+        parts = self.optimizer, self.average, self.best, self.accelerator.scaler
+        self.learnt = Learnt(self.objective.trained, *parts)
         self.position = Position()
         self.meter = LossMeter(self.device)
         self.history: list[dict[str, Any]] = []
@@ -198,26 +201,15 @@ class _Loop:
         )
         if setup.auto_batch and not setup.checkpoint_path.exists():
             self._save()  # what smaller batches would go on from
-        while self.position.epoch < setup.epochs:
+        while not self._is_over:
             self._run_epoch()
         self.average.settle()
+        self.best.settle()
         self.crew.hand_on(self.objective.trained)
         self.crew.give_back(self.objective, self.given)
         result = result_of(self.setup, self.position, self.history)
-        if result.waiting_share > LONG_WAIT:
-            self.emit(waiting_notice(result, setup.num_workers))
-        self.emit(
-            StageFinished(
-                stage=setup.stage,
-                seconds=result.seconds,
-                num_images=result.num_images,
-                detail={
-                    "losses": result.losses,
-                    "held_out": result.held_out,
-                    "waiting_share": result.waiting_share,
-                },
-            )
-        )
+        for event in last_events(result, setup.num_workers):
+            self.emit(event)
         if any(self.crew.gathered(self.stop.is_set)):  # the stage is whole, the run is not
             raise Interrupted(setup.stage, setup.checkpoint_path)
         return result
@@ -247,6 +239,7 @@ class _Loop:
         losses = self.crew.means(self.meter.means())
         record = epoch_record(self.setup, self.position, losses, held_out)
         self.history.append(record)
+        self.best.look(self.history, lambda: self.average.state() or self.learnt.weights())
         self.position = Position(
             epoch=record["epoch"],
             seconds=self.position.seconds + self.position.epoch_seconds,
@@ -383,7 +376,7 @@ class _Loop:
         content = {
             "settings": self.setup.settings,
             "position": asdict(self.position),
-            "finished": self.position.epoch == self.setup.epochs,
+            "finished": self._is_over,
             "history": self.history,
             "meter": self.meter.state(),
             **learnt,
@@ -392,6 +385,10 @@ class _Loop:
 
     def _on_device(self, batch: Batch) -> Batch:
         return batch.to(self.device, non_blocking=True)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.position.epoch == self.setup.epochs or self.best.is_over(self.history)
 
     @property
     def _num_steps_done(self) -> int:

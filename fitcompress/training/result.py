@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitcompress.events import Notice
+from fitcompress.events import Event, Notice, StageFinished
 from fitcompress.training.setup import Position, Setup
 
-__all__ = ["LONG_WAIT", "StageResult", "epoch_record", "result_of", "waiting_notice"]
+__all__ = ["StageResult", "epoch_record", "last_events", "result_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +70,19 @@ def result_of(setup: Setup, position: Position, history: Sequence[dict[str, Any]
     )
 
 
-LONG_WAIT = 0.2
-"""The share of waiting from which it is worth a word."""
-
-
-def waiting_notice(result: StageResult, num_workers: int) -> Notice:
-    """That a stage waited for its images, and what helps."""
-    return Notice(
-        topic="data",
-        message=f"{result.stage} waited for its images for {result.waiting_share:.0%} of its time:"
-        f" more --workers (now {num_workers}) prepare them beside the training",
+def last_events(result: StageResult, num_workers: int) -> Iterator[Event]:
+    """That the stage is done; and if it waited much for its images, that it did, and what helps."""
+    if result.waiting_share > _LONG_WAIT:
+        yield Notice(
+            topic="data",
+            message=f"{result.stage} waited for its images for {result.waiting_share:.0%} of its"
+            f" time: more --workers (now {num_workers}) prepare them beside the training",
+        )
+    detail = {name: getattr(result, name) for name in ("losses", "held_out", "waiting_share")}
+    yield StageFinished(
+        stage=result.stage, seconds=result.seconds, num_images=result.num_images, detail=detail
     )
+
+
+_LONG_WAIT = 0.2
+"""The share of waiting from which it is worth a word."""

@@ -10,7 +10,14 @@ from typing import Any
 from fitcompress.errors import DataError, TrainingError
 from fitcompress.recipe import OptimRecipe
 
-__all__ = ["Position", "Setup", "check_settings", "fit_steps", "step_seed"]
+__all__ = [
+    "Position",
+    "Setup",
+    "check_held_out",
+    "check_settings",
+    "fit_steps",
+    "step_seed",
+]
 
 
 def step_seed(seed: int, stage: str, epoch: int, step: int) -> int:
@@ -47,6 +54,15 @@ def fit_steps(
         )
     batch_size = min(batch_size, num_images // batches_per_step)
     return batch_size, num_images // (batch_size * batches_per_step)
+
+
+def check_held_out(stage: str, optim: OptimRecipe, num_images: int) -> None:
+    """Refuses to look for the best epoch without images to judge by."""
+    if optim.patience and not num_images:
+        raise DataError(
+            f"training {stage}: its best epoch cannot be told, there are no held-out images",
+            advice="leave out optim.patience, or use more training images",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,5 +106,5 @@ def test_a_pickle_is_refused_and_not_run(tmp_path):
 )
 def test_another_kind_of_file_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(TrainingError, match=r"not a checkpoint|expected format 2, got 0"):
+    with pytest.raises(TrainingError, match=r"not a checkpoint|expected format 3, got 0"):
         read_checkpoint(tmp_path / "a.pt")
