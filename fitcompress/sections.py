@@ -141,8 +141,10 @@ class DataRecipe:
     x `accumulate` x processes images, and its learning rate is for so many."""
     num_workers: int = 0
     augment: str = "auto"
-    """"none", "flip", "crop" (padded random crop and flip), "strong" (random resized crop and
-    flip), or "auto" by image size."""
+    """"none", "flip", "shift", "crop" (a shift, that is a padded random crop, and flip), "strong"
+    (random resized crop and flip), or "auto" by image size."""
+    padding: float = 0.125
+    """How far "shift" and "crop" move an image, as a share of its sides."""
     mixup: float = 0.0
     """Alpha of the Beta distribution; 0 is off."""
     views: int | None = None
@@ -156,7 +158,10 @@ class DataRecipe:
         check_at_least(1, "data.batch_size", self.batch_size)
         check_at_least(1, "data.accumulate", self.accumulate)
         check_at_least(0, "data.num_workers", self.num_workers)
-        check_one_of(("none", "flip", "crop", "strong", "auto"), "data.augment", self.augment)
+        check_one_of(
+            ("none", "flip", "shift", "crop", "strong", "auto"), "data.augment", self.augment
+        )
+        check(0 <= self.padding < 0.5, "data.padding", "at least 0 and below 0.5", self.padding)
         check_at_least(0, "data.mixup", self.mixup)
         check_at_least(1, "data.views", self.views)
         check_at_least(1, "data.limit", self.limit)
@@ -199,7 +204,7 @@ class OptimRecipe:
     lr: float = 2e-3
     weight_decay: float = 0.05
     schedule: str = "cosine"
-    """"cosine" or "constant"."""
+    """"cosine", "steps" (a tenth after 5/8, 3/4 and 7/8 of the stage) or "constant"."""
     warmup_epochs: float = 0.5
     grad_clip: float | None = 1.0
     patience: int | None = None
@@ -212,7 +217,7 @@ class OptimRecipe:
     def __post_init__(self) -> None:
         check_positive("optim.lr", self.lr)
         check_at_least(0, "optim.weight_decay", self.weight_decay)
-        check_one_of(("cosine", "constant"), "optim.schedule", self.schedule)
+        check_one_of(("cosine", "steps", "constant"), "optim.schedule", self.schedule)
         check_at_least(0, "optim.warmup_epochs", self.warmup_epochs)
         check_positive("optim.grad_clip", self.grad_clip)
         check_at_least(1, "optim.patience", self.patience)

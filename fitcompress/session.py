@@ -57,6 +57,7 @@ class Session:
                 seed=seed,
                 mixup=recipe.mixup,
                 num_views=recipe.views,
+                padding=recipe.padding,
             ),
             make_dataset(self.data.held_out, spec, augment="none", seed=seed),
         )

@@ -169,7 +169,7 @@ class Keeper:
                 self.stage,
                 sorted(chosen.items()),
                 data.spec,
-                data.augment,
+                (data.augment, data.padding),
                 data.mixup,
             ),
             *(data.seed, data.num_views, len(data), data.images.num_bytes),

@@ -63,9 +63,11 @@ def strong_view(image: Image.Image, spec: InputSpec, word: int) -> Pixels:
         return _pixels(v2.Compose([crop, v2.RandomHorizontalFlip(), jitter])(image))
 
 
-def move(plain: Tensor, uniforms: npt.NDArray[np.float64], *, padding: float) -> Tensor:
-    """Each image of NCHW shifted by up to `padding` of its sides and, half of them, mirrored; on
-    the images' device.
+def move(
+    plain: Tensor, uniforms: npt.NDArray[np.float64], *, padding: float, flips: bool
+) -> Tensor:
+    """Each image of NCHW shifted by up to `padding` of its sides and, if it `flips`, half of them
+    mirrored; on the images' device.
 
     The same as a random crop of the image padded by reflection, then a horizontal flip. `uniforms`,
     shape (N, 3), decide the vertical and horizontal shift and the flip.
@@ -73,7 +75,8 @@ def move(plain: Tensor, uniforms: npt.NDArray[np.float64], *, padding: float) ->
     num, channels, height, width = plain.shape
     rows = _shifted(height, uniforms[:, 0], padding)
     columns = _shifted(width, uniforms[:, 1], padding)
-    columns = np.where(uniforms[:, 2, None] < 0.5, columns[:, ::-1], columns)
+    if flips:
+        columns = np.where(uniforms[:, 2, None] < 0.5, columns[:, ::-1], columns)
     places = (np.arange(num)[:, None], np.arange(channels)[None], rows[:, None], columns[:, None])
     samples, planes, rows_N1H, columns_N1W = (
         torch.from_numpy(place).to(plain.device) for place in places

@@ -3,9 +3,9 @@ no loader and no training.
 
 The plain view (resized, cropped in the centre) is kept for sets that fit in memory, where training
 runs. Augmentation
-is a pure function of (seed, sample id, epoch): "flip" and "crop" move plain views by whole pixels,
-whole batches at once; "strong" uses torchvision's random transforms on the native image, under a
-generator seeded by those three.
+is a pure function of (seed, sample id, epoch): "flip", "shift" and "crop" move plain views by whole
+pixels, whole batches at once; "strong" uses torchvision's random transforms on the native image,
+under a generator seeded by those three.
 
 Legend: N batch, C channels, H W space.
 """
@@ -30,10 +30,10 @@ from fitcompress.spec import InputSpec
 
 __all__ = ["AUGMENTATIONS", "Batch", "Views", "make_dataset"]
 
-AUGMENTATIONS = ("auto", "none", "flip", "crop", "strong")
+AUGMENTATIONS = ("auto", "none", "flip", "shift", "crop", "strong")
 _SMALL_SIDE = 64
 """Native pixels up to which "auto" means "crop": in larger images objects come at many scales."""
-_CROP_PADDING = 1 / 8
+_PADDING = 1 / 8
 """Of the side: 4 pixels for 32 (He et al., "Deep residual learning", section 4.2)."""
 _CACHE_BYTES = 2**30
 
@@ -91,6 +91,7 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         cache_bytes: int,
         num_views: int | None = None,
         answers: Callable[[Sequence[int], int], tuple[Tensor, ...]] | None = None,
+        padding: float = _PADDING,
     ) -> None:
         self.images = images
         self.spec = spec
@@ -99,6 +100,7 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         self.mixup = mixup
         self.num_views = 1 if augment == "none" and not mixup else num_views
         """Different views of a sample; None: each epoch has its own."""
+        self.padding = padding
         self.answers = answers
         """The teacher's, by ids and view."""
         self.epoch = 0
@@ -161,7 +163,9 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         if self.augment == "none":
             return plain
         words = draw_words(self.seed, Stream.VIEW, ids, epoch=self.epoch, num=3)
-        return move(plain, to_uniform(words), padding=_CROP_PADDING * (self.augment == "crop"))
+        reach = self.padding if self.augment in ("crop", "shift") else 0.0
+        flips = self.augment != "shift"
+        return move(plain, to_uniform(words), padding=reach, flips=flips)
 
     def _plain_views(self, ids: Sequence[int]) -> Tensor:
         if self._settled is None:
@@ -189,6 +193,7 @@ def make_dataset(
     mixup: float = 0.0,
     cache_bytes: int = _CACHE_BYTES,
     num_views: int | None = None,
+    padding: float = _PADDING,
 ) -> Views:
     """The views that a network takes of a collection.
 
@@ -203,6 +208,7 @@ def make_dataset(
         cache_bytes: plain views are kept in memory when all of them fit in so much.
         num_views: views of each sample, which come in turns; None is a new one in each epoch.
             Without augmentation and mixup there is one.
+        padding: how far "shift" and "crop" move an image, as a share of its sides.
 
     Raises:
         RecipeError: an unknown `augment`, a negative `mixup`, or a network of neither 1 nor 3
@@ -229,4 +235,5 @@ def make_dataset(
         mixup=mixup,
         cache_bytes=cache_bytes,
         num_views=num_views,
+        padding=padding,
     )

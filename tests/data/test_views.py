@@ -70,7 +70,7 @@ def test_unknown_interpolation_is_refused(spec_of):
         plain_view(noise(9, 9), spec_of(3, 8, 8, interpolation="cubic"))
 
 
-@pytest.mark.parametrize(("augment", "reach"), [("flip", 0), ("crop", 4)])
+@pytest.mark.parametrize(("augment", "reach"), [("flip", 0), ("crop", 4), ("shift", 4)])
 def test_moved_views_are_torchvisions_pad_crop_and_flip(array_images, spec_of, augment, reach):
     images = array_images(num=40, size=(32, 32))
     views = make_dataset(images, spec_of(3, 32, 32), augment=augment, seed=5)
@@ -83,7 +83,8 @@ def test_moved_views_are_torchvisions_pad_crop_and_flip(array_images, spec_of, a
         top, left = (int(u * (2 * reach + 1)) for u in (u_down, u_right))
         image = torch.from_numpy(images.pixels[i]).permute(2, 0, 1)
         expected = F.crop(F.pad(image, [reach] * 4, padding_mode="reflect"), top, left, 32, 32)
-        expected = F.horizontal_flip(expected) if u_flip < 0.5 else expected
+        flips = augment != "shift" and u_flip < 0.5
+        expected = F.horizontal_flip(expected) if flips else expected
         assert torch.equal(batch.images[i], expected)
 
 
@@ -102,6 +103,19 @@ def test_crop_reaches_an_eighth_of_the_side_both_ways(array_images, spec_of, sid
         centres.add(row[side // 2] - side // 2)
 
     assert (min(centres), max(centres)) == (-reach, reach)
+
+
+def test_the_reach_of_a_shift_can_be_said(array_images, spec_of):
+    """Two pixels of 28, as Hinton et al. jitter MNIST."""
+    images = array_images(num=1)
+    images.pixels.resize((1, 28, 28, 3), refcheck=False)
+    images.pixels[0] = np.tile(np.arange(28, dtype=np.uint8), (28, 1))[..., None]
+    views = make_dataset(images, spec_of(3, 28, 28), augment="shift", seed=0, padding=2 / 28)
+    centres = set()
+    for epoch in range(60):
+        views.set_epoch(epoch)
+        centres.add(int(views[0][0][0, 0, 14]) - 14)
+    assert centres == {-2, -1, 0, 1, 2}
 
 
 def test_augment_none_gives_plain_views_in_every_epoch(array_images, spec_of):
@@ -124,7 +138,7 @@ def test_auto_chooses_by_native_size(array_images, spec_of, native, augment):
     assert make_dataset(images, spec_of(3, 224, 224), augment="auto", seed=0).augment == augment
 
 
-@pytest.mark.parametrize("augment", ["flip", "crop", "strong"])
+@pytest.mark.parametrize("augment", ["flip", "shift", "crop", "strong"])
 class TestPurity:
     """The view of a sample is a function of (seed, sample id, epoch)."""
 

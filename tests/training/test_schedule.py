@@ -24,6 +24,11 @@ def test_constant_stays():
     assert _rates(5, schedule="constant") == [2.0] * 5
 
 
+def test_steps_fall_where_the_benchmark_lets_them_fall():
+    rates = _rates(240, schedule="steps")
+    assert rates == pytest.approx([2.0] * 150 + [0.2] * 30 + [0.02] * 30 + [0.002] * 30)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_warmup_is_linear_and_ends_at_the_peak(schedule):
     rates = _rates(20, warmup_steps=4, schedule=schedule)
