@@ -7,6 +7,8 @@ machine, with random weights, and is then near 10 % of its target.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from fitcompress.errors import PlanError
@@ -19,11 +21,18 @@ from fitcompress.graph.program import Program
 from fitcompress.processes import num_processes
 from fitcompress.recipe import StudentRecipe
 from fitcompress.spec import Interface
-from fitcompress.speed import latency, torch_runner
+from fitcompress.speed import Runner, latency, paired_latency, torch_runner
 from fitcompress.targets import Target
 from fitcompress.timing import onnx_copy
 
-__all__ = ["Latency", "frontier", "measure_latency", "student_of", "with_random_weights"]
+__all__ = [
+    "Latency",
+    "frontier",
+    "measure_latency",
+    "runners_of",
+    "student_of",
+    "with_random_weights",
+]
 
 _HALVINGS = 8
 _NEAR = 0.9
@@ -106,16 +115,23 @@ class Latency:
         )
 
 
-def measure_latency(program: Program, interface: Interface) -> Latency:
-    """How long a network takes, in one runtime after the other: onnxruntime's idle threads spin,
-    and would slow down whoever took turns with it.
-    """
+@contextmanager
+def runners_of(program: Program, interface: Interface) -> Iterator[dict[str, Runner]]:
+    """By the name of each runtime, what runs the network in it; inside the block."""
     network = build_network(program).eval()
-    shape = interface.images.shape
     with onnx_copy(network, interface) as in_onnx:
-        runners = {"torch": torch_runner(network, shape), "onnxruntime": in_onnx}
-        times = {name: latency(run.run, run.make_input, (1,)) for name, run in runners.items()}
-    return Latency(**{name: own["1"]["median_ms"] / 1e3 for name, own in times.items()})
+        yield {"onnxruntime": in_onnx, "torch": torch_runner(network, interface.images.shape)}
+
+
+def measure_latency(networks: Sequence[Mapping[str, Runner]]) -> list[Latency]:
+    """How long networks take, in turns, so that what else the machine does hits all alike."""
+    medians: dict[str, list[float]] = {}
+    for runtime in ("onnxruntime", "torch"):
+        times = paired_latency(
+            {str(number): own[runtime] for number, own in enumerate(networks)}, (1,)
+        )
+        medians[runtime] = [own["1"]["median_ms"] / 1e3 for own in times.values()]
+    return [Latency(*both) for both in zip(*medians.values(), strict=True)]
 
 
 def _within_latency(
@@ -135,18 +151,43 @@ def _within_latency(
             advice="find the student with `fitcompress plan` first, and give --target-macs",
         )
     same = plan_student(teacher, depth_mult=1, width_mult=1)
-    whole = measure_latency(with_random_weights(same), interface) if target.is_share else None
-    most = target.limit(whole.onnxruntime if whole else 0)
 
-    def tried(plan: StudentPlan) -> tuple[StudentPlan, float]:
-        measured = measure_latency(with_random_weights(plan), interface)
-        share = measured.onnxruntime / most
+    def measured(plan: StudentPlan) -> tuple[StudentPlan, float]:
+        """The plan, and what it takes as a share of the target."""
+        with runners_of(with_random_weights(plan), interface) as own:
+            *others, found = measure_latency([*beside, own])
+        most = target.limit(others[0].onnxruntime if others else 0)
+        share = found.onnxruntime / most
         size = f"depth-mult {plan.depth_mult:g}, {plan.costs.macs:,} multiply-adds"
-        emit(Notice(topic="plan", message=f"{size}: {measured} ({share:.0%} of the target)"))
+        emit(Notice(topic="plan", message=f"{size}: {found} ({share:.0%} of the target)"))
         return plan, share
 
-    for depth in recipe.depths:
-        best, share = tried(plan_student(teacher, depth_mult=depth, width_mult=NARROWEST))
+    with ExitStack() as stack:
+        beside: list[Mapping[str, Runner]] = []
+        if target.is_share:
+            whole = runners_of(with_random_weights(same), interface)
+            beside.append(stack.enter_context(whole))
+        return _search(teacher, recipe.depths, limits, 4 * same.costs.macs, measured)
+
+
+def _search(
+    teacher: Program,
+    depths: Sequence[float],
+    limits: Limits,
+    high: int,
+    measured: Callable[[StudentPlan], tuple[StudentPlan, float]],
+) -> StudentPlan:
+    """The largest student that is within the limits and the latency; `high`: multiply-adds that are
+    too many.
+    """
+
+    def within(macs: int) -> StudentPlan:
+        most_macs = macs if limits.macs is None else min(macs, limits.macs)
+        return plan_within(teacher, replace(limits, macs=most_macs), (depth,))[0]
+
+    for depth in depths:
+        narrow = plan_student(teacher, depth_mult=depth, width_mult=NARROWEST)
+        best, share = measured(within(narrow.costs.macs))
         if share <= 1:
             break
     else:
@@ -155,13 +196,12 @@ def _within_latency(
             f" {share:.3g} times as long as it may",
             advice="raise the target, or lower --depth-mult",
         )
-    low, high = best.costs.macs, 4 * same.costs.macs
+    low = best.costs.macs
     for _ in range(_HALVINGS):
         if share >= _NEAR:
             break
         middle = int((low * high) ** 0.5)
-        most_macs = middle if limits.macs is None else min(middle, limits.macs)
-        plan, used = tried(plan_within(teacher, replace(limits, macs=most_macs), (depth,))[0])
+        plan, used = measured(within(middle))
         if used <= 1:
             low, best, share = middle, plan, used
         else:

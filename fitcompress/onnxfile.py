@@ -87,6 +87,9 @@ def _open_session(path: Path) -> Any:
         raise ExportError(f"opening {str(path)!r}: there is no such file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Between calls its threads would spin, on the cores that whoever is timed next needs: networks
+    # that took turns were seen to take twice as long.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors; warnings would go straight to the terminal
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

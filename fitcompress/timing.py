@@ -33,9 +33,8 @@ def latencies(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """By model and runtime ("torch", "onnxruntime") the time of one call of each batch size.
 
-    The models take turns in each runtime, one runtime after the other: the idle threads of
-    onnxruntime spin, and would slow down whoever comes next. A model that cannot be exported is
-    left out of onnxruntime, with a notice.
+    The models take turns in each runtime, one runtime after the other. A model that cannot be
+    exported is left out of onnxruntime, with a notice.
     """
     runners = {
         name: torch_runner(model.network, model.interface.images.shape, device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 from graph.toys import timm_program
 
@@ -9,6 +12,8 @@ from fitcompress import budgets
 from fitcompress.budgets import Latency, student_of
 from fitcompress.errors import PlanError, RecipeError
 from fitcompress.events import ignore
+from fitcompress.graph.costs import measure_costs
+from fitcompress.graph.plan import plan_student
 from fitcompress.pipeline import plan
 from fitcompress.recipe import StudentRecipe, resolve_recipe
 from fitcompress.spec import InputSpec, Interface
@@ -88,15 +93,26 @@ def test_sizes_next_to_a_target_that_cannot_be_filled_are_named():
         assert any(f"{params:,} parameters and " in event.message for event in said)
 
 
-def _clock(program, interface):
+def _set_clock(monkeypatch):
     """As if a million multiply-adds took a millisecond."""
-    from fitcompress.graph.costs import measure_costs
 
-    return Latency(measure_costs(program).macs * 1e-9, 1.0)
+    def measured(programs):
+        return [Latency(measure_costs(program).macs * 1e-9, 1.0) for program in programs]
+
+    monkeypatch.setattr(budgets, "runners_of", lambda program, interface: nullcontext(program))
+    monkeypatch.setattr(budgets, "measure_latency", measured)
+
+
+def test_a_share_of_the_teachers_latency_is_that_of_one_measured_beside_it(monkeypatch):
+    _set_clock(monkeypatch)
+    teacher = timm_program("resnet18")
+    recipe = StudentRecipe(target_latency="40%", depth_mult=2.0)
+    found = student_of(teacher, INTERFACE, recipe, emit=ignore)
+    assert 0.36 <= found.costs.macs / measure_costs(teacher).macs <= 0.4
 
 
 def test_a_latency_is_searched_by_measuring(monkeypatch):
-    monkeypatch.setattr(budgets, "measure_latency", _clock)
+    _set_clock(monkeypatch)
     teacher, said = timm_program("resnet18"), []
     recipe = StudentRecipe(target_latency="200ms", depth_mult=2.0)
     found = student_of(teacher, INTERFACE, recipe, emit=said.append)
@@ -112,17 +128,34 @@ def test_a_latency_is_searched_by_measuring(monkeypatch):
     assert again.costs == found.costs
 
 
+def test_the_smallest_student_is_within_the_other_targets_too_and_not_measured_again(monkeypatch):
+    _set_clock(monkeypatch)
+    teacher = timm_program("resnet18")
+    smallest = plan_student(teacher, depth_mult=2.0, width_mult=budgets.NARROWEST).costs
+    recipe = StudentRecipe(
+        target_latency=f"{smallest.macs * 1.001e-6}ms",
+        target_params=f"{round(smallest.params * 0.99)}",
+        depth_mult=2.0,
+    )
+    with pytest.raises(PlanError, match="no student is that small"):
+        student_of(teacher, INTERFACE, recipe, emit=ignore)
+    found = student_of(teacher, INTERFACE, replace(recipe, target_params="20%"), emit=ignore)
+    assert found.costs.macs <= smallest.macs
+    assert found.limits.macs == smallest.macs  # what a run that goes on plans by
+
+
 def test_a_latency_that_no_student_has_is_refused(monkeypatch):
-    monkeypatch.setattr(budgets, "measure_latency", _clock)
+    _set_clock(monkeypatch)
     with pytest.raises(PlanError, match="no student is that fast"):
         recipe = StudentRecipe(target_latency="1us")
         student_of(timm_program("resnet18"), INTERFACE, recipe, emit=ignore)
 
 
-def test_a_measured_latency_is_one(monkeypatch):
+def test_a_measured_latency_is_one():
     program = budgets.with_random_weights(
         budgets.plan_student(timm_program("resnet18", 64), depth_mult=1, width_mult=0.1)
     )
     spec = InputSpec(shape=(3, 64, 64), mean=(0.5,) * 3, std=(0.25,) * 3)
-    found = budgets.measure_latency(program, Interface(input=spec))
+    with budgets.runners_of(program, Interface(input=spec)) as own:
+        (found,) = budgets.measure_latency([own])
     assert 1e-5 < found.onnxruntime < 1 and 1e-5 < found.torch < 1

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fitcompress
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+REPRODUCTIONS = EXAMPLES / "reproductions"
 
 
 def run(*words: str | Path, cwd: Path) -> str:
@@ -60,3 +63,37 @@ def test_the_factory_is_found_in_the_current_folder_and_its_blocks_are_candidate
         )
     )
     assert [layer["name"] for layer in layers if layer["candidate"]] == ["1", "3", "4"]
+
+
+def test_the_nets_of_the_papers_are_as_large_as_the_papers_say():
+    """FitNets, Table 5 and section 3.4, recounted with two pieces; the CIFAR-100 benchmark's own
+    counts in millions.
+    """
+    code = (
+        "import json, nets, benchmark_nets as b\n"
+        "count = lambda net: sum(weight.numel() for weight in net.parameters())\n"
+        "fitnets = [count(nets.fitnet(f'fitnet{n}', None, False)) for n in (1, 2, 3, 4)]\n"
+        "mnist = [count(nets.fitnets_mnist_teacher()), count(nets.fitnets_mnist_student())]\n"
+        "names = ('resnet32x4', 'resnet8x4', 'resnet110', 'resnet20', 'wrn_40_2', 'wrn_16_2')\n"
+        "benchmark = [round(count(getattr(b, name)()) / 1e6, 2) for name in names]\n"
+        "teacher = count(nets.fitnets_cifar_teacher())\n"
+        "print(json.dumps([fitnets, mnist, benchmark, teacher]))\n"
+    )
+    fitnets, mnist, benchmark, teacher = json.loads(run("-c", code, cwd=REPRODUCTIONS))
+    assert [round(number / 1e6, 3) for number in fitnets] == [0.251, 0.864, 1.506, 2.549]
+    assert mnist[0] == 361_066 and round(mnist[1] / 1e3, 1) == 30.1
+    assert benchmark == [7.43, 1.23, 1.74, 0.28, 2.26, 0.70]
+    assert round(teacher / 1e6, 2) == 9.05
+
+
+def test_the_grid_lists_every_cell_and_what_it_would_take():
+    lines = run("grid.py", cwd=REPRODUCTIONS).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(cells) == 4 + 3 + 8 * 3  # table 5, the benchmark, eight nets with three starts
+    assert all(int(cell[3]) > 0 and int(cell[4]) > 0 for cell in cells if cell[2] == "not run")
+
+
+@pytest.mark.parametrize("path", sorted(REPRODUCTIONS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_of_the_reproductions_hold(path):
+    recipe = fitcompress.load_recipe(path)
+    assert recipe.stage2.epochs and recipe.teacher.input_size

@@ -55,3 +55,10 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, content: bytes | 
         path.write_bytes(content)
     with pytest.raises(ExportError, match=r"x\.onnx"):
         open_onnx(path)
+
+
+def test_a_session_at_rest_leaves_the_cores_to_others(tmp_path):
+    """Threads that spin between calls were seen to double the time of a network timed in turns."""
+    write_doubler(tmp_path / "a.onnx", metadata_of(INTERFACE, "0"))
+    options = open_onnx(tmp_path / "a.onnx").session.get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"

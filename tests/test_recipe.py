@@ -47,7 +47,11 @@ _WRONG = [
     (TeacherRecipe, {"lr": 0.0}, "teacher.lr must be above 0, got 0.0"),
     (DataRecipe, {"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
     (DataRecipe, {"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
-    (DataRecipe, {"augment": "crops"}, "data.augment must be one of none, flip, shift, crop, strong"),
+    (
+        DataRecipe,
+        {"augment": "crops"},
+        "data.augment must be one of none, flip, shift, crop",
+    ),
     (DataRecipe, {"mixup": -0.1}, "data.mixup must be at least 0, got -0.1"),
     (DataRecipe, {"limit": 0}, "data.limit must be at least 1, got 0"),
     (DataRecipe, {"max_unreadable": -1}, "data.max_unreadable must be at least 0, got -1"),
