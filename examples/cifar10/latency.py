@@ -1,0 +1,49 @@
+"""Are exported students as fast as the report says? They and their teacher take turns.
+
+    python latency.py runs/cifar10/seed0
+
+The run must have been exported with --onnx --int8. Prints how many times faster than the teacher's
+ONNX file each student is, with the 95 % interval of the median ratio, and what the report says.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fitcompress.graph.lift import build_network
+from fitcompress.onnxfile import onnx_runner
+from fitcompress.recipe import load_recipe
+from fitcompress.report import Report
+from fitcompress.speed import paired_latency
+from fitcompress.teacher import open_teacher
+from fitcompress.timing import onnx_copy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    given = parser.parse_args()
+    report = Report.load(given.run)
+    teacher = open_teacher(load_recipe(given.run / "recipe.toml").teacher)
+    network = build_network(teacher.program).eval()
+    with onnx_copy(network, teacher.interface) as whole:
+        runners = {"teacher": whole}
+        for name in ("student", "student-int8"):
+            runners[name] = onnx_runner(given.run / f"exports/{name}.onnx")
+        times = paired_latency(runners, num_runs=200, budget_s=20.0)
+    print("| file | batch | median ms | p95 ms | times faster | 95 % interval | report |")
+    print("|---|---|---|---|---|---|---|")
+    for name, batches in times.items():
+        for batch, timing in batches.items():
+            said = report.model("student")["latency"]["onnxruntime"][batch]["speedup"]
+            low, high = timing.get("speedup_range", (1.0, 1.0))
+            print(
+                f"| {name} | {batch} | {timing['median_ms']:.2f} | {timing['p95_ms']:.2f}"
+                f" | {timing['speedup']:.2f} | {low:.2f} to {high:.2f}"
+                f" | {'' if name == 'teacher' else f'{said:.2f}'} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
