@@ -10,39 +10,54 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fitcompress.arms import QUESTIONS, Arm, arm_recipe
-from fitcompress.errors import RecipeError, RunError
+from fitcompress.arms import (
+    COMMON,
+    DEFAULT_ARMS,
+    QUESTIONS,
+    Arm,
+    Question,
+    arm_recipe,
+    read_arms,
+)
+from fitcompress.errors import DataError, RecipeError, RunError, TeacherError
 from fitcompress.events import Emit, Event, Notice, StageFinished, StageStarted, ignore
 from fitcompress.pipeline import distill
-from fitcompress.preparing import prepare_teacher
+from fitcompress.planning import plan_run
+from fitcompress.preparing import Prepared, prepare_teacher
 from fitcompress.processes import num_processes
 from fitcompress.recipe import Recipe, load_recipe
 from fitcompress.report.ablation import ABLATION, Ablation, cell_path
 from fitcompress.rundir import RunDir, write_json
 from fitcompress.session import on_its_threads
-from fitcompress.settings import differing_settings, with_settings
+from fitcompress.settings import differing_settings, flat_settings, with_settings
+from fitcompress.stages import output_kinds, training_seconds
 from fitcompress.teacher import Teacher
 from fitcompress.training import resolve_device
+from fitcompress.tuning import compiling
 
 __all__ = ["ablate"]
 
 _ANSWERS, _TEACHER = "answers", "teacher"
+_NOTHING: dict[str, Any] = {"arms": [], "cells": [], "is_extended": False}
+"""What `ablation.json` says before there is one."""
+_NUM_SEEDS = 5
+_FREE_ON_RESUME = ("run.device", "run.threads", "data.num_workers")
 
 
 @on_its_threads
 def ablate(
     recipe: Recipe,
     *,
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
+    arms: Sequence[Arm] | None = None,
+    seeds: Sequence[int] | None = None,
     teacher: Teacher | None = None,
     resume: bool = False,
     force: bool = False,
@@ -51,8 +66,10 @@ def ablate(
     """Trains the recipe's student in the way of every arm with every seed, below `run.out`. With
     several GPUs, a run on each at a time.
 
+    arms: the usual ones, if None; of an ablation that goes on, those that it has.
+    seeds: likewise, five from the recipe's seed on.
     teacher: one that is open already, instead of `recipe.teacher.source`.
-    resume: go on with what is there; arms and seeds may be more than before, settings not others.
+    resume: go on with what was asked for before, by its recipe; arms and seeds come to it.
 
     Raises:
         FitcompressError: see `errors`; runs that are finished by then are kept.
@@ -64,33 +81,32 @@ def ablate(
             advice="launch one, which trains on every GPU that it sees",
         )
     root = Path(recipe.run.out or "runs/ablation")
-    if not resume and not force and (root / ABLATION).exists():
-        raise RunError(
-            f"making the ablation '{root}': there is one already",
-            advice="go on with --resume, replace it with --force, or choose another --out",
-        )
-    if force:
+    if (root / ABLATION).exists() and not resume:
+        if not force:
+            raise RunError(
+                f"making the ablation '{root}': there is one already",
+                advice="go on with --resume, replace it with --force, or choose another --out",
+            )
         _clear(root)
     run = RunDir.create(root / _TEACHER, resume=True)
-    settings = {"run.timing": "none", "run.baseline": False, "run.out": str(run.path)}
-    asked = with_settings(recipe, settings)
-    if run.is_run():
-        _require_same(asked, load_recipe(run.recipe_path), root)
-    prepared = prepare_teacher(asked, run, teacher, emit, resume=True)
-    base, opened = prepared.session.recipe, prepared.teacher
-    if base.run.cache_teacher == "auto":
-        base = with_settings(base, {"run.cache_teacher": str(root / _ANSWERS)})
-    cells = [_Cell(root, arm, seed, base) for seed in seeds for arm in arms]
-    _write_facts(root, opened, cells)
+    prepared = prepare_teacher(_asked(recipe, run), run, teacher, emit, resume=True)
+    _require_accuracy(prepared)
+    base, seconds = _shared(prepared, root, emit)
+    known = RunDir(root).read_json(ABLATION) or _NOTHING
+    cells = _cells(root, base, known, arms, seeds)
+    _write_facts(root, prepared.teacher, cells, known)
     missing = [cell for cell in cells if not RunDir(cell.path).is_finished()]
+    message = (
+        f"{len(missing)} of {len(cells)} runs are to be trained, {seconds / 60:.1f} minutes each"
+    )
+    emit(Notice(topic="run", message=message))
     devices = _devices(base)
     if len(devices) > 1 and teacher is None:
         _train_beside_each_other(missing, devices, emit)
     else:
-        for number, cell in enumerate(missing, len(cells) - len(missing) + 1):
-            emit(Notice(topic="run", message=f"{cell.name}: {number} of {len(cells)} runs"))
-            distill(cell.recipe, teacher=opened, resume=True, emit=_within(cell, emit))
+        _train_in_turn(missing, prepared.teacher, root, emit)
     shutil.rmtree(root / _ANSWERS, ignore_errors=True)
+    (root / ABLATION).touch()  # the newest of what lies below runs/
     return Ablation.load(root)
 
 
@@ -117,44 +133,155 @@ class _Cell:
         return with_settings(arm_recipe(self.base, self.arm), own)
 
 
-def _require_same(asked: Recipe, stored: Recipe, root: Path) -> None:
-    """Refuses to add to runs that were trained by other settings."""
+# --- what the runs share -----------------------------------------------------------------------
+
+
+def _asked(recipe: Recipe, run: RunDir) -> Recipe:
+    """The recipe of all arms: the stored one where there is one, which `recipe` may only repeat.
+
+    Raises:
+        RecipeError: it says something else.
+    """
+    own = {"run.timing": "none", "run.baseline": False, "run.out": str(run.path)}
+    asked = with_settings(recipe, {**COMMON, **own})
+    if not run.is_run():
+        return asked
+    stored = load_recipe(run.recipe_path)
     for name, (now, then) in differing_settings(asked, stored).items():
-        if not name.startswith("run.") and now not in (None, "auto"):
+        if name not in _FREE_ON_RESUME and now not in (None, "auto"):
             raise RecipeError(
-                f"cannot go on with '{root}' with {name} = {now!r}: it was started with {then!r}",
+                f"cannot go on with '{run.path.parent}' with {name} = {now!r}: it was started with"
+                f" {then!r}",
                 advice="leave that setting out, or choose another --out",
             )
+    free = {name: flat_settings(asked)[name] for name in _FREE_ON_RESUME}
+    return with_settings(stored, free)
 
 
-def _clear(root: Path) -> None:
-    """Removes the runs of the ablation that is there, and nothing else."""
-    facts = RunDir(root).read_json(ABLATION) or {"arms": [], "seeds": []}
-    for arm in facts["arms"]:
-        for seed in facts["seeds"]:
-            shutil.rmtree(cell_path(root, arm["name"], seed), ignore_errors=True)
-    for name in (_ANSWERS, _TEACHER):
-        shutil.rmtree(root / name, ignore_errors=True)
-    (root / ABLATION).unlink(missing_ok=True)
+def _require_accuracy(prepared: Prepared) -> None:
+    """Refuses to train what could not be judged in the end."""
+    teacher = prepared.teacher
+    if not teacher.num_classes or teacher.interface.output_kind == "labels":
+        raise TeacherError(
+            f"ablating '{teacher.name}': arms are compared by their accuracy, and its outputs are"
+            " not classes",
+            advice="`fitcompress distill` works for it",
+        )
+    if not prepared.session.data.labelled:
+        raise DataError(
+            "ablating: arms are compared by their accuracy, and not all images have a label"
+        )
 
 
-def _write_facts(root: Path, teacher: Teacher, cells: Sequence[_Cell]) -> None:
-    """What the report needs to know of the whole; what was asked for before stays in it."""
-    known = RunDir(root).read_json(ABLATION) or {"arms": [], "seeds": []}
-    asked = {cell.arm.name: _arm_facts(cell) for cell in cells}
+def _shared(prepared: Prepared, root: Path, emit: Emit) -> tuple[Recipe, float]:
+    """The recipe with everything decided that each run would else decide, or measure, for itself;
+    and about how long a run with a teacher takes.
+    """
+    base, run = prepared.session.recipe, prepared.session.run
+    planned = plan_run(prepared.teacher, base, emit=emit)
+    if "values" in output_kinds(planned.teacher):
+        raise TeacherError(
+            f"ablating '{prepared.teacher.name}': one of its outputs is no classes, and would be"
+            " learnt from it in every arm"
+        )
+    seconds = training_seconds(prepared.session, planned) or 0.0
+    base = compiling(prepared.session, seconds).recipe
+    settings: dict[str, Any] = {}
+    if base.run.cache_teacher == "auto":
+        settings["run.cache_teacher"] = str(root / _ANSWERS)
+    if base.student.target_latency:  # measured again, it would be another student
+        settings |= {
+            "student.target_latency": None,
+            "student.target_flops": None,
+            "student.target_macs": f"{planned.summary['most_macs']:.0f}",
+            "student.depth_mult": planned.summary["depth_mult"],
+        }
+    if prepared.facts["adapted"]:
+        settings |= {"teacher.source": str(run.teacher_path), "teacher.weights": None}
+    return with_settings(base, settings), seconds
+
+
+def _cells(
+    root: Path,
+    base: Recipe,
+    known: dict[str, Any],
+    arms: Sequence[Arm] | None,
+    seeds: Iterable[int] | None,
+) -> list[_Cell]:
+    """All runs that were asked for, now and before, seed by seed.
+
+    Raises:
+        RecipeError: an arm of that name has other settings.
+    """
+    named = {fact["name"]: _arm_of(fact) for fact in known["arms"]}
+    if arms is None:
+        arms = list(named.values()) or read_arms(DEFAULT_ARMS)
+    if seeds is None:
+        first = base.run.seed
+        seeds = {seed for _, seed in known["cells"]} or range(first, first + _NUM_SEEDS)
+    for arm in arms:
+        before = named.setdefault(arm.name, arm)
+        if (before.settings, before.sets) != (arm.settings, arm.sets):
+            raise RecipeError(
+                f"adding the arm '{arm.name}': there is one of that name with other settings",
+                advice="give it another name",
+            )
+    asked = {(seed, arm) for arm, seed in known["cells"]}
+    asked |= {(seed, arm.name) for seed in seeds for arm in arms}
+    order = list(named)
+    return [
+        _Cell(root, named[arm], seed, base)
+        for seed, arm in sorted(asked, key=lambda cell: (cell[0], order.index(cell[1])))
+    ]
+
+
+def _arm_of(fact: dict[str, Any]) -> Arm:
+    return Arm(
+        fact["name"], fact["meaning"], fact["settings"], fact["is_long"], tuple(fact["sets"])
+    )
+
+
+def _write_facts(
+    root: Path, teacher: Teacher, cells: Sequence[_Cell], known: dict[str, Any]
+) -> None:
+    """What the report needs to know of the whole."""
+    arms = {cell.arm.name: cell for cell in cells}
+    own = [Question(arm, "ht", cell.arm.meaning) for arm, cell in arms.items() if cell.arm.sets]
+    asked = [[cell.arm.name, cell.seed] for cell in cells]
+    has_more = bool(known["cells"]) and len(asked) > len(known["cells"])
     facts = {
         "teacher": teacher.name,
-        "arms": [*(arm for arm in known["arms"] if arm["name"] not in asked), *asked.values()],
-        "seeds": sorted({*known["seeds"], *(cell.seed for cell in cells)}),
-        "questions": [asdict(question) for question in QUESTIONS],
+        "arms": [{**asdict(cell.arm), "changes": _changes(cell)} for cell in arms.values()],
+        "cells": asked,
+        "questions": [asdict(question) for question in (*QUESTIONS, *own)],
+        "is_extended": known["is_extended"] or has_more,
     }
     write_json(root / ABLATION, facts)
 
 
-def _arm_facts(cell: _Cell) -> dict[str, Any]:
+def _changes(cell: _Cell) -> dict[str, Any]:
     changed = differing_settings(arm_recipe(cell.base, cell.arm), cell.base)
-    settings = {name: now for name, (now, _) in changed.items()}
-    return {"name": cell.arm.name, "meaning": cell.arm.meaning, "settings": settings}
+    return {name: now for name, (now, _) in changed.items()}
+
+
+def _clear(root: Path) -> None:
+    """Removes the ablation that is there, and nothing else."""
+    for arm, seed in RunDir(root).read_json(ABLATION)["cells"]:
+        shutil.rmtree(cell_path(root, arm, seed), ignore_errors=True)
+    for name in (_ANSWERS, _TEACHER):
+        shutil.rmtree(root / name, ignore_errors=True)
+    (root / ABLATION).unlink()
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def _train_in_turn(cells: Sequence[_Cell], teacher: Teacher, root: Path, emit: Emit) -> None:
+    for number, cell in enumerate(cells, 1):
+        emit(Notice(topic="run", message=f"{cell.name}: {number} of {len(cells)} runs"))
+        distill(cell.recipe, teacher=teacher, resume=True, emit=_within(cell, emit))
+        if all(other.seed != cell.seed for other in cells[number:]):
+            shutil.rmtree(root / _ANSWERS, ignore_errors=True)  # another seed has other views
 
 
 def _within(cell: _Cell, emit: Emit) -> Emit:
@@ -166,9 +293,6 @@ def _within(cell: _Cell, emit: Emit) -> Emit:
             emit(replace(event, stage=f"{cell.name}, {stage}"))  # type: ignore[call-arg]
 
     return tell
-
-
-# --- several devices ---------------------------------------------------------------------------
 
 
 def _devices(recipe: Recipe) -> list[str]:
@@ -185,19 +309,19 @@ def _train_beside_each_other(cells: Sequence[_Cell], devices: Sequence[str], emi
     for device in devices:
         free.put(device)
     pool = ProcessPoolExecutor(len(devices), context, _take_device, (free,))
+    waiting, under_way = list(cells), dict[Future[float], _Cell]()
     try:
-        for cell in cells:
-            emit(StageStarted(stage=cell.name))
-        started = {pool.submit(_train, cell.recipe): cell for cell in cells}
-        left = set(started)
-        while left:
-            done, left = wait(left, timeout=1.0, return_when=FIRST_EXCEPTION)
+        while waiting or under_way:
+            while waiting and len(under_way) < len(devices):
+                cell = waiting.pop(0)
+                emit(StageStarted(stage=cell.name))
+                under_way[pool.submit(_train, cell.recipe)] = cell
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
             for future in done:
-                seconds = future.result()
-                name = started[future].name
+                seconds, name = future.result(), under_way.pop(future).name
                 emit(StageFinished(stage=name, seconds=seconds, num_images=0, detail={}))
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def _take_device(free: Any) -> None:

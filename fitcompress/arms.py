@@ -7,6 +7,7 @@ asked is what the teacher gives in training.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,25 @@ from fitcompress.errors import RecipeError, near_misses
 from fitcompress.recipe import Recipe, apply_sets
 from fitcompress.settings import with_settings
 
-__all__ = ["ARMS", "DEFAULT_ARMS", "QUESTIONS", "Arm", "Question", "arm_recipe", "read_arms"]
+__all__ = [
+    "ARMS",
+    "COMMON",
+    "DEFAULT_ARMS",
+    "QUESTIONS",
+    "Arm",
+    "Question",
+    "arm_recipe",
+    "read_arms",
+]
 
+COMMON: dict[str, Any] = {
+    "student.init": "random",
+    "hints.target": "teacher",
+    "stage2.hint_weight": 0.0,
+    "stage1.optim.patience": None,
+}
+"""What all arms begin with. Hints that cannot be learnt would end their stage early, and be less of
+a control."""
 _NO_HINTS: dict[str, Any] = {"stage1.epochs": 0}
 _NO_TEACHER: dict[str, Any] = {
     "stage2.lambda_kd": 0.0,
@@ -84,7 +102,7 @@ QUESTIONS = (
     Question("kd", "bp", "distillation over labels alone"),
     Question("ht", "bp", "hints and distillation over labels alone"),
     Question("ht", "kd", "hints over distillation alone"),
-    Question("ht", "kd-long", "hints over distillation for as many epochs"),
+    Question("ht", "kd-long", "hints over distillation for the epochs of both stages"),
     Question("ht", "rand-net", "the teacher's hints over those of random weights"),
     Question("ht", "rand-iid", "the teacher's hints over random vectors"),
     Question("ht", "shuffled", "the teacher's hints over those of other images"),
@@ -94,6 +112,11 @@ QUESTIONS = (
     Question("inherit", "kd", "inherited weights over random ones"),
 )
 """Fixed before anything is measured; those count of which both arms were run."""
+
+
+_NEXT_SETTING = r",(?=\s*[\w.]+\s*=)"
+_TAKEN = ("teacher", "answers")
+"""Folders of an ablation that are no arms."""
 
 
 def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
@@ -112,11 +135,11 @@ def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
             raise RecipeError(f"choosing the arms: there is no '{name}'", advice=known)
         arms.append(ARMS[name])
     for text in own:
-        name, colon, sets = text.partition(":")
-        parts = tuple(part.strip() for part in sets.split(",") if part.strip())
-        if not colon or not name.strip() or not parts:
+        name, _, sets = text.partition(":")
+        parts = tuple(part.strip() for part in re.split(_NEXT_SETTING, sets) if part.strip())
+        if not re.fullmatch(r"\w[\w.-]*", name.strip()) or name.strip() in _TAKEN or not parts:
             raise RecipeError(
-                f"reading the arm '{text}': it has no name or no settings",
+                f"reading the arm '{text}': it has no name that can be a folder's, or no settings",
                 advice='write it as "NAME: SECTION.KEY=VALUE, SECTION.KEY=VALUE"',
             )
         arms.append(Arm(name.strip(), ", ".join(parts), {}, sets=parts))
@@ -128,14 +151,14 @@ def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
 
 
 def arm_recipe(recipe: Recipe, arm: Arm) -> Recipe:
-    """The recipe of an arm. All numbers of epochs are decided.
+    """The recipe of an arm, from one that has what is common. All numbers of epochs are decided.
 
     Raises:
         RecipeError: it trains on hints, and the recipe has no epochs for them; or a setting of the
             user's cannot hold.
     """
     first, second = recipe.stage1.epochs or 0, recipe.stage2.epochs or 0
-    settings = {"student.init": "random", **arm.settings}
+    settings = dict(arm.settings)
     if arm.is_long:
         settings["stage2.epochs"] = first + second
     made = apply_sets(with_settings(recipe, settings), arm.sets)

@@ -297,9 +297,19 @@ def load_report(run: Path | None = None) -> Report | Ablation:
     """The report of a run, finished or not; of the newest under `runs/` when none is named; of all
     runs of an ablation.
     """
-    if run and (run / ABLATION).is_file():
-        return Ablation.load(run)
-    return Report.load(RunDir.open(run) if run else RunDir.newest())
+    found = run or _newest()
+    if (found / ABLATION).is_file():
+        return Ablation.load(found)
+    return Report.load(RunDir.open(found))
+
+
+def _newest() -> Path:
+    """Of the runs and ablations below `runs/` the one in which something happened last."""
+    root = Path("runs")
+    times = {path.parent: path.stat().st_mtime for path in root.glob(f"*/{ABLATION}")}
+    runs = (RunDir(path.parent) for path in root.glob("*/recipe.toml"))
+    times |= {run.path: run.last_activity() for run in runs}
+    return max(times, key=times.__getitem__) if times else RunDir.newest(root).path
 
 
 def load_comparison(runs: Sequence[Path]) -> Comparison:

@@ -67,6 +67,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_one_of(tuple(PRESETS), "preset", self.preset)
+        if self.stage2.hint_weight and self.hints.target == "random-teacher":
+            raise RecipeError(
+                "stage2.hint_weight needs hints of the teacher whose outputs are learnt, not of"
+                " hints.target = random-teacher"
+            )
 
 
 def recipe_from_preset(name: str) -> Recipe:

@@ -116,7 +116,7 @@ class RunDir:
                 f"looking for the newest run: there is none in {str(root)!r}",
                 advice="name a run, or make one with `fitcompress distill --teacher NAME`",
             )
-        return max(runs, key=lambda run: (run._last_activity(), str(run.path)))
+        return max(runs, key=lambda run: (run.last_activity(), str(run.path)))
 
     @property
     def recipe_path(self) -> Path:
@@ -288,7 +288,8 @@ class RunDir:
                 if _is_leftover(entry):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def _last_activity(self) -> float:
+    def last_activity(self) -> float:
+        """When something was written last, in seconds since the epoch."""
         paths = (self.recipe_path, self.events_path, self.results_path)
         return max(path.stat().st_mtime for path in paths if path.is_file())
 

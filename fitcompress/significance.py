@@ -76,17 +76,17 @@ def mean_interval(values: Sequence[float]) -> dict[str, float | None]:
 
 def paired_t_test(differences: Sequence[float]) -> dict[str, float | None]:
     """Whether the mean of paired differences is other than 0: as `mean_interval`, with the
-    two-sided `p_value`; None for a single difference.
+    two-sided `p_value`.
 
-    Source: Student 1908. Differences that are all the same have no spread to judge by; they count
-    as shown unless they are 0.
+    Source: Student 1908. A single difference, or some that are all the same, have no spread to
+    judge by: their p-value is None, or 1 where several are 0.
     """
     found = mean_interval(differences)
     mean, sd, n = fmean(differences), found["sd"], len(differences)
     if sd is None:
         return {**found, "p_value": None}
-    if not sd:
-        return {**found, "p_value": float(mean == 0)}
+    if sd <= 1e-12 * abs(mean):
+        return {**found, "p_value": None if mean else 1.0}
     t = mean / (sd / math.sqrt(n))
     return {**found, "p_value": 2 * float(stdtr(n - 1, -abs(t)))}
 

@@ -198,7 +198,10 @@ def train_student(session: Session, planned: Planned, fingerprint: str) -> Stage
     recipe, epochs = session.recipe.stage2, session.recipe.stage2.epochs or 0
     if not recipe.has_teacher and "values" not in output_kinds(teacher):
         cost = stage_cost(None, student)
-        labels, spec = _supervised(session, student, recipe.label_weight), student.interface.images
+        labels, spec = (
+            _supervised(session, student, recipe.label_weight),
+            _view_spec(teacher, student),
+        )
         return _run_stage(session, "stage2", labels, spec, recipe.optim, epochs, fingerprint, cost)
     hint_nodes, guided_nodes = _nodes(planned) if recipe.hint_weight else ([], [])
     distilling = DistillObjective(
@@ -238,6 +241,7 @@ def _supervised(session: Session, model: Model, weight: float = 1.0) -> Supervis
         model.network,
         session.recipe.stage2.label_smoothing,
         student_preprocess=Preprocess(model.interface.images),
+        output_kind=output_kinds(model)[0],
         weight=weight,
     )
 

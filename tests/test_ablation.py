@@ -13,15 +13,17 @@ import toy_runs
 from PIL import Image
 from torch import nn
 
-from fitcompress import ablation, pipeline
+from fitcompress import ablation, budgets, pipeline
 from fitcompress.ablation import ablate
-from fitcompress.arms import ARMS, DEFAULT_ARMS, arm_recipe, read_arms
-from fitcompress.errors import RecipeError, RunError
+from fitcompress.arms import ARMS, COMMON, DEFAULT_ARMS, arm_recipe, read_arms
+from fitcompress.budgets import Latency
+from fitcompress.errors import DataError, RecipeError, RunError, TeacherError
 from fitcompress.events import Event, StageFinished, StageStarted
+from fitcompress.measure import load_predictions
 from fitcompress.pipeline import load_report
 from fitcompress.recipe import Recipe
 from fitcompress.report.ablation import Ablation, cell_path
-from fitcompress.settings import differing_settings
+from fitcompress.settings import differing_settings, with_settings
 from fitcompress.training import Interrupted
 
 
@@ -35,7 +37,8 @@ def recipe_of(images: Path, out: Path, **more: object) -> Recipe:
 
 
 def run(images: Path, out: Path, names: list[str], seeds: int, *own: str, **more) -> Ablation:
-    options = {name: more.pop(name) for name in ("teacher", "resume", "emit") if name in more}
+    own_options = ("teacher", "resume", "emit", "force")
+    options = {name: more.pop(name) for name in own_options if name in more}
     return ablate(
         recipe_of(images, out, **more),
         arms=read_arms(names, own),
@@ -48,7 +51,7 @@ def run(images: Path, out: Path, names: list[str], seeds: int, *own: str, **more
 
 
 def changed(name: str) -> set[str]:
-    base = toy_runs.toy_recipe(Path("images"), Path("out"), student__init="random")
+    base = with_settings(toy_runs.toy_recipe(Path("images"), Path("out")), COMMON)
     arm, kd = (arm_recipe(base, ARMS[each]) for each in (name, "kd"))
     return set(differing_settings(arm, kd))
 
@@ -78,13 +81,20 @@ def test_long_arms_take_the_epochs_of_both_stages():
         (["kdd"], [], "no 'kdd'"),
         (["kd", "kd"], [], "'kd' comes twice"),
         ([], [], "there is none"),
-        (["kd"], ["hot"], "'hot': it has no name or no settings"),
+        (["kd"], ["hot"], "'hot': it has no name that can be a folder's, or no settings"),
+        (["kd"], ["../x: stage2.tau=3"], r"'\.\./x: .* no name that can be"),
+        (["kd"], ["answers: stage2.tau=3"], "no name that can be a folder's"),
         (["kd"], ["kd: stage2.tau=3"], "'kd' comes twice"),
     ],
 )
 def test_arms_that_are_none_are_refused(names, own, message):
     with pytest.raises(RecipeError, match=message):
         read_arms(names, own)
+
+
+def test_a_list_within_a_setting_is_not_taken_apart():
+    (arm,) = read_arms([], ["two: hints.hint=a,b, stage2.tau=3"])
+    assert arm.sets == ("hints.hint=a,b", "stage2.tau=3")
 
 
 def test_hints_need_epochs():
@@ -112,8 +122,18 @@ def test_every_arm_trains_and_is_a_run_of_its_own(all_arms):
     for arm in all_arms.arms:
         report = load_report(cell_path(all_arms.path, arm, 0))
         assert report.is_finished
-        assert all_arms.accuracies(arm) == {0: report.model("student")["accuracy"]["top1"]}
+        predictions = load_predictions(report.path / "predictions.safetensors")["student"]
+        right = float(predictions.correct_N.float().mean())
+        assert all_arms.accuracies(arm) == {0: pytest.approx(right)}
     assert not (all_arms.path / "answers").exists()
+
+
+def test_every_arm_trains_another_student(all_arms):
+    weights = {
+        (cell_path(all_arms.path, arm, 0) / "student/model.safetensors").read_bytes()
+        for arm in all_arms.arms
+    }
+    assert len(weights) == len(all_arms.arms)
 
 
 def test_what_an_arm_does_not_need_is_not_paid_for(all_arms):
@@ -136,11 +156,8 @@ def test_the_report_has_every_form(all_arms):
     assert [arm["name"] for arm in facts["arms"]] == [*ARMS, "hot"]
     assert facts["missing"] == []
     (hot,) = (arm for arm in facts["arms"] if arm["name"] == "hot")
-    assert hot["settings"] == {
-        "stage2.tau": 8.0,
-        "stage2.label_weight": 0.2,
-        "student.init": "random",
-    }
+    assert hot["changes"] == {"stage2.tau": 8.0, "stage2.label_weight": 0.2}
+    assert ("hot", "ht") in [(test["arm"], test["against"]) for test in facts["answers"]]
     for form in ("text", "md", "html"):
         page = all_arms.render(form)
         assert all(arm in page for arm in ARMS)
@@ -162,15 +179,18 @@ def test_more_arms_and_seeds_are_added_and_nothing_is_trained_twice(images, tmp_
     started = [event.stage for event in events if isinstance(event, StageStarted)]
     assert [name for name in started if "answers" not in name] == [
         "bp, seed 0, stage2",
-        "bp, seed 1, stage2",
         "kd, seed 1, stage2",
+        "bp, seed 1, stage2",
     ]
-    assert found.arms == ("bp", "kd") and found.seeds == (0, 1)
+    assert found.arms == ("kd", "bp") and found.seeds == (0, 1)
     assert len(found.cells) == 4
+    assert "Arms or seeds came later" in found.render("text")
+    again = ablate(recipe_of(images, out), teacher=toy_runs.toy_teacher(), resume=True)
+    assert set(again.cells) == set(found.cells)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(images, tmp_path):
-    whole = run(images, tmp_path / "whole", ["kd"], 1)
+    whole = run(images, tmp_path / "whole", ["ht", "kd"], 1)
 
     def stop(event: Event) -> None:
         if isinstance(event, StageFinished) and event.stage.endswith("stage1"):
@@ -180,12 +200,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(images, tmp_path):
         run(images, tmp_path / "cut", ["ht", "kd"], 1, emit=stop)
     cut = Ablation.load(tmp_path / "cut")
     assert "Unfinished: 2 of 2 runs are missing" in cut.render("text")
-    cut = run(images, tmp_path / "cut", ["ht", "kd"], 1, resume=True)
-    weights = [
-        (cell_path(each.path, "kd", 0) / "student/model.safetensors").read_bytes()
-        for each in (whole, cut)
-    ]
-    assert weights[0] == weights[1]
+    cut = ablate(recipe_of(images, cut.path), teacher=toy_runs.toy_teacher(), resume=True)
+    for arm in ("ht", "kd"):
+        weights = [
+            (cell_path(each.path, arm, 0) / "student/model.safetensors").read_bytes()
+            for each in (whole, cut)
+        ]
+        assert weights[0] == weights[1]
 
 
 def test_other_settings_are_not_added(images, tmp_path):
@@ -204,6 +225,61 @@ def test_other_settings_are_not_added(images, tmp_path):
     )
     assert Ablation.load(out).arms == ("bp",)
     assert not (out / "kd").exists() or not list((out / "kd").iterdir())
+
+
+def test_an_arm_keeps_its_settings(images, tmp_path):
+    out = tmp_path / "out"
+    run(images, out, ["kd"], 1, "hot: stage2.tau=8")
+    with pytest.raises(RecipeError, match="'hot': there is one of that name with other settings"):
+        run(images, out, ["kd"], 2, "hot: stage2.tau=2", resume=True)
+
+
+def test_force_removes_an_ablation_and_nothing_else(images, tmp_path):
+    out = tmp_path / "out"
+    (out / "teacher").mkdir(parents=True)
+    (out / "teacher/mine.txt").write_text("mine")
+    with pytest.raises(RunError, match="not of a run"):
+        run(images, out, ["kd"], 1, force=True)
+    assert (out / "teacher/mine.txt").read_text() == "mine"
+
+
+def test_a_student_within_a_latency_is_planned_once(images, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(networks):
+        measured.append(1)
+        return [Latency(1.0, 1.0)] * (len(networks) - 1) + [Latency(0.5, 0.5)]
+
+    monkeypatch.setattr(budgets, "measure_latency", measure)
+    found = run(
+        images, tmp_path / "out", ["bp", "kd"], 2, student__width_mult=None,
+        student__target_latency="50%",
+    )  # fmt: skip
+    assert len(measured) == 1
+    sizes = {report.model("student")["params"] for report in found.cells.values()}
+    assert len(found.cells) == 4 and len(sizes) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"teacher__output_kind": "values"}, TeacherError, "its outputs are not classes"),
+        ({"teacher__output_kind": "labels"}, TeacherError, "its outputs are not classes"),
+    ],
+)
+def test_what_cannot_be_judged_is_not_trained(images, tmp_path, settings, kind, message):
+    with pytest.raises(kind, match=message):
+        run(images, tmp_path / "out", ["bp", "kd"], 1, teacher=None, **settings)
+    assert not (tmp_path / "out/bp").exists()
+
+
+def test_images_without_labels_are_refused(images, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted((images / "train").rglob("*.png"))):
+        shutil.copy(path, flat / f"{number}.png")
+    with pytest.raises(DataError, match="not all images have a label"):
+        run(flat, tmp_path / "out", ["kd"], 1)
 
 
 def test_arms_ask_the_teacher_once_between_them(images, tmp_path):
@@ -246,6 +322,26 @@ def test_runs_on_several_devices_are_those_of_one(images, tmp_path, monkeypatch)
     assert {arm: one.accuracies(arm) for arm in one.arms} == {
         arm: two.accuracies(arm) for arm in two.arms
     }
+
+
+def test_runs_on_several_devices_share_the_adapted_teacher(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "_devices", lambda recipe: ["", ""])
+    weights = tmp_path / "four.pth"
+    torch.save(toy_runs.make_net(4).state_dict(), weights)
+    found = run(
+        images,
+        tmp_path / "out",
+        ["bp", "kd"],
+        1,
+        teacher=None,
+        teacher__weights=str(weights),
+        teacher__num_classes=4,
+        teacher__epochs=8,
+        teacher__lr=0.01,
+        teacher__input_size="3,12,12",
+    )
+    for arm in found.arms:
+        assert {s["stage"] for s in stages_of(found, arm)} == {"stage2"}
 
 
 # --- what is found -----------------------------------------------------------------------------

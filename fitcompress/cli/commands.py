@@ -335,21 +335,30 @@ def ablate(
     request: Request,
     teacher: Teacher = None,
     arms: Annotated[
-        str, typer.Option(help=f"Ways to train, of {', '.join(ARMS)}.", metavar="NAME,NAME...")
-    ] = ",".join(DEFAULT_ARMS),
+        str | None,
+        typer.Option(
+            help="Ways to train: "
+            + ", ".join(f"{arm.name} ({arm.meaning})" for arm in ARMS.values()),
+            metavar="NAME,NAME...",
+            show_default=",".join(DEFAULT_ARMS),
+        ),
+    ] = None,
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="A way of your own: what it changes in the recipe; repeat it for more.",
+            help="A way of your own: what it changes in ht, which it is held against; repeat it.",
             metavar="'NAME: KEY=VALUE, ...'",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Each arm is trained with so many.")] = 5,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Each arm is trained with so many.", show_default="5"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of all runs; a fresh one under runs/ by default.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in --out; arms and seeds may be more.")
+        bool, typer.Option("--resume", help="Go on in --out; arms and seeds come to those there.")
     ] = False,
     force: Force = False,
 ) -> None:
@@ -359,12 +368,19 @@ def ablate(
     The report says what is shown, and what is not.
     """
     recipe, root = ablation_recipe(request, teacher=teacher, out=out, resume=resume)
-    chosen = read_arms([name.strip() for name in arms.split(",") if name.strip()], arm or ())
+    named = arms.split(",") if arms else () if resume else DEFAULT_ARMS
+    chosen = read_arms([name.strip() for name in named], arm or ()) if named or arm else None
+    first = recipe.run.seed
     with request.progress() as emit, resumable(root, "ablate"):
         from fitcompress import ablation
 
         done = ablation.ablate(
-            recipe, arms=chosen, seeds=range(seeds), resume=resume, force=force, emit=emit
+            recipe,
+            arms=chosen,
+            seeds=range(first, first + seeds) if seeds else None,
+            resume=resume,
+            force=force,
+            emit=emit,
         )
     console.show_report(done, form=request.report_form)
 

@@ -49,8 +49,9 @@ class Ablation:
 
     path: Path
     facts: Mapping[str, Any]
-    """`ablation.json`: `teacher`, `arms` (`name`, `meaning`, `settings`), `questions` (`arm`,
-    `against`, `subject`), `seeds`."""
+    """`ablation.json`: `teacher`; `arms` (`name`, `meaning`, what each `changes`); `questions`
+    (`arm`, `against`, `subject`); `cells`, each an arm and a seed that were asked for; and whether
+    some came later (`is_extended`)."""
 
     @classmethod
     def load(cls, path: Path | str) -> Ablation:
@@ -74,19 +75,25 @@ class Ablation:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those that were asked for."""
-        return tuple(self.facts["seeds"])
+        """Those that were asked for, of any arm."""
+        return tuple(sorted({seed for _, seed in self._asked}))
+
+    @property
+    def missing(self) -> tuple[tuple[str, int], ...]:
+        """The runs that were asked for and are not finished, by arm and seed."""
+        return tuple(cell for cell in self._asked if cell not in self.cells)
+
+    @property
+    def _asked(self) -> list[tuple[str, int]]:
+        return [(arm, seed) for arm, seed in self.facts["cells"]]
 
     @cached_property
     def cells(self) -> dict[tuple[str, int], Report]:
         """The finished runs, by arm and seed."""
-        places = {(arm, seed): cell_path(self.path, arm, seed) for arm, seed in self._all_cells()}
+        places = {cell: cell_path(self.path, *cell) for cell in self._asked}
         return {
             key: Report.load(place) for key, place in places.items() if RunDir(place).is_finished()
         }
-
-    def _all_cells(self) -> Iterator[tuple[str, int]]:
-        yield from ((arm, seed) for seed in self.seeds for arm in self.arms)
 
     def accuracies(self, arm: str) -> dict[int, float]:
         """Top-1 on the evaluation split, by seed."""
@@ -98,14 +105,16 @@ class Ablation:
         return {seed: accuracy["top1"] for seed, accuracy in found.items() if accuracy}
 
     def cost(self, arm: str) -> dict[str, float] | None:
-        """`seconds` and `flops` of training steps, the mean over seeds, the teacher's counted as if
-        it were asked in each; None where no run is finished.
+        """`epochs`, `seconds` and `flops` of training steps, the means over seeds; None where no
+        run is finished. The teacher's operations count as if it were asked in each step; the time
+        does not have those in which answers were kept for all arms.
         """
         own = [report for (name, _), report in self.cells.items() if name == arm]
         if not own:
             return None
         runs = [report.results["stages"] for report in own]
         return {
+            "epochs": fmean(sum(stage["epochs"] for stage in run) for run in runs),
             "seconds": fmean(sum(stage["seconds"] for stage in run) for run in runs),
             "flops": fmean(
                 sum(stage["num_images"] * stage["flops_per_image"] for stage in run) for run in runs
@@ -154,7 +163,8 @@ class Ablation:
             "ablation": str(self.path),
             "teacher": self.facts["teacher"],
             "seeds": list(self.seeds),
-            "missing": [list(cell) for cell in self._all_cells() if cell not in self.cells],
+            "missing": [list(cell) for cell in self.missing],
+            "is_extended": self.facts["is_extended"],
             "arms": arms,
             "answers": [dict(test) for test in self.answers],
             "comparisons": [dict(test) for test in self.comparisons],
@@ -246,7 +256,8 @@ def _verdict(test: Mapping[str, Any]) -> str:
     """
     found = f"{test['subject']}: {points_text(test['mean'])}"
     if test["p_holm"] is None:
-        return f"{found} with one seed: nothing is shown"
+        why = "with one seed" if test["n"] == 1 else f"with each of {test['n']} seeds alike"
+        return f"{found} {why}: nothing is shown"
     words = f"{found}, {_interval(test)}, {test['n']} seeds, {p_text(test['p_holm'])} after Holm"
     if test["p_holm"] > SIGNIFICANT:
         return f"{words}: not shown"
@@ -258,10 +269,12 @@ def _interval(test: Mapping[str, Any]) -> str:
 
 
 def _sentences(ablation: Ablation) -> Iterator[Sentence]:
-    missing = [cell for cell in ablation._all_cells() if cell not in ablation.cells]
+    missing, total = ablation.missing, len(ablation.facts["cells"])
     if missing:
-        total = len(ablation.arms) * len(ablation.seeds)
         yield Sentence(f"Unfinished: {len(missing)} of {total} runs are missing.", True)
+    if ablation.facts["is_extended"]:
+        words = "Arms or seeds came later: adding until something shows will show something."
+        yield Sentence(words, True)
     for verdict in ablation.verdicts:
         yield Sentence(f"{verdict[0].upper()}{verdict[1:]}.")
 
@@ -269,14 +282,14 @@ def _sentences(ablation: Ablation) -> Iterator[Sentence]:
 def _sections(ablation: Ablation) -> Iterator[Section]:
     yield _arms(ablation)
     yield _tests("The questions", ablation.answers, _QUESTIONS_NOTE)
-    yield _tests("Each arm against kd and bp", ablation.comparisons)
+    yield _tests("Each arm against kd and bp", ablation.comparisons, _COMPARISONS_NOTE)
     yield _cells(ablation)
     yield Section(
         "What the arms are",
         table=Table(
             ("Arm", "Is", "Changes in the recipe"),
             tuple(
-                (Cell(arm["name"]), Cell(arm["meaning"]), Cell(_settings(arm["settings"])))
+                (Cell(arm["name"]), Cell(arm["meaning"]), Cell(_settings(arm["changes"])))
                 for arm in ablation.facts["arms"]
             ),
             is_numeric=False,
@@ -305,14 +318,18 @@ def _arms(ablation: Ablation) -> Section:
                 Cell(percent_text(fmean(accuracies.values()), 2), interval),
                 Cell(in_words(summary["sd"], lambda sd: f"{100 * sd:.2f}")),
                 *(_against(known.get((arm, other))) for other in REFERENCES),
+                Cell(f"{cost['epochs']:.3g}"),
                 Cell(duration_text(cost["seconds"]), f"{count_text(cost['flops'])}FLOPs"),
             )
         )
         chart.append(MeanRow(arm, tuple(accuracies.values()), summary["low"], summary["high"]))
-    columns = ("Arm", "Top-1, mean", "sd", *(f"- {name}" for name in REFERENCES), "Training")
+    held = (f"- {name}" for name in REFERENCES)
+    columns = ("Arm", "Top-1, mean", "sd", *held, "Epochs", "Training")
     note = (
         "Means over seeds with Student's 95 % interval, in points; differences are paired by seed,"
-        " which decides the first weights, the order of the images and their augmentation."
+        " which decides the first weights, the order of the images and their augmentation. Epochs"
+        " are those of both stages. Time is that of training steps, without asking the teacher"
+        " where its answers are kept for all arms; FLOPs have the teacher's in each step."
     )
     drawn = (Means("Top-1 of every seed, mean and interval", tuple(chart)),) if chart else ()
     return Section("The arms", note if rows else "", Table(columns, tuple(rows)), charts=drawn)
@@ -329,11 +346,12 @@ def _against(test: Mapping[str, Any] | None) -> Cell:
 
 
 _QUESTIONS_NOTE = (
-    "They were fixed before anything was measured. p-values after Holm's correction for as many"
+    "What is asked does not depend on what was found. p-values after Holm's correction for as many"
     " tests as the table has, the uncorrected ones below. The t-test is over seeds, and is what the"
     " verdicts go by; McNemar's is over the predictions of all seeds together, in which an image"
     " comes once a seed."
 )
+_COMPARISONS_NOTE = "Holm's correction is over this table."
 
 
 def _tests(title: str, tests: Sequence[Mapping[str, Any]], note: str = "") -> Section:
