@@ -246,7 +246,11 @@ def _write_facts(
 ) -> None:
     """What the report needs to know of the whole."""
     arms = {cell.arm.name: cell for cell in cells}
-    own = [Question(arm, "ht", cell.arm.meaning) for arm, cell in arms.items() if cell.arm.sets]
+    own = [
+        Question(arm, "ht", f"'{arm}' ({cell.arm.meaning}) over ht")
+        for arm, cell in arms.items()
+        if cell.arm.sets
+    ]
     asked = [[cell.arm.name, cell.seed] for cell in cells]
     has_more = bool(known["cells"]) and len(asked) > len(known["cells"])
     facts = {

@@ -199,7 +199,14 @@ class Ablation:
 
 
 def _summary(accuracies: Mapping[int, float]) -> dict[str, float | None] | None:
-    return mean_interval(list(accuracies.values())) if accuracies else None
+    """The mean of accuracies and its interval, as far as they are shares."""
+    if not accuracies:
+        return None
+    found = mean_interval(list(accuracies.values()))
+    low, high = found["low"], found["high"]
+    if low is not None and high is not None:
+        found |= {"low": max(0.0, low), "high": min(1.0, high)}
+    return found
 
 
 def _tested(ablation: Ablation, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -265,7 +272,11 @@ def _verdict(test: Mapping[str, Any]) -> str:
 
 
 def _interval(test: Mapping[str, Any]) -> str:
-    return f"95 % interval {100 * test['low']:+.1f} to {100 * test['high']:+.1f}"
+    return f"95 % interval {_bounds(test)}"
+
+
+def _bounds(test: Mapping[str, Any]) -> str:
+    return f"{100 * test['low']:+.1f} to {100 * test['high']:+.1f}"
 
 
 def _sentences(ablation: Ablation) -> Iterator[Sentence]:
@@ -281,9 +292,9 @@ def _sentences(ablation: Ablation) -> Iterator[Sentence]:
 
 def _sections(ablation: Ablation) -> Iterator[Section]:
     yield _arms(ablation)
+    yield _cells(ablation)
     yield _tests("The questions", ablation.answers, _QUESTIONS_NOTE)
     yield _tests("Each arm against kd and bp", ablation.comparisons, _COMPARISONS_NOTE)
-    yield _cells(ablation)
     yield Section(
         "What the arms are",
         table=Table(
@@ -302,7 +313,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
 
 
 def _arms(ablation: Ablation) -> Section:
-    rows, chart = [], []
+    rows = []
     known = {(test["arm"], test["against"]): test for test in ablation.comparisons}
     for arm in ablation.arms:
         accuracies, cost = ablation.accuracies(arm), ablation.cost(arm)
@@ -311,7 +322,7 @@ def _arms(ablation: Ablation) -> Section:
             continue
         interval = ""
         if summary["low"] is not None and summary["high"] is not None:
-            interval = f"{percent_text(summary['low'])} to {percent_text(summary['high'])}"
+            interval = f"{100 * summary['low']:.1f} to {100 * summary['high']:.1f}"
         rows.append(
             (
                 Cell(arm, _counted(len(accuracies))),
@@ -322,7 +333,6 @@ def _arms(ablation: Ablation) -> Section:
                 Cell(duration_text(cost["seconds"]), f"{count_text(cost['flops'])}FLOPs"),
             )
         )
-        chart.append(MeanRow(arm, tuple(accuracies.values()), summary["low"], summary["high"]))
     held = (f"- {name}" for name in REFERENCES)
     columns = ("Arm", "Top-1, mean", "sd", *held, "Epochs", "Training")
     note = (
@@ -331,8 +341,7 @@ def _arms(ablation: Ablation) -> Section:
         " are those of both stages. Time is that of training steps, without asking the teacher"
         " where its answers are kept for all arms; FLOPs have the teacher's in each step."
     )
-    drawn = (Means("Top-1 of every seed, mean and interval", tuple(chart)),) if chart else ()
-    return Section("The arms", note if rows else "", Table(columns, tuple(rows)), charts=drawn)
+    return Section("The arms", note if rows else "", Table(columns, tuple(rows)))
 
 
 def _counted(number: int) -> str:
@@ -342,7 +351,7 @@ def _counted(number: int) -> str:
 def _against(test: Mapping[str, Any] | None) -> Cell:
     if test is None:
         return Cell(NONE)
-    return Cell(points_text(test["mean"]), "" if test["low"] is None else _interval(test))
+    return Cell(points_text(test["mean"]), "" if test["low"] is None else _bounds(test))
 
 
 _QUESTIONS_NOTE = (
@@ -391,7 +400,13 @@ def _cells(ablation: Ablation) -> Section:
         if known[arm]
     )
     columns = ("Arm", *(f"seed {seed}" for seed in ablation.seeds))
-    return Section("Every seed", table=Table(columns, rows))
+    drawn = []
+    for arm, accuracies in known.items():
+        if summary := _summary(accuracies):
+            values = tuple(accuracies.values())
+            drawn.append(MeanRow(arm, values, summary["low"], summary["high"]))
+    charts = (Means("Top-1 of every seed, mean and interval", tuple(drawn)),) if drawn else ()
+    return Section("Every seed", table=Table(columns, rows), charts=charts)
 
 
 def _two_digits(share: float) -> str:
