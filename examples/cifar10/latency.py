@@ -29,7 +29,7 @@ def main() -> None:
     network = build_network(teacher.program).eval()
     with onnx_copy(network, teacher.interface) as whole:
         runners = {"teacher": whole}
-        for name in ("student", "student-int8"):
+        for name in ("student", "student.int8"):
             runners[name] = onnx_runner(given.run / f"exports/{name}.onnx")
         times = paired_latency(runners, num_runs=200, budget_s=20.0)
     print("| file | batch | median ms | p95 ms | times faster | 95 % interval | report |")
