@@ -81,7 +81,7 @@ class Comparison:
                 "name": name,
                 "run": str(report.path),
                 "is_finished": report.is_finished,
-                "teacher_source": report.teacher_name,
+                "teacher_source": report.recipe.get("teacher", {}).get("source"),
                 **{network: report.model(network) for network in ("teacher", "student")},
                 "exports": [dict(record) for record in report.exports],
             }

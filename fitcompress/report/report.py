@@ -57,8 +57,9 @@ class Report:
 
     @property
     def teacher_name(self) -> str:
-        """The teacher as the user named it."""
-        return str(self.recipe.get("teacher", {}).get("source") or "the teacher")
+        """The teacher as the user named it, a path by its last part."""
+        source = str(self.recipe.get("teacher", {}).get("source") or "")
+        return source.rstrip("/").rpartition("/")[2] or "the teacher"
 
     @property
     def missing(self) -> tuple[str, ...]:

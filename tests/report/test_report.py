@@ -92,3 +92,22 @@ def test_an_unknown_form_is_an_error(tmp_path: Path) -> None:
     report = Report.load(unfinished_run(tmp_path / "run"))
     with pytest.raises(RunError, match="no form 'htm'"):
         report.render("htm")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("resnet20", "resnet20"),
+        ("/models/of/mine/r20.pt", "r20.pt"),
+        ("teachers/r20/", "r20"),
+        ("hf-hub:timm/resnet18.a1_in1k", "resnet18.a1_in1k"),
+        ("package.module:make_net", "package.module:make_net"),
+    ],
+)
+def test_a_teacher_from_a_file_is_called_by_its_last_part(
+    tmp_path: Path, source: str, name: str
+) -> None:
+    run = finished_run(tmp_path / "run")
+    text = run.recipe_path.read_text()
+    run.write_text("recipe.toml", text.replace('source = "resnet20"', f'source = "{source}"', 1))
+    assert Report.load(run).teacher_name == name
