@@ -82,6 +82,10 @@ Run = Annotated[
     Path | None,
     typer.Argument(help="The run directory; the newest under runs/ when left out."),
 ]
+_TRAINING_RUN = (
+    *(flags.TEACHER, flags.ADAPTING, flags.STUDENT, flags.HINTS),
+    *(flags.DATA, flags.TRAINING, flags.MACHINE),
+)
 Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
 
 
@@ -93,15 +97,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is already th
         "fitcompress distill --resume --out runs/small",
     )
 )
-@takes(
-    flags.TEACHER,
-    flags.ADAPTING,
-    flags.STUDENT,
-    flags.HINTS,
-    flags.DATA,
-    flags.TRAINING,
-    flags.MACHINE,
-)
+@takes(*_TRAINING_RUN)
 def distill(
     request: Request,
     teacher: Teacher = None,
@@ -322,15 +318,7 @@ def report(
         "fitcompress ablate --resume --out runs/why --arms label --seeds 7",
     )
 )
-@takes(
-    flags.TEACHER,
-    flags.ADAPTING,
-    flags.STUDENT,
-    flags.HINTS,
-    flags.DATA,
-    flags.TRAINING,
-    flags.MACHINE,
-)
+@takes(*_TRAINING_RUN)
 def ablate(
     request: Request,
     teacher: Teacher = None,

@@ -18,6 +18,7 @@ from fitcompress.report.charts import MeanRow, Means
 from fitcompress.report.comparison import right_answers
 from fitcompress.report.document import NONE, Cell, Document, Section, Sentence, Table, in_words
 from fitcompress.report.headline import SIGNIFICANT
+from fitcompress.report.rendered import Rendered
 from fitcompress.report.report import Report
 from fitcompress.report.words import (
     count_text,
@@ -44,7 +45,7 @@ def cell_path(root: Path, arm: str, seed: int) -> Path:
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Rendered):
     """Arms, and what their runs gave."""
 
     path: Path
@@ -171,24 +172,8 @@ class Ablation:
             "verdicts": self.verdicts,
         }
 
-    def render(self, form: str = "text") -> str:
-        """The ablation as "text" (100 columns), "json", "md" or "html" (one file).
-
-        Raises:
-            RunError: `form` is none of these.
-        """
-        from fitcompress.report.forms import render
-
-        return render(form, self._document, self.to_dict())
-
-    def __rich__(self) -> Any:
-        """What `rich.print(ablation)` shows."""
-        from fitcompress.report.text import build_view
-
-        return build_view(self._document)
-
-    @property
-    def _document(self) -> Document:
+    def document(self) -> Document:
+        """The report in words, tables and charts."""
         return Document(
             title="fitcompress ablation",
             name=str(self.path),

@@ -16,6 +16,7 @@ from fitcompress.report.charts import Dots, Key, Line, Point
 from fitcompress.report.document import NONE, Cell, Document, Section, Sentence, Table
 from fitcompress.report.headline import SIGNIFICANT
 from fitcompress.report.measures import list_measures
+from fitcompress.report.rendered import Rendered
 from fitcompress.report.report import Report
 from fitcompress.report.words import (
     bytes_text,
@@ -35,7 +36,7 @@ __all__ = ["Comparison", "right_answers"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Rendered):
     """Runs, and for each but the first a test of its student against the first one's."""
 
     reports: tuple[Report, ...]
@@ -89,24 +90,8 @@ class Comparison:
         ]
         return {"runs": runs, "tests": [dict(test) for test in self.tests]}
 
-    def render(self, form: str = "text") -> str:
-        """The comparison as "text" (100 columns), "json", "md" or "html" (one file).
-
-        Raises:
-            RunError: `form` is none of these.
-        """
-        from fitcompress.report.forms import render
-
-        return render(form, self._document, self.to_dict())
-
-    def __rich__(self) -> Any:
-        """What `rich.print(comparison)` shows."""
-        from fitcompress.report.text import build_view
-
-        return build_view(self._document)
-
-    @property
-    def _document(self) -> Document:
+    def document(self) -> Document:
+        """The report in words, tables and charts."""
         return Document(
             title="fitcompress runs",
             name=", ".join(str(report.path) for report in self.reports),

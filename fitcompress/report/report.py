@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fitcompress.errors import RunError
+from fitcompress.report.document import Document
+from fitcompress.report.rendered import Rendered
 from fitcompress.rundir import RunDir
 
 __all__ = ["Report"]
@@ -18,7 +20,7 @@ _BATCH_OF_LATENCY_MS = "1"
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Rendered):
     """What a run was, what came out and what it cost. `load` makes one."""
 
     path: Path
@@ -162,23 +164,11 @@ class Report:
             "environment": dict(self.environment),
         }
 
-    def render(self, form: str = "text") -> str:
-        """The report as "text" (100 columns), "json", "md" or "html" (one file).
-
-        Raises:
-            RunError: `form` is none of these.
-        """
-        from fitcompress.report.forms import render
+    def document(self) -> Document:
+        """The report in words, tables and charts."""
         from fitcompress.report.sections import build_document
 
-        return render(form, build_document(self), self.to_dict())
-
-    def __rich__(self) -> Any:
-        """What `rich.print(report)` shows."""
-        from fitcompress.report.sections import build_document
-        from fitcompress.report.text import build_view
-
-        return build_view(build_document(self))
+        return build_document(self)
 
 
 def _read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
