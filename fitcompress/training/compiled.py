@@ -10,7 +10,7 @@ import torch
 from fitcompress.data import Batch
 from fitcompress.training.objectives import Objective
 
-__all__ = ["compile_networks", "uncompiled"]
+__all__ = ["compile_networks", "uncompiled", "uncompiled_in_the_end"]
 
 
 def compile_networks(objective: Objective, batch: Batch) -> str:
@@ -27,8 +27,7 @@ def compile_networks(objective: Objective, batch: Batch) -> str:
             part.compile(dynamic=False)
         torch.as_tensor(objective.losses(batch, 0.0)["loss"]).backward()
     except Exception as error:  # dynamo, its backend and its compilers raise what they like
-        for part in objective.networks:
-            part._compiled_call_impl = None
+        _forget(objective)
         said = f"not compiled: {_reason(error)}"
     with torch.no_grad():
         for buffer, value in before.items():
@@ -43,6 +42,20 @@ def _reason(error: BaseException) -> str:
     error = getattr(error, "inner_exception", error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def uncompiled_in_the_end(objective: Objective) -> Iterator[None]:
+    """Leaves the objective's networks as they were written, compiled or not before."""
+    try:
+        yield
+    finally:
+        _forget(objective)
+
+
+def _forget(objective: Objective) -> None:
+    for part in objective.networks:
+        part._compiled_call_impl = None
 
 
 @contextmanager

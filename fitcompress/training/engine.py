@@ -28,7 +28,7 @@ from fitcompress.recipe import OptimRecipe
 from fitcompress.training.average import WeightAverage
 from fitcompress.training.best import BestWeights
 from fitcompress.training.checkpoint import Learnt, all_finite, read_checkpoint, write_checkpoint
-from fitcompress.training.compiled import compile_networks, uncompiled
+from fitcompress.training.compiled import compile_networks, uncompiled, uncompiled_in_the_end
 from fitcompress.training.crew import Crew
 from fitcompress.training.device import (
     preserved_modes,
@@ -135,6 +135,7 @@ def train(
         stop_on_signals() as stop,
         preserved_random_state(device),
         preserved_modes(objective.modules()),
+        uncompiled_in_the_end(objective),
     ):
         if resolve_layout(layout, device) == "channels-last":
             to_channels_last(objective.trained)

@@ -51,8 +51,11 @@ def test_the_networks_that_run_are_the_compiled_ones(tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(nn.Module, "compile", partialmethod(_plain_compile, backend=counting))
-    run_distill(tmp_path / "a", epochs=1, compiles=True)
+    _, objective = run_distill(tmp_path / "a", epochs=1, compiles=True)
     assert len(calls) >= 2 * 6, "teacher and student, in each of six steps"
+    calls.clear()
+    objective.trained(torch.zeros(2, 1, 8, 8))
+    assert not calls, "what is measured afterwards runs as it was written"
 
 
 _plain_compile = nn.Module.compile
