@@ -125,3 +125,8 @@ def wrn_40_2(num_classes: int = 100) -> nn.Module:
 
 def wrn_16_2(num_classes: int = 100) -> nn.Module:
     return WideResNet(16, 2, num_classes)
+
+
+def wrn_28_10(num_classes: int = 10) -> nn.Module:
+    """No network of the benchmark: a teacher for CIFAR-10."""
+    return WideResNet(28, 10, num_classes)

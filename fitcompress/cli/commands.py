@@ -318,7 +318,7 @@ def report(
         "fitcompress ablate --resume --out runs/why --arms label --seeds 7",
     )
 )
-@takes(*_TRAINING_RUN)
+@takes(*(group.without("--init", "--baseline", "--shard") for group in _TRAINING_RUN))
 def ablate(
     request: Request,
     teacher: Teacher = None,

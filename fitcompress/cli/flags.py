@@ -54,6 +54,10 @@ class Group:
     panel: str
     flags: tuple[Flag, ...]
 
+    def without(self, *names: str) -> Group:
+        """For a command that decides these itself."""
+        return Group(self.panel, tuple(flag for flag in self.flags if flag.name not in names))
+
 
 def _input_size(text: str) -> str:
     """An image size as channels, height, width: "224" is square RGB, "64,48" is RGB.
