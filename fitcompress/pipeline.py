@@ -48,7 +48,7 @@ from fitcompress.teacher import Teacher, open_teacher
 from fitcompress.teacher_cache import drop_answers
 from fitcompress.trackers import tracked
 from fitcompress.training import resolve_device
-from fitcompress.tuning import compiling, tuned
+from fitcompress.tuning import as_chosen, compiling, tuned
 
 __all__ = [
     "demo",
@@ -195,17 +195,20 @@ def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
 
 
 @on_its_threads
-def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
+def train_teacher(model: str, recipe: Recipe, *, resume: bool = False, emit: Emit = ignore) -> Path:
     """The model folder `recipe.run.out`: a timm model fine-tuned on the recipe's data.
 
-    Below it, `training/` keeps the recipe, the events and the last checkpoint.
+    Below it, `training/` keeps the recipe, the events and the last checkpoint, from which `resume`
+    goes on.
     """
     folder = Path(recipe.run.out or "teachers/teacher")
-    run = RunDir.create(folder / "training", force=True)
+    run = RunDir.create(folder / "training", force=not resume, resume=resume)
     emit = _recording(run, recipe, emit)
     data = load_images(recipe, emit)
     source = replace(recipe.teacher, source=model)
     recipe = resolve_epochs(replace(recipe, teacher=source), data)
+    if run.is_run():
+        recipe = as_chosen(recipe, load_recipe(run.recipe_path))
     run.write_text("recipe.toml", recipe_to_toml(recipe))
     teacher = open_teacher(
         source,
@@ -215,7 +218,7 @@ def train_teacher(model: str, recipe: Recipe, *, emit: Emit = ignore) -> Path:
         allow_random=True,
         seed=recipe.run.seed,
     )
-    session = tuned(Session(recipe, data, emit, run), teacher)
+    session = tuned(Session(recipe, data, emit, run, resume), teacher)
     run.write_text("recipe.toml", recipe_to_toml(session.recipe))
     adapt_teacher(session, teacher, folder)
     return folder

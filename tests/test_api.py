@@ -68,7 +68,7 @@ def test_public_functions_stay_functions_after_every_module_was_imported():
         ("distill", ["recipe", "resume", "force", "emit"]),
         ("plan", ["recipe", "emit"]),
         ("inspect", ["recipe", "emit"]),
-        ("train_teacher", ["model", "recipe", "emit"]),
+        ("train_teacher", ["model", "recipe", "resume", "emit"]),
         ("evaluate", ["model", "recipe", "emit"]),
         ("export", ["run", "formats", "force", "emit"]),
         ("load_report", ["run"]),

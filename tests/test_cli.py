@@ -22,7 +22,14 @@ from fitcompress.cli import app, commands, flags
 from fitcompress.cli.flags import Group
 from fitcompress.errors import DataError, RunError
 from fitcompress.events import Notice, StageFinished, StageStarted
-from fitcompress.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
+from fitcompress.recipe import (
+    Recipe,
+    load_recipe,
+    recipe_from_preset,
+    recipe_to_toml,
+    resolve_recipe,
+)
+from fitcompress.rundir import RunDir
 from fitcompress.settings import flat_settings, with_settings
 
 GROUPS = [value for name in flags.__all__ if isinstance(value := getattr(flags, name), Group)]
@@ -327,6 +334,27 @@ def test_train_overwrites_nothing_without_force(pipeline):
     assert refused.exit_code == 3
     assert "cannot write to 't': there is something already" in refused.stderr
     assert forced.exit_code == 0
+
+
+def test_train_goes_on_by_its_stored_recipe(pipeline):
+    recipe = resolve_recipe(settings={"teacher.source": "resnet18", "teacher.lr": 0.03})
+    RunDir.create(Path("t/training")).write_text("recipe.toml", recipe_to_toml(recipe))
+
+    result = run("train", "--resume", "--out", "t")
+
+    assert result.exit_code == 0, result.output
+    assert pipeline.calls[-1][1][0] == "resnet18"
+    assert pipeline.calls[-1][2]["resume"]
+    assert (recipe_of(pipeline).teacher.lr, recipe_of(pipeline).run.out) == (0.03, "t")
+    refused = run("train", "--resume", "--out", "t", "--lr", "0.1")
+    assert refused.exit_code != 0
+    assert "it was started with 0.03" in refused.stderr
+
+
+def test_train_needs_a_model(pipeline):
+    assert "name the model to train" in run("train").stderr
+    assert "give the directory to go on in" in run("train", "--resume").stderr
+    assert not pipeline.calls
 
 
 def test_eval_measures_the_model_on_the_data(pipeline):

@@ -25,11 +25,11 @@ import fitcompress
 from fitcompress.data import make_dataset
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.errors import RunError, TeacherError
-from fitcompress.events import EpochFinished, Notice, StageStarted
+from fitcompress.events import EpochFinished, Event, Notice, StageStarted
 from fitcompress.measure import load_predictions
 from fitcompress.model import load_model
 from fitcompress.pipeline import distill, evaluate, export, inspect, load_report, train_teacher
-from fitcompress.recipe import load_recipe, resolve_recipe
+from fitcompress.recipe import Recipe, load_recipe, resolve_recipe
 
 STAGES = (
     "stage1",
@@ -345,6 +345,25 @@ def test_a_teacher_can_be_made_and_used(images, tmp_path):
 
     assert not report["headline_facts"]["adapted"]
     assert report["teacher"]["accuracy"]["top1"] > 0.6
+
+
+def test_making_a_teacher_goes_on_where_it_was_stopped(images, tmp_path):
+    def stop(event: Event) -> None:
+        if isinstance(event, EpochFinished):
+            raise KeyboardInterrupt
+
+    def recipe(name: str) -> Recipe:
+        return toy_recipe(images, tmp_path / name, teacher__epochs=2)
+
+    whole = train_teacher("test_resnet", recipe("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher("test_resnet", recipe("cut"), emit=stop)
+    events: list[Event] = []
+    again = train_teacher("test_resnet", recipe("cut"), resume=True, emit=events.append)
+
+    assert [event.epoch for event in events if isinstance(event, EpochFinished)] == [2]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, again)]
+    assert weights[0] == weights[1]
 
 
 def test_inspect_keeps_its_contract():

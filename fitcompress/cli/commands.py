@@ -18,10 +18,10 @@ from fitcompress.cli.failures import resumable
 from fitcompress.cli.request import (
     Request,
     ablation_recipe,
-    free_folder,
     fresh_path,
     run_recipe,
     takes,
+    training_recipe,
 )
 
 if TYPE_CHECKING:
@@ -186,19 +186,21 @@ def plan(
 @takes(flags.TEACHER, flags.FINE_TUNING, flags.DATA, flags.MACHINE)
 def train(
     request: Request,
-    model: Annotated[str, typer.Option(help="timm name of the model to fine-tune.")],
+    model: Annotated[
+        str | None, typer.Option(help="timm name of the model to fine-tune, or module:factory.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Model folder; a fresh one under teachers/ by default.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in --out.")] = False,
     force: Force = False,
 ) -> None:
     """Fine-tune a timm model on images: a teacher for those who have none."""
-    folder = free_folder(out or fresh_path(model, Path("teachers")), force=force)
-    recipe = request.recipe(teacher__source=model, run__out=str(folder))
-    with request.progress() as emit:
+    recipe, folder = training_recipe(request, model=model, out=out, resume=resume, force=force)
+    with request.progress() as emit, resumable(folder, "train"):
         from fitcompress import pipeline
 
-        trained = pipeline.train_teacher(model, recipe, emit=emit)
+        trained = pipeline.train_teacher(recipe.teacher.source, recipe, resume=resume, emit=emit)
     console.show_model_folder(trained, as_json=request.as_json)
 
 

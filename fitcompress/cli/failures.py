@@ -64,7 +64,7 @@ def resumable(path: Path, command: str = "distill") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        if RunDir(path).is_run() or RunDir(path / "teacher").is_run():
+        if any(RunDir(path / inner).is_run() for inner in ("", "teacher", "training")):
             again = f"fitcompress {command} --resume --out {shlex.quote(str(path))}"
             console.show_error("interrupted; the checkpoint is kept", f"continue with: {again}")
         else:

@@ -35,7 +35,14 @@ from fitcompress.recipe import (
 from fitcompress.rundir import RunDir
 from fitcompress.settings import differing_settings, flat_settings, setting_type, with_settings
 
-__all__ = ["Request", "ablation_recipe", "free_folder", "fresh_path", "run_recipe", "takes"]
+__all__ = [
+    "Request",
+    "ablation_recipe",
+    "fresh_path",
+    "run_recipe",
+    "takes",
+    "training_recipe",
+]
 
 _FREE_ON_RESUME = ("run.out", "run.device", "run.threads", "run.log", "data.num_workers")
 """What a resumed run may do differently: where it is, and on which hardware."""
@@ -129,9 +136,34 @@ def ablation_recipe(
     """
     if not resume:
         return run_recipe(request, teacher=teacher, out=out, resume=False)
+    return _continued_recipe(request, teacher, out, "teacher")
+
+
+def training_recipe(
+    request: Request, *, model: str | None, out: Path | None, resume: bool, force: bool
+) -> tuple[Recipe, Path]:
+    """The recipe of a teacher's training and its model folder; with `resume` the stored one.
+
+    Raises:
+        typer.BadParameter: no model is named, or no folder to resume.
+        RecipeError: as `run_recipe`.
+        RunError: the folder holds something, and `force` is off.
+    """
+    if resume:
+        return _continued_recipe(request, model, out, "training")
+    if not model:
+        raise typer.BadParameter("name the model to train", param_hint="--model")
+    folder = free_folder(out or fresh_path(model, Path("teachers")), force=force)
+    return request.recipe(teacher__source=model, run__out=str(folder)), folder
+
+
+def _continued_recipe(
+    request: Request, teacher: str | None, out: Path | None, inner: str
+) -> tuple[Recipe, Path]:
+    """That of a directory whose recipe lies in the directory `inner` below it."""
     if out is None:
         raise typer.BadParameter("give the directory to go on in", param_hint="--out")
-    recipe, _ = run_recipe(request, teacher=teacher, out=out / "teacher", resume=True)
+    recipe, _ = run_recipe(request, teacher=teacher, out=out / inner, resume=True)
     return with_settings(recipe, {"run.out": str(out)}), out
 
 
