@@ -6,6 +6,7 @@ machine, with random weights, and is then near 10 % of its target.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,9 +35,12 @@ __all__ = [
     "with_random_weights",
 ]
 
-_HALVINGS = 8
-_NEAR = 0.9
-"""The share of a latency from which a student counts as filling it."""
+_TRIES = 8
+_NEAR, _AIM = 0.9, 0.95
+"""The share of a latency from which a student counts as filling it, and what is tried for."""
+_FLATTEST, _LEAST_WAY = 0.2, 0.1
+"""How little more time more operations may seem to take; how far between two sizes the next one
+is at least from either."""
 
 
 def student_of(
@@ -196,17 +200,38 @@ def _search(
             f" {share:.3g} times as long as it may",
             advice="raise the target, or lower --depth-mult",
         )
-    low = best.costs.macs
-    for _ in range(_HALVINGS):
-        if share >= _NEAR:
+    fast: list[tuple[int, float]] = [(best.costs.macs, share)]
+    slow: tuple[int, float | None] = high, None
+    for _ in range(_TRIES):
+        if share >= _NEAR or fast[-1][0] >= (limits.macs or math.inf):
             break
-        middle = int((low * high) ** 0.5)
+        middle = _promising(fast, slow)
         plan, used = measured(within(middle))
         if used <= 1:
-            low, best, share = middle, plan, used
+            fast.append((middle, used))
+            best, share = plan, used
         else:
-            high = middle
+            slow = middle, used
     return best
+
+
+def _promising(fast: Sequence[tuple[int, float]], slow: tuple[int, float | None]) -> int:
+    """Multiply-adds that may take `_AIM` of the latency, on a straight line of the logarithms.
+
+    fast: those that take less and what they took, in order.
+    slow: some that take more, and what they took if that was measured.
+    """
+    start, below = map(math.log, fast[-1])
+    end = math.log(slow[0])
+    if slow[1] is not None:
+        slope = (math.log(slow[1]) - below) / (end - start)
+    elif len(fast) > 1:
+        slope = (below - math.log(fast[-2][1])) / (start - math.log(fast[-2][0]))
+    else:
+        slope = 1.0
+    steps = (math.log(_AIM) - below) / max(slope, _FLATTEST)
+    way = min(max(steps / (end - start), _LEAST_WAY), 1 - _LEAST_WAY)
+    return int(math.exp(start + way * (end - start)))
 
 
 # --- the frontier ------------------------------------------------------------------------------
