@@ -189,6 +189,8 @@ def _shared(prepared: Prepared, root: Path, emit: Emit) -> tuple[Recipe, float]:
     settings: dict[str, Any] = {}
     if base.run.cache_teacher == "auto":
         settings["run.cache_teacher"] = str(root / _ANSWERS)
+    if base.data.views is None:  # of all epochs, which are the same in all arms of a seed
+        settings["data.views"] = (base.stage1.epochs or 0) + (base.stage2.epochs or 0) or None
     if base.student.target_latency:  # measured again, it would be another student
         settings |= {
             "student.target_latency": None,

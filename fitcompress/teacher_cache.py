@@ -27,6 +27,7 @@ from fitcompress.training.answers import (
     claim_folder,
     confirm_answers,
     layout_of,
+    paths_of,
     write_answers,
 )
 from fitcompress.training.crew import Crew
@@ -69,7 +70,7 @@ class Keeper:
             return  # a teacher in shards answers all processes together, as they train
         crew = Crew(start_accelerator(self.device, "fp32"))
         ask = partial(_ask, objective, self.device)
-        layout = layout_of(ask, data, data.num_views or 1)
+        layout = layout_of(ask, data, min(data.num_views or 1, epochs))
         is_kept = crew.is_first and self._decide(data, layout, split, epochs)
         if crew.gathered(is_kept)[0]:
             data.answers = self._answers(ask, data, layout, split, crew)
@@ -84,8 +85,9 @@ class Keeper:
         return bool(decisions[name])
 
     def _is_worth_it(self, data: Views, layout: Layout, split: str, epochs: int) -> bool:
-        if data.num_views is None or data.num_views >= epochs:
-            if self.recipe.run.cache_teacher != "auto" and data.num_views is None:
+        is_shared = self.recipe.run.cache_teacher != "auto"
+        if data.num_views is None or (data.num_views >= epochs and not is_shared):
+            if is_shared:
                 self._notice(
                     f"{self.stage}: every epoch has new views of the {split} images, so no answer"
                     " of the teacher is kept (--views K makes them come again)"
@@ -114,16 +116,12 @@ class Keeper:
         folder = self._root / f"{name.replace(' ', '-')}-{self._key(data)[:16]}"
         claim_folder(folder, layout)
         answers = Answers(folder, layout)
-        is_whole = all(crew.gathered(self._is_whole(folder, layout)))
+        is_whole = all(crew.gathered(all(path.is_file() for path in paths_of(folder, layout))))
         if not is_whole:
             self._write(ask, data, folder, layout, name, (crew.index, crew.num))
             crew.wait()
         confirm_answers(ask, data, answers)
         return answers
-
-    def _is_whole(self, folder: Path, layout: Layout) -> bool:
-        files = len(list(folder.glob("view*.npy")))
-        return files == layout.num_views * layout.num_shards * len(layout.shapes)
 
     def _write(
         self,
@@ -160,7 +158,9 @@ class Keeper:
         return self.run.cache_path if place == "auto" else Path(place).expanduser()
 
     def _key(self, data: Views) -> str:
-        """All that the answers depend on, as a digest; the images by name, number and labels."""
+        """All that the answers to a view depend on, as a digest; the images by name, number and
+        labels.
+        """
         settings = flat_settings(self.recipe)
         chosen = {name: value for name, value in settings.items() if name.startswith(_DECIDING)}
         facts = (
@@ -172,7 +172,7 @@ class Keeper:
                 (data.augment, data.padding),
                 data.mixup,
             ),
-            *(data.seed, data.num_views, len(data), data.images.num_bytes),
+            *(data.seed, len(data), data.images.num_bytes),
             (self.recipe.run.teacher_precision, self.recipe.run.teacher_layout),
         )
         return hashlib.sha256(repr(facts).encode() + data.labels.tobytes()).hexdigest()

@@ -282,16 +282,21 @@ def test_images_without_labels_are_refused(images, tmp_path):
         run(flat, tmp_path / "out", ["kd"], 1)
 
 
-def test_arms_ask_the_teacher_once_between_them(images, tmp_path):
+@pytest.mark.parametrize(("augment", "views"), [("none", [1, 1]), ("crop", [6, 2])])
+def test_arms_ask_the_teacher_once_between_them(images, tmp_path, augment, views):
     events: list[Event] = []
-    run(images, tmp_path / "out", ["kd", "ht", "kd-long"], 1, emit=events.append, stage1__epochs=2)
-    asked = [e.stage for e in events if isinstance(e, StageStarted) and "answers" in e.stage]
-    assert [name.rpartition("answers, ")[2] for name in asked] == [
-        "stage2 train",
-        "stage2 held out",
-        "stage1 train",
-        "stage1 held out",
+    more = {"data__augment": augment, "stage1__epochs": 2, "stage2__epochs": 4}
+    arms = ["kd-long", "kd", "ht", "shuffled"]
+    found = run(images, tmp_path / "out", arms, 1, emit=events.append, **more)
+    asked = [e for e in events if isinstance(e, StageStarted) and "answers" in e.stage]
+    assert [(e.stage.rpartition("answers, ")[2], e.num_epochs) for e in asked] == [
+        ("stage2 train", views[0]),
+        ("stage2 held out", 1),
+        ("stage1 train", views[1]),
+        ("stage1 held out", 1),
     ]
+    apart = run(images, tmp_path / "apart", ["kd"], 1, run__cache_teacher="off", **more)
+    assert apart.accuracies("kd") == found.accuracies("kd")
 
 
 def test_a_teacher_of_other_classes_is_adapted_once(images, tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ __all__ = [
     "claim_folder",
     "confirm_answers",
     "layout_of",
+    "paths_of",
     "write_answers",
 ]
 
@@ -78,6 +79,13 @@ def layout_of(ask: Ask, data: Views, num_views: int) -> Layout:
     """The layout of the answers to `data`, found by asking about one sample."""
     answers = ask(data.batch([0]))
     return Layout(len(data), num_views, tuple(tuple(value.shape[1:]) for value in answers))
+
+
+def paths_of(folder: Path, layout: Layout) -> Iterator[Path]:
+    """All files of the answers."""
+    for view in range(layout.num_views):
+        for shard in range(layout.num_shards):
+            yield from _shard_paths(folder, layout, view, shard)
 
 
 class Answers:
@@ -131,7 +139,7 @@ def write_answers(
         for shard in range(layout.num_shards):
             start = shard * layout.shard_size
             ids = range(start, min(start + layout.shard_size, layout.num_samples))
-            paths = [_shard_path(folder, view, i, shard) for i in range(len(layout.shapes))]
+            paths = _shard_paths(folder, layout, view, shard)
             is_other_s = (view * layout.num_shards + shard) % share[1] != share[0]
             if is_other_s or all(path.is_file() for path in paths):
                 num_done += len(ids)
@@ -156,6 +164,7 @@ def claim_folder(folder: Path, layout: Layout) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, written = folder / _LAYOUT, json.loads(json.dumps(asdict(layout)))
+    del written["num_views"]  # there may come more
     if not path.is_file():
         write_json(path, written)
     elif json.loads(path.read_text(encoding="utf-8")) != written:
@@ -182,6 +191,11 @@ def _other_answers(folder: Path) -> RunError:
         " images",
         advice="remove the folder, or name another one (--cache-teacher)",
     )
+
+
+def _shard_paths(folder: Path, layout: Layout, view: int, shard: int) -> list[Path]:
+    """One for each output."""
+    return [_shard_path(folder, view, output, shard) for output in range(len(layout.shapes))]
 
 
 def _shard_path(folder: Path, view: int, output: int, shard: int) -> Path:

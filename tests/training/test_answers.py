@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from toy_training import make_distill, make_views
 
 from fitcompress.errors import RunError
 from fitcompress.training import answers as module
-from fitcompress.training.answers import Answers, confirm_answers, layout_of, write_answers
+from fitcompress.training.answers import (
+    Answers,
+    confirm_answers,
+    layout_of,
+    paths_of,
+    write_answers,
+)
 
 
 def make_data(num_views=2, **arguments):
@@ -117,9 +124,21 @@ def test_answers_of_another_teacher_or_to_other_images_are_refused(objective, tm
     confirm_answers(objective.ask, data, kept)
     with pytest.raises(RunError, match="not this teacher's to these images"):
         confirm_answers(objective.ask, make_data(seed=5), kept)
-    other = layout_of(objective.ask, make_data(num_views=3), 3)
+    layout = layout_of(objective.ask, data, 2)
+    other = replace(layout, num_samples=layout.num_samples - 1)
     with pytest.raises(RunError, match="not this teacher's"):
         next(write_answers(objective.ask, data, tmp_path, other, 5))
+
+
+def test_views_that_come_later_are_added(objective, tmp_path):
+    write(objective, make_data(), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("view*")}
+    kept, _ = write(objective, make_data(num_views=3), tmp_path)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert set(paths_of(tmp_path, kept.layout)) == set(tmp_path.glob("view*")) > set(before)
+    data = make_data(num_views=3)
+    data.set_epoch(2)
+    assert torch.allclose(kept([3], 2)[0], objective.ask(data.batch([3]))[0])
 
 
 def test_answers_pickle_to_a_worker_as_a_path(objective, tmp_path):
