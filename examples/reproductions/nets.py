@@ -170,18 +170,29 @@ def fitnets_mnist_student_he() -> nn.Module:
     return fitnets_mnist_student(spread=None)
 
 
-def fitnets_cifar_teacher(num_classes: int = 10) -> nn.Module:
-    """Maxout 96-192-192 and 500 units, about 9 M parameters."""
-    convs = [(96, 8, 4, OVERLAPPING), (192, 8, 3, OVERLAPPING), (192, 5, 3, PLAIN)]
+def on_cifar(
+    convs: Sequence[tuple[int, int, int, tuple[int, int] | None]],
+    spread: float | None,
+    normed: bool,
+    num_classes: int,
+) -> nn.Module:
+    """Convolutions on images of 32 pixels, with 500 maxout units behind them."""
     return Convolutions(
         convs,
         num_in=3,
         image_side=32,
         hidden=500,
         hidden_pieces=2,
-        spread=None,
+        spread=spread,
+        normed=normed,
         num_classes=num_classes,
     )
+
+
+def fitnets_cifar_teacher(num_classes: int = 10) -> nn.Module:
+    """Maxout 96-192-192 and 500 units, about 9 M parameters."""
+    convs = [(96, 8, 4, OVERLAPPING), (192, 8, 3, OVERLAPPING), (192, 5, 3, PLAIN)]
+    return on_cifar(convs, None, False, num_classes)
 
 
 WIDTHS = {
@@ -211,16 +222,7 @@ def fitnet(name: str, spread: float | None, normed: bool, num_classes: int = 10)
     for stage, widths in enumerate(WIDTHS[name]):
         convs += [(width, 3, 1, None) for width in widths]
         convs[-1] = (widths[-1], 3, 1, (8, 8) if stage == 2 else PLAIN)
-    return Convolutions(
-        convs,
-        num_in=3,
-        image_side=32,
-        hidden=500,
-        hidden_pieces=2,
-        spread=spread,
-        normed=normed,
-        num_classes=num_classes,
-    )
+    return on_cifar(convs, spread, normed, num_classes)
 
 
 STARTS = {"paper": (0.005, False), "he": (None, False), "bn": (None, True)}
