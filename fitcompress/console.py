@@ -24,6 +24,7 @@ from fitcompress.report.words import (
     integer_text,
     percent_text,
     shape_text,
+    speeds_text,
 )
 from fitcompress.rundir import disk_errors, write_text
 
@@ -170,7 +171,7 @@ def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False)
     """Show the files that were written and how each compared with the student.
 
     `exports`: each with "format", "path", "size_bytes", "max_abs_diff", "top1_agreement",
-    "accuracy" and "remark".
+    "accuracy", "latency" and "remark".
     """
     if as_json:
         show_json(exports)
@@ -190,6 +191,8 @@ def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False)
     for export in exports:
         if export.get("remark"):
             show_text(f"{export['format']}: {export['remark']}")
+        if export.get("latency"):
+            show_text(f"{export['format']} beside float32: {speeds_text(export['latency'])}")
 
 
 def show_eval(measured: Mapping[str, Any], *, as_json: bool = False) -> None:

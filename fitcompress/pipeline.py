@@ -46,6 +46,7 @@ from fitcompress.stages import (
 )
 from fitcompress.teacher import Teacher, open_teacher
 from fitcompress.teacher_cache import drop_answers
+from fitcompress.timing import beside_float
 from fitcompress.trackers import tracked
 from fitcompress.training import resolve_device
 from fitcompress.tuning import as_chosen, compiling, tuned
@@ -259,7 +260,8 @@ def export(
     emit: Emit = ignore,
 ) -> list[dict[str, Any]]:
     """Writes the student of a run in other formats, each checked on real images, its accuracy
-    measured on the evaluation split: `exports.json`.
+    measured on the evaluation split, and of other ONNX files than the plain one how fast they are
+    beside it: `exports.json`.
 
     opset: of ONNX; None is the exporter's own choice.
 
@@ -283,8 +285,10 @@ def export(
         emit(StageStarted(stage=f"export {form}"))
         path = directory.exports_path / f"student{FORMATS[form].suffix}"
         record = export_model(form, source, path, force=force)
-        measured = accuracy_of(form, path, model.interface, data)
-        records[form] = {**record.to_dict(), "accuracy": measured}
+        measured: dict[str, Any] = {"accuracy": accuracy_of(form, path, model.interface, data)}
+        if recipe.run.timing == "all" and path.suffix == ".onnx" and form != "onnx":
+            measured["latency"] = beside_float(path, model)
+        records[form] = {**record.to_dict(), **measured}
         directory.write_json("exports.json", list(records.values()))
         emit(StageFinished(stage=f"export {form}", seconds=record.seconds, num_images=0, detail={}))
     return [records[form] for form in formats]

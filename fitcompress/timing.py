@@ -23,7 +23,7 @@ from fitcompress.onnxfile import onnx_runner
 from fitcompress.spec import Interface
 from fitcompress.speed import Runner, paired_latency, peak_memory_bytes, torch_runner
 
-__all__ = ["BATCH_SIZES", "latencies", "onnx_copy", "peak_memory"]
+__all__ = ["BATCH_SIZES", "beside_float", "latencies", "onnx_copy", "peak_memory"]
 
 BATCH_SIZES = (1, 32)
 
@@ -54,6 +54,20 @@ def latencies(
         for name, times in (paired_latency(runners) if runners else {}).items():
             measured[name]["onnxruntime"] = times
     return measured
+
+
+def beside_float(path: Path, model: Model) -> dict[str, dict[str, Any]]:
+    """By batch size the time of an ONNX file of the model in onnxruntime, as `paired_latency` gives
+    it: in turns with the model in float32, which is what its speedup is over.
+
+    Raises:
+        ExportError: as `onnx_copy`.
+    """
+    with onnx_copy(model.network, model.interface) as plain:
+        times = paired_latency({"float32": plain, "file": onnx_runner(path)}, BATCH_SIZES)["file"]
+    for own in times.values():
+        del own["samples_ms"]  # nothing draws them
+    return times
 
 
 @contextmanager

@@ -134,6 +134,7 @@ def test_exports_are_shown_with_their_checks(capsys):
                 "top1_agreement": 1.0,
                 "accuracy": {"top1": 0.5304, "low": 0.5, "high": 0.6, "n": 100},
                 "remark": "1 of 9 layers in float",
+                "latency": {"1": {"speedup": 1.5, "speedup_range": [1.4, 1.6]}},
             }
         ]
     )
@@ -146,6 +147,7 @@ def test_exports_are_shown_with_their_checks(capsys):
         "  onnx     runs/x/exports/student.onnx   1.43 MiB      2.4e-07      100.0 %   53.0 %",
         "",
         "onnx: 1 of 9 layers in float",
+        "onnx beside float32: batch 1: 1.5x faster",
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy_runs import SPEC, toy_teacher, trained_net
@@ -9,9 +11,10 @@ from toy_runs import SPEC, toy_teacher, trained_net
 from fitcompress import timing
 from fitcompress.errors import ExportError
 from fitcompress.events import Notice
-from fitcompress.exports import write_onnx
+from fitcompress.exports import Source, write_onnx
 from fitcompress.graph.lift import build_network
 from fitcompress.model import Model
+from fitcompress.onnxfile import onnx_runner
 from fitcompress.spec import Interface
 from fitcompress.speed import peak_memory_bytes
 
@@ -39,6 +42,26 @@ def test_both_runtimes_are_timed_at_both_batch_sizes() -> None:
                 expected = 1000 * int(batch) / times["median_ms"]
                 assert times["images_per_s"] == pytest.approx(expected)
                 assert (times["warmup"], times["device"]) == (3, "cpu")
+
+
+def test_a_file_is_timed_beside_the_model_in_float(tmp_path, monkeypatch) -> None:
+    model, file = toy_model(), tmp_path / "student.onnx"
+    write_onnx(Source(model.network, INTERFACE, torch.zeros(2, *SPEC.shape)), file)
+    turns = []
+
+    def opened(path):
+        runner = onnx_runner(path)
+        return replace(runner, run=lambda images: turns.append(path == file) or runner.run(images))
+
+    monkeypatch.setattr(timing, "onnx_runner", opened)
+    times = timing.beside_float(file, model)
+
+    assert list(times) == ["1", "32"]
+    for own in times.values():
+        low, high = own["speedup_range"]
+        assert 0 < low <= own["speedup"] <= high and "samples_ms" not in own
+    turns = turns[-2 * times["32"]["n"] :]
+    assert turns == [False, True] * times["32"]["n"]
 
 
 def test_without_onnx_only_torch_is_timed() -> None:

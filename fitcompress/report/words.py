@@ -20,6 +20,7 @@ __all__ = [
     "runtime_name",
     "shape_text",
     "speed_text",
+    "speeds_text",
     "stage_title",
     "threads_text",
 ]
@@ -99,6 +100,15 @@ def speed_text(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     low, high = own.get("speedup_range") or (speedup, speedup)
     text = ratio_text(speedup, 1.0, "faster", "slower")
     return "about as fast" if low <= 1 <= high or text == "the same" else text
+
+
+def speeds_text(timed: Mapping[str, Mapping[str, Any]]) -> str:
+    """How fast a file is beside another one, by batch size.
+
+    >>> speeds_text({"1": {"speedup": 2.0}, "32": {"speedup": 0.5}})
+    'batch 1: 2.0x faster, batch 32: 2.0x slower'
+    """
+    return ", ".join(f"batch {batch}: {speed_text(own, {})}" for batch, own in timed.items())
 
 
 def ms_text(value: float) -> str:

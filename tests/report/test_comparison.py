@@ -106,7 +106,7 @@ def test_the_json_holds_runs_and_tests(three: Comparison) -> None:
     value = json.loads(three.render("json"))
     assert [run["name"] for run in value["runs"]] == ["a", "b", "c"]
     assert value["runs"][1]["student"]["accuracy"]["n"] == 95
-    assert value["runs"][0]["exports"][0]["format"] == "onnx"
+    assert value["runs"][0]["exports"][0]["format"] == "onnx-int8"
     assert len(value["tests"]) == 2
 
 

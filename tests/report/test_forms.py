@@ -117,7 +117,7 @@ def test_the_page_shows_every_part_and_the_charts(report: Report) -> None:
     for words in (
         "89.4\N{NO-BREAK SPACE}%",
         "layer2.1",
-        "student.onnx",
+        "student.int8.onnx",
         "Learning curves",
         "Stage 2: distillation",
         "Shirt \N{RIGHTWARDS ARROW} Coat: 23",
