@@ -38,6 +38,9 @@ __all__ = [
 _TRIES = 8
 _NEAR, _AIM = 0.9, 0.95
 """The share of a latency from which a student counts as filling it, and what is tried for."""
+_NUM_RUNS, _SECONDS = 100, 8.0
+"""How often each network is called in turn, and when that ends sooner: too few calls of a large
+network are off by more than what is left between `_NEAR` and 1."""
 _FLATTEST, _LEAST_WAY = 0.2, 0.1
 """How little more time more operations may seem to take; how far between two sizes the next one
 is at least from either."""
@@ -132,7 +135,10 @@ def measure_latency(networks: Sequence[Mapping[str, Runner]]) -> list[Latency]:
     medians: dict[str, list[float]] = {}
     for runtime in ("onnxruntime", "torch"):
         times = paired_latency(
-            {str(number): own[runtime] for number, own in enumerate(networks)}, (1,)
+            {str(number): own[runtime] for number, own in enumerate(networks)},
+            (1,),
+            num_runs=_NUM_RUNS,
+            budget_s=_SECONDS,
         )
         medians[runtime] = [own["1"]["median_ms"] / 1e3 for own in times.values()]
     return [Latency(*both) for both in zip(*medians.values(), strict=True)]
