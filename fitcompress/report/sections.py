@@ -179,7 +179,7 @@ def _exports(report: Report) -> Section:
     rows = tuple(_export_row(record) for record in report.exports)
     sizes = dict.fromkeys(size for one in report.exports for size in one["checked_batches"])
     batches = " and ".join(map(str, sizes))
-    columns = ("Format", "File", "Size", "Largest difference", "Same top-1", "Top-1", "Speed")
+    columns = ("File", "Size", "Largest difference", "Same top-1", "Top-1", "Speed")
     note = (
         f"Each file was run on real images, at batch {batches}, and compared with the student in"
         " PyTorch; its own top-1 is that on the evaluation images, run by what the format is for."
@@ -190,9 +190,12 @@ def _exports(report: Report) -> Section:
 
 def _export_row(record: Mapping[str, Any]) -> tuple[Cell, ...]:
     relative = record.get("max_rel_diff")
+    speed, _, others = in_words(record.get("latency"), speeds_text).partition(", ")
     return (
-        Cell(str(record.get("format", NONE)), str(record.get("remark", ""))),
-        Cell(str(record.get("path", NONE)).replace("\\", "/").rsplit("/", 1)[-1]),
+        Cell(
+            str(record.get("path", NONE)).replace("\\", "/").rsplit("/", 1)[-1],
+            ", ".join(str(record[key]) for key in ("format", "remark") if record.get(key)),
+        ),
         Cell(in_words(record.get("size_bytes"), bytes_text)),
         Cell(
             in_words(record.get("max_abs_diff"), lambda value: f"{value:.1e}"),
@@ -200,7 +203,7 @@ def _export_row(record: Mapping[str, Any]) -> tuple[Cell, ...]:
         ),
         Cell(in_words(record.get("top1_agreement"), percent_text)),
         share_cell(record.get("accuracy")),
-        Cell(in_words(record.get("latency"), speeds_text)),
+        Cell(speed, others),
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import timm
 
 from fitcompress.events import ignore
+from fitcompress.graph.budget import tally_of
 from fitcompress.planning import plan_run
 from fitcompress.recipe import resolve_recipe
 from fitcompress.speed import paired_latency
@@ -80,7 +81,10 @@ def measure(model: str, kind: str, asked: str) -> Iterator[dict[str, object]]:
         yield {"model": model, "target": kind, "asked": asked, "share": str(error)[:200]}
         return
     seconds = time.perf_counter() - started
-    sides = [planned.summary["teacher"], planned.summary["student"]]
+    sides = [
+        {**planned.summary[name], "size": tally_of(one.program).size}
+        for name, one in (("teacher", planned.teacher), ("student", planned.student))
+    ]
     if kind == "latency":
         with ExitStack() as stack:
             runners = {
@@ -91,7 +95,7 @@ def measure(model: str, kind: str, asked: str) -> Iterator[dict[str, object]]:
         costs = [times[name]["1"]["median_ms"] for name in ("teacher", "student")]
         limit = costs[1] * times["student"]["1"]["speedup"] * float(asked.rstrip("%")) / 100
     else:
-        costs = [side["params" if kind == "size" else kind] for side in sides]
+        costs = [side[kind] for side in sides]
         is_share = asked.endswith("%")
         limit = costs[0] * float(asked.rstrip("%")) / 100 if is_share else float(asked[:-1]) * 1e6
     yield {
@@ -114,9 +118,7 @@ def table(rows: list[dict[str, str]]) -> str:
     for model in dict.fromkeys(row["model"] for row in rows):
         own = {(r["target"], r["asked"]): r for r in rows if r["model"] == model}
         cells = [
-            f"{row['share']} (x{float(row['depth_mult']):g}, {row['seconds']} s)"
-            if row["depth_mult"]
-            else row["share"]
+            f"{row['share']}, {row['seconds']} s" if row["target"] == "latency" else row["share"]
             for row in (own[column] for column in columns)
         ]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
