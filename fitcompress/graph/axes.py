@@ -56,6 +56,8 @@ class AxisAlgebra:
 
     def __init__(self) -> None:
         self._meaning: dict[Atom, Axis] = {}
+        self._normals: dict[Axis, Axis] = {}
+        """What `normal` said since an atom was last given a meaning."""
         self._frozen: dict[Atom, str] = {}
 
     # Making and reading axes
@@ -87,16 +89,19 @@ class AxisAlgebra:
     def normal(self, axis: Axis) -> Axis:
         """The axis in terms of atoms that have no further meaning: products and sums flattened,
         units dropped."""
-        factors: list[Factor] = []
-        for factor in axis:
-            if isinstance(factor, Sum):
-                factors.extend(self._normal_sum(factor))
-            elif factor in self._meaning:
-                self._meaning[factor] = self.normal(self._meaning[factor])
-                factors.extend(self._meaning[factor])
-            elif factor.size != 1:
-                factors.append(factor)
-        return tuple(factors)
+        known = self._normals.get(axis)
+        if known is None:
+            factors: list[Factor] = []
+            for factor in axis:
+                if isinstance(factor, Sum):
+                    factors.extend(self._normal_sum(factor))
+                elif factor in self._meaning:
+                    self._meaning[factor] = self.normal(self._meaning[factor])
+                    factors.extend(self._meaning[factor])
+                elif factor.size != 1:
+                    factors.append(factor)
+            known = self._normals[axis] = tuple(factors)
+        return known
 
     def _normal_sum(self, factor: Sum) -> Axis:
         terms: list[Axis] = []
@@ -198,6 +203,7 @@ class AxisAlgebra:
         meaning = self.normal(meaning)
         assert self.size(meaning) == atom.size and atom not in self._meaning
         self._meaning[atom] = meaning
+        self._normals.clear()
         if atom in self._frozen:
             self.freeze(meaning, self._frozen[atom])
         return True

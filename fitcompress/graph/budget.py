@@ -18,7 +18,7 @@ from torch.fx import Node
 from fitcompress.graph.axes import Atom, Axis, AxisAlgebra
 from fitcompress.graph.costs import is_contraction, measure_costs, node_macs
 from fitcompress.graph.program import Program, Shape
-from fitcompress.graph.thin import plan_sizes
+from fitcompress.graph.thin import Thinning
 from fitcompress.graph.trace import AxisTrace
 
 __all__ = ["CLOSE", "NARROWEST", "CostTable", "Fit", "Limits", "Tally", "largest_sizes", "tally_of"]
@@ -108,22 +108,22 @@ def _of_one(tally: Tally) -> Tally:
 
 
 def _tensor_terms(program: Program, trace: AxisTrace) -> list[_Term]:
-    """Parameters and bytes of each tensor."""
-    algebra, terms = trace.algebra, []
+    """Parameters and bytes of all tensors that have the same axes."""
+    of_one: dict[tuple[Axis, ...], Tally] = {}
     for name, value in program.tensors.items():
-        if name not in trace.weights:
-            continue
-        is_trained, item_bytes = name in program.trainable, _item_bytes(value)
-        terms.append(_tensor_term(algebra, trace.weights[name], is_trained, item_bytes))
-    return terms
+        if name in trace.weights:
+            axes = tuple(map(trace.algebra.normal, trace.weights[name]))
+            own = Tally(int(name in program.trainable), 0, _item_bytes(value))
+            of_one[axes] = _sum((of_one.get(axes, Tally(0, 0, 0)), own))
+    return [_tensor_term(trace.algebra, axes, tally) for axes, tally in of_one.items()]
 
 
-def _tensor_term(
-    algebra: AxisAlgebra, axes: Sequence[Axis], is_trained: bool, item_bytes: int
-) -> _Term:
+def _tensor_term(algebra: AxisAlgebra, axes: Sequence[Axis], of_one: Tally) -> _Term:
+    """`of_one`: what a number of the tensors costs."""
+
     def count(sizes: Sizes) -> Tally:
         numel = prod(algebra.resize(axis, sizes) for axis in axes)
-        return Tally(numel * is_trained, 0, numel * item_bytes)
+        return Tally(numel * of_one.params, 0, numel * of_one.size)
 
     return frozenset(atom for axis in axes for atom in algebra.atoms(axis)), count
 
@@ -181,7 +181,8 @@ def largest_sizes(trace: AxisTrace, table: CostTable, limits: Limits) -> Fit:
     """The sizes of the widest uniform student within the limits, then of single axes as much wider
     as still fits. Without one that fits, the narrowest there is.
     """
-    plans = {width: plan_sizes(trace, width) for width in (NARROWEST, 1.0)}
+    thinning = Thinning(trace)
+    plans = {width: thinning.sizes(width) for width in (NARROWEST, 1.0)}
     tallies = {width: table.tally(sizes) for width, sizes in plans.items()}
     low, high = NARROWEST, 1.0
     if limits.share(tallies[high]) <= 1:
@@ -190,14 +191,14 @@ def largest_sizes(trace: AxisTrace, table: CostTable, limits: Limits) -> Fit:
         return _fit(plans[low], low, tallies[low], limits, tallies[low])
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        plans[middle] = plan_sizes(trace, middle)
+        plans[middle] = thinning.sizes(middle)
         tallies[middle] = table.tally(plans[middle])
         if limits.share(tallies[middle]) <= 1:
             low = middle
         else:
             high = middle
     start = _fit(plans[low], low, tallies[low], limits, tallies[high])
-    wider = [plans[high], *(plan_sizes(trace, min(1.0, low * factor)) for factor in _WIDER)]
+    wider = [plans[high], *(thinning.sizes(min(1.0, low * factor)) for factor in _WIDER)]
     return _filled(start, table, limits, wider)
 
 

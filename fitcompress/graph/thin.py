@@ -25,6 +25,7 @@ from fitcompress.graph.trace import STRUCTURAL, AxisTrace, free_weight_atoms
 __all__ = [
     "KEPT",
     "FrozenPlace",
+    "Thinning",
     "frozen_places",
     "plan_sizes",
     "round_width",
@@ -65,12 +66,7 @@ def plan_sizes(trace: AxisTrace, width_mult: float) -> dict[Atom, int]:
     head width, groups before group width, unless so few of them are left that the share would be
     missed by far, or scaling the inner ones leaves much fewer parameters.
     """
-    if width_mult == 1:
-        return {}
-    choice = _Choice(trace, width_mult)
-    for product in choice.products:
-        choice.settle(product)
-    return {atom: size for atom, size in choice.sizes.items() if atom not in choice.held}
+    return Thinning(trace).sizes(width_mult)
 
 
 def _products(trace: AxisTrace) -> Iterator[Axis]:
@@ -84,40 +80,56 @@ def _products(trace: AxisTrace) -> Iterator[Axis]:
     yield from (product for product in seen if len(product) == 1)
 
 
-class _Choice:
-    """Which atoms scale, decided product by product."""
+class Thinning:
+    """What stands beside what among the weights' axes, on which any width is tried."""
 
-    def __init__(self, trace: AxisTrace, width_mult: float) -> None:
-        self.trace, self.width_mult = trace, width_mult
+    def __init__(self, trace: AxisTrace) -> None:
+        self.trace = trace
         self.free = free_weight_atoms(trace)
         self.products = list(_products(trace))
-        self.held: set[Atom] = set()
-        self.sizes: dict[Atom, int] = {}
-        self._beside: dict[Factor, set[Atom]] = {}
+        self.beside: dict[Factor, set[Atom]] = {}
         for product in self.products:
             for factor in product:
                 others = (other for other in product if other is not factor)
-                self._beside.setdefault(factor, set()).update(*map(self._free_atoms, others))
-        self._tensors_with: dict[Atom, dict[str, None]] = {}
+                self.beside.setdefault(factor, set()).update(*map(self.free_atoms, others))
+        self.tensors_with: dict[Atom, dict[str, None]] = {}
         for name, axes in trace.weights.items():
             for atom in (atom for axis in axes for atom in trace.algebra.atoms(axis)):
-                self._tensors_with.setdefault(atom, {})[name] = None
+                self.tensors_with.setdefault(atom, {})[name] = None
+
+    def free_atoms(self, factor: Factor) -> set[Atom]:
+        return set(self.trace.algebra.atoms((factor,))) & self.free
+
+    def sizes(self, width_mult: float) -> dict[Atom, int]:
+        """As `plan_sizes`."""
+        if width_mult == 1:
+            return {}
+        choice = _Choice(self, width_mult)
+        for product in self.products:
+            choice.settle(product)
+        return {atom: size for atom, size in choice.sizes.items() if atom not in choice.held}
+
+
+class _Choice:
+    """Which atoms scale, decided product by product."""
+
+    def __init__(self, thinning: Thinning, width_mult: float) -> None:
+        self.thinning, self.trace, self.width_mult = thinning, thinning.trace, width_mult
+        self.held: set[Atom] = set()
+        self.sizes: dict[Atom, int] = {}
 
     def settle(self, product: Axis) -> None:
         """One factor of the product scales, the others are held."""
         chosen = self._factor_to_scale(product)
         for factor in product:
             if factor is not chosen:
-                self.held.update(self._free_atoms(factor))
-        if isinstance(chosen, Atom) and chosen not in self.sizes and chosen in self.free:
+                self.held.update(self.thinning.free_atoms(factor))
+        if isinstance(chosen, Atom) and chosen not in self.sizes and chosen in self.thinning.free:
             unit = self.trace.algebra.size(product) // chosen.size
             self.sizes[chosen] = round_width(chosen.size, self.width_mult, unit)
 
-    def _free_atoms(self, factor: Factor) -> set[Atom]:
-        return set(self.trace.algebra.atoms((factor,))) & self.free
-
     def _factor_to_scale(self, product: Axis) -> Factor | None:
-        eligible = [factor for factor in product if self._free_atoms(factor) - self.held]
+        eligible = [factor for factor in product if self.thinning.free_atoms(factor) - self.held]
         already = [factor for factor in eligible if factor in self.sizes]
         if already or not eligible:
             return already[0] if already else None
@@ -128,9 +140,9 @@ class _Choice:
     def _should_stay(self, factor: Factor) -> bool:
         """Whether scaling all that stands beside the factor in some product leaves much fewer
         parameters than scaling the factor itself."""
-        alone, beside = self._free_atoms(factor), self._beside[factor]
+        alone, beside = self.thinning.free_atoms(factor), self.thinning.beside[factor]
         atoms = (*alone, *beside)
-        touched = dict.fromkeys(name for atom in atoms for name in self._tensors_with[atom])
+        touched = dict.fromkeys(name for atom in atoms for name in self.thinning.tensors_with[atom])
         return self._params(touched, beside) < _MUCH_LESS * self._params(touched, alone)
 
     def _params(self, names: Iterable[str], scaled: Iterable[Atom]) -> int:
