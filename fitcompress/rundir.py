@@ -283,10 +283,14 @@ class RunDir:
                 entry.unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
-        for folder in (self.path, self.path / "checkpoints", self.exports_path):
-            for entry in folder.iterdir() if folder.is_dir() else ():
-                if _is_leftover(entry):
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        """What a kill cut off, wherever a run writes."""
+        folders = (self.path / name for name in _DIRECTORIES)
+        inner = (entry for folder in folders for entry in folder.rglob(".*.tmp"))
+        for entry in [*self.path.glob(".*.tmp"), *inner]:
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
 
     def last_activity(self) -> float:
         """When something was written last, in seconds since the epoch."""

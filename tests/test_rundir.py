@@ -212,3 +212,21 @@ def test_a_full_disk_while_events_are_written(
 def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="something else"), atomic_path(tmp_path / "x"):
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize(
+    "place", [".", "checkpoints", "exports", "thumbnails", "student", "cache/a"]
+)
+def test_what_a_kill_cut_off_is_gone_when_the_run_goes_on(tmp_path, place):
+    run = RunDir.create(tmp_path / "run")
+    run.write_text("recipe.toml", "")
+    folder = run.path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".8.png.123.tmp").touch()
+    (folder / ".student.onnx.abc.tmp").mkdir()
+    (folder / "8.png").touch()
+
+    RunDir.create(run.path, resume=True)
+
+    assert not list(run.path.rglob(".*.tmp"))
+    assert (folder / "8.png").exists()
