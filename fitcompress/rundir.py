@@ -37,6 +37,7 @@ __all__ = [
     "write_text",
 ]
 
+_LEFTOVER = ".*.tmp"
 _DIRECTORIES = ("checkpoints", "cache", "teacher", "student", "baseline", "thumbnails", "exports")
 _FILES = (
     "recipe.toml",
@@ -267,7 +268,7 @@ class RunDir:
     def _holds_only_ours(self) -> bool:
         """Whether only beginnings are here, of a run killed before its recipe was written."""
         return all(
-            _is_leftover(entry)
+            entry.match(_LEFTOVER)
             or entry.name in _FILES
             or (entry.name in ("checkpoints", "exports") and not any(entry.iterdir()))
             for entry in self.path.iterdir()
@@ -284,9 +285,8 @@ class RunDir:
 
     def _remove_leftovers(self) -> None:
         """What a kill cut off, wherever a run writes."""
-        folders = (self.path / name for name in _DIRECTORIES)
-        inner = (entry for folder in folders for entry in folder.rglob(".*.tmp"))
-        for entry in [*self.path.glob(".*.tmp"), *inner]:
+        inner = (e for name in _DIRECTORIES for e in (self.path / name).rglob(_LEFTOVER))
+        for entry in [*self.path.glob(_LEFTOVER), *inner]:
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
@@ -382,10 +382,6 @@ def _is_disk_full(error: Exception) -> bool:
         return True
     words = ("no space left", "disk quota exceeded", "file write failed", "iostream error")
     return any(word in str(error).lower() for word in words)
-
-
-def _is_leftover(entry: Path) -> bool:
-    return entry.name.startswith(".") and entry.name.endswith(".tmp")
 
 
 def _ends_in_half_a_line(path: Path) -> bool:
