@@ -298,7 +298,7 @@ class RunRecipe:
     """How the teacher's maps lie in memory as it teaches: "contiguous", "channels-last" or "auto":
     the faster one, as measured."""
     layout: str = "auto"
-    """The same of what is trained; "auto" is channels-last on CUDA, else contiguous."""
+    """The same of what is trained; "auto" is channels-last, except on MPS."""
     compile: str = "auto"
     """Whether networks are compiled: "on", "off" or "auto" (when training takes over ten minutes).
     """

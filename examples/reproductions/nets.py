@@ -7,7 +7,7 @@ Sources: Hinton et al. (arXiv 1503.02531) section 3; FitNets (arXiv 1412.6550v4)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class Maxout(nn.Module):
         self.maps, self.pieces = maps, pieces
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.maps(x).unflatten(1, (-1, self.pieces)).amax(2)
+        return reduce(torch.maximum, self.maps(x).chunk(self.pieces, 1))
 
 
 def maxout_conv(num_in: int, num_out: int, side: int, padding: int, pieces: int = 2) -> Maxout:

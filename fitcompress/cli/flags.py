@@ -262,7 +262,7 @@ MACHINE = Group(
         Flag(
             "--layout",
             "run.layout",
-            "The same of what is trained; auto is channels-last on CUDA.",
+            "The same of what is trained; auto is channels-last, except on MPS.",
             choices=("auto", "contiguous", "channels-last"),
         ),
         Flag(

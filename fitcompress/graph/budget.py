@@ -7,6 +7,7 @@ milliseconds.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,14 +15,25 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._pytree import tree_map_only
 
 from fitcompress.graph.axes import Atom, Axis, AxisAlgebra
-from fitcompress.graph.costs import is_contraction, measure_costs, node_macs
+from fitcompress.graph.costs import COUNTED_BATCH, is_contraction, measure_costs, node_macs
 from fitcompress.graph.program import Program, Shape
 from fitcompress.graph.thin import Thinning
 from fitcompress.graph.trace import AxisTrace
 
-__all__ = ["CLOSE", "NARROWEST", "CostTable", "Fit", "Limits", "Tally", "largest_sizes", "tally_of"]
+__all__ = [
+    "CLOSE",
+    "NARROWEST",
+    "CostTable",
+    "Costing",
+    "Fit",
+    "Limits",
+    "Tally",
+    "largest_sizes",
+    "tally_of",
+]
 
 CLOSE = 0.97
 """The share of a limit from which a student counts as filling it."""
@@ -74,92 +86,141 @@ class Limits:
 
 
 class CostTable:
-    """The costs of a program as sums of terms, each of which depends on few atoms."""
+    """The costs of a program as sums of terms, each of which depends on the lengths of few axes."""
 
     def __init__(self, program: Program, trace: AxisTrace) -> None:
-        self._terms = [*_tensor_terms(program, trace), *_call_terms(program, trace)]
-        self._terms_with: dict[Atom, list[int]] = {}
-        for place, (atoms, _) in enumerate(self._terms):
-            for atom in atoms:
-                self._terms_with.setdefault(atom, []).append(place)
+        self.algebra = trace.algebra
+        self.batch = dict.fromkeys(self.algebra.atoms(trace.batch), COUNTED_BATCH)
+        places = _Places(self.algebra)
+        self.terms = [*_tensor_terms(program, trace, places), *_call_terms(program, trace, places)]
+        self.axes = list(places)
+        self.axes_with = _inverse(map(self.algebra.atoms, self.axes))
+        self.terms_with = _inverse(term.places for term in self.terms)
 
-    def tally(self, sizes: Sizes) -> Tally:
+    def at(self, sizes: Sizes) -> Costing:
         """The costs when the atoms have these sizes, and the others keep theirs."""
-        return _of_one(_sum(count(sizes) for _, count in self._terms))
-
-    def change(self, sizes: Sizes, atom: Atom, size: int) -> Tally:
-        """What it costs more when one atom gets another size."""
-        changed = {**sizes, atom: size}
-        counts = [self._terms[place][1] for place in self._terms_with.get(atom, ())]
-        after, before = (_sum(count(own) for count in counts) for own in (changed, sizes))
-        return _of_one(Tally(*(new - old for new, old in zip(after, before, strict=True))))
+        known = {**sizes, **self.batch}
+        lengths = [self.algebra.resize(axis, known) for axis in self.axes]
+        costs = [term.cost(lengths) for term in self.terms]
+        return Costing(self, dict(sizes), lengths, costs, _sum(costs))
 
 
-_Term = tuple[frozenset[Atom], Callable[[Sizes], Tally]]
+@dataclass(frozen=True)
+class Costing:
+    """What a program costs at some sizes of its atoms."""
+
+    table: CostTable
+    sizes: dict[Atom, int]
+    lengths: list[int]
+    """Of the table's axes."""
+    costs: list[Tally]
+    """Of the table's terms."""
+    total: Tally
+    """Of a batch."""
+
+    @property
+    def tally(self) -> Tally:
+        """The costs for one sample."""
+        return self.total._replace(macs=self.total.macs // COUNTED_BATCH)
+
+    def resized(self, atom: Atom, size: int) -> Costing:
+        """The costs when one atom has another size."""
+        table, lengths, costs = self.table, list(self.lengths), list(self.costs)
+        sizes = {**self.sizes, atom: size}
+        known = {**sizes, **table.batch}
+        axes = table.axes_with.get(atom, ())
+        for place in axes:
+            lengths[place] = table.algebra.resize(table.axes[place], known)
+        changed = {number for place in axes for number in table.terms_with[place]}
+        for number in changed:
+            costs[number] = table.terms[number].cost(lengths)
+        before, after = (_sum(own[number] for number in changed) for own in (self.costs, costs))
+        total = map(operator.add, self.total, map(operator.sub, after, before))
+        return Costing(table, sizes, lengths, costs, Tally(*total))
+
+
+def _inverse(of_each: Iterable[Iterable[Any]]) -> dict[Any, list[int]]:
+    """For each thing the places of those that have it."""
+    found: dict[Any, list[int]] = {}
+    for place, things in enumerate(of_each):
+        for thing in dict.fromkeys(things):
+            found.setdefault(thing, []).append(place)
+    return found
+
+
+class _Places(dict[Axis, int]):
+    """The number of each distinct axis; new ones get the next."""
+
+    def __init__(self, algebra: AxisAlgebra) -> None:
+        self.algebra = algebra
+
+    def of(self, axis: Axis) -> int:
+        return self.setdefault(self.algebra.normal(axis), len(self))
+
+
+class _Term(NamedTuple):
+    places: Sequence[int]
+    """The axes whose lengths it depends on."""
+    cost: Callable[[Sequence[int]], Tally]
+    """What it costs at some lengths of all axes."""
 
 
 def _sum(tallies: Iterable[Tally]) -> Tally:
     return Tally(*map(sum, zip(Tally(0, 0, 0), *tallies, strict=True)))
 
 
-def _of_one(tally: Tally) -> Tally:
-    """Calls are counted at a batch of two, as `count_macs` does."""
-    return tally._replace(macs=tally.macs // 2)
-
-
-def _tensor_terms(program: Program, trace: AxisTrace) -> list[_Term]:
+def _tensor_terms(program: Program, trace: AxisTrace, places: _Places) -> list[_Term]:
     """Parameters and bytes of all tensors that have the same axes."""
-    of_one: dict[tuple[Axis, ...], Tally] = {}
+    of_one: dict[tuple[int, ...], Tally] = {}
     for name, value in program.tensors.items():
         if name in trace.weights:
-            axes = tuple(map(trace.algebra.normal, trace.weights[name]))
+            axes = tuple(map(places.of, trace.weights[name]))
             own = Tally(int(name in program.trainable), 0, _item_bytes(value))
             of_one[axes] = _sum((of_one.get(axes, Tally(0, 0, 0)), own))
-    return [_tensor_term(trace.algebra, axes, tally) for axes, tally in of_one.items()]
+    return [_tensor_term(axes, tally) for axes, tally in of_one.items()]
 
 
-def _tensor_term(algebra: AxisAlgebra, axes: Sequence[Axis], of_one: Tally) -> _Term:
+def _tensor_term(axes: Sequence[int], of_one: Tally) -> _Term:
     """`of_one`: what a number of the tensors costs."""
 
-    def count(sizes: Sizes) -> Tally:
-        numel = prod(algebra.resize(axis, sizes) for axis in axes)
+    def cost(lengths: Sequence[int]) -> Tally:
+        numel = prod(lengths[place] for place in axes)
         return Tally(numel * of_one.params, 0, numel * of_one.size)
 
-    return frozenset(atom for axis in axes for atom in algebra.atoms(axis)), count
+    return _Term(axes, cost)
 
 
-def _call_terms(program: Program, trace: AxisTrace) -> list[_Term]:
+def _call_terms(program: Program, trace: AxisTrace, places: _Places) -> list[_Term]:
     """Multiply-adds of each contraction."""
-    return [_call_term(node, trace) for node in program.graph.nodes if is_contraction(node)]
+    contractions = filter(is_contraction, program.graph.nodes)
+    return [_call_term(node, trace, places) for node in contractions]
 
 
-def _call_term(node: Node, trace: AxisTrace) -> _Term:
-    algebra = trace.algebra
-    values = {near.name: trace.values[near.name] for near in (node, *node.all_input_nodes)}
-    two = dict.fromkeys(algebra.atoms(trace.batch), 2)
+def _call_term(node: Node, trace: AxisTrace, places: _Places) -> _Term:
+    near = {source.name: trace.values[source.name] for source in (node, *node.all_input_nodes)}
+    values = {name: _placed(value, places) for name, value in near.items()}
 
-    def count(sizes: Sizes) -> Tally:
-        sizes = {**sizes, **two}
-        shapes = {name: _resized(algebra, value, sizes) for name, value in values.items()}
+    def cost(lengths: Sequence[int]) -> Tally:
+        shapes = {name: _at(lengths, value) for name, value in values.items()}
         return Tally(0, node_macs(node, shapes), 0)
 
-    return frozenset(atom for value in values.values() for atom in _atoms(algebra, value)), count
+    found: list[int] = []
+    tree_map_only(int, found.append, values)
+    return _Term(found, cost)
 
 
-def _resized(algebra: AxisAlgebra, value: Any, sizes: Sizes) -> Shape:
-    if value is None or isinstance(value, int):
-        return value
-    return tuple(
-        algebra.resize(axis, sizes) if isinstance(axis, tuple) else _resized(algebra, axis, sizes)
-        for axis in value
-    )
+def _placed(value: Any, places: _Places) -> Any:
+    """A value with the places of its axes instead of them."""
+    if isinstance(value, tuple):
+        return places.of(value)
+    return [_placed(part, places) for part in value] if isinstance(value, list) else None
 
 
-def _atoms(algebra: AxisAlgebra, value: Any) -> set[Atom]:
-    found: set[Atom] = set()
-    for axis in value or ():
-        found |= set(algebra.atoms(axis)) if isinstance(axis, tuple) else _atoms(algebra, axis)
-    return found
+def _at(lengths: Sequence[int], placed: Any) -> Shape:
+    """The shape of a value at some lengths of all axes."""
+    if isinstance(placed, int):
+        return lengths[placed]
+    return tuple(_at(lengths, part) for part in placed) if placed is not None else None
 
 
 @dataclass(frozen=True)
@@ -182,48 +243,43 @@ def largest_sizes(trace: AxisTrace, table: CostTable, limits: Limits) -> Fit:
     as still fits. Without one that fits, the narrowest there is.
     """
     thinning = Thinning(trace)
-    plans = {width: thinning.sizes(width) for width in (NARROWEST, 1.0)}
-    tallies = {width: table.tally(sizes) for width, sizes in plans.items()}
     low, high = NARROWEST, 1.0
-    if limits.share(tallies[high]) <= 1:
-        return _fit(plans[high], high, tallies[high], limits, None)
-    if limits.share(tallies[low]) > 1:
-        return _fit(plans[low], low, tallies[low], limits, tallies[low])
+    fitting, above = (table.at(thinning.sizes(width)) for width in (low, high))
+    if limits.share(above.tally) <= 1:
+        return _fit(above, high, limits, None)
+    if limits.share(fitting.tally) > 1:
+        return _fit(fitting, low, limits, fitting.tally)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        plans[middle] = thinning.sizes(middle)
-        tallies[middle] = table.tally(plans[middle])
-        if limits.share(tallies[middle]) <= 1:
-            low = middle
+        costing = table.at(thinning.sizes(middle))
+        if limits.share(costing.tally) <= 1:
+            low, fitting = middle, costing
         else:
-            high = middle
-    start = _fit(plans[low], low, tallies[low], limits, tallies[high])
-    wider = [plans[high], *(thinning.sizes(min(1.0, low * factor)) for factor in _WIDER)]
-    return _filled(start, table, limits, wider)
+            high, above = middle, costing
+    wider = [above.sizes, *(thinning.sizes(min(1.0, low * factor)) for factor in _WIDER)]
+    return _filled(fitting, low, above.tally, limits, wider)
 
 
-def _fit(
-    sizes: dict[Atom, int], width: float, tally: Tally, limits: Limits, above: Tally | None
+def _fit(costing: Costing, width: float, limits: Limits, above: Tally | None) -> Fit:
+    return Fit(costing.sizes, width, costing.tally, limits.share(costing.tally), above)
+
+
+def _filled(
+    costing: Costing, width: float, above: Tally, limits: Limits, wider: Sequence[Sizes]
 ) -> Fit:
-    return Fit(sizes, width, tally, limits.share(tally), above)
-
-
-def _filled(start: Fit, table: CostTable, limits: Limits, wider: Sequence[Sizes]) -> Fit:
     """Single axes grown to the sizes that they have in wider plans, the costliest first."""
-    sizes, tally, above = dict(start.sizes), start.tally, start.above
     for plan in wider:
-        growth = {
-            atom: table.change(sizes, atom, size)
+        shares = {
+            atom: limits.share(costing.resized(atom, size).tally)
             for atom, size in plan.items()
-            if atom in sizes and size > sizes[atom]
+            if atom in costing.sizes and size > costing.sizes[atom]
         }
-        for atom in sorted(growth, key=lambda atom: -limits.share(growth[atom])):
-            if limits.share(tally) > _FULL:
-                return _fit(sizes, start.width_mult, tally, limits, above)
-            more = table.change(sizes, atom, plan[atom])
-            grown = _sum((tally, more))
-            if limits.share(grown) <= 1:
-                sizes[atom], tally = plan[atom], grown
-            elif above is None or limits.share(grown) < limits.share(above):
-                above = grown
-    return _fit(sizes, start.width_mult, tally, limits, above)
+        for atom in sorted(shares, key=lambda atom: -shares[atom]):
+            if limits.share(costing.tally) > _FULL:
+                return _fit(costing, width, limits, above)
+            grown = costing.resized(atom, plan[atom])
+            if limits.share(grown.tally) <= 1:
+                costing = grown
+            elif limits.share(grown.tally) < limits.share(above):
+                above = grown.tally
+    return _fit(costing, width, limits, above)

@@ -15,6 +15,7 @@ from fitcompress.graph.program import Program, Shape, operation, output_nodes, p
 from fitcompress.graph.rules.contractions import CONTRACTIONS, RECURRENT
 
 __all__ = [
+    "COUNTED_BATCH",
     "Costs",
     "count_macs",
     "data_nodes",
@@ -23,6 +24,11 @@ __all__ = [
     "measure_costs",
     "node_depths",
 ]
+
+COUNTED_BATCH = 3
+"""The batch size at which multiply-adds are counted and planned students are tried: not 1, which
+has special cases, and none that a graph is captured or traced at.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,10 @@ def measure_costs(program: Program) -> Costs:
 
 
 def count_macs(program: Program) -> int:
-    """Multiply-adds for one sample, counted at a batch of 2 and halved so that nothing is lost to
-    size-1 special cases."""
-    shapes = propagate_shapes(program, 2)
-    return sum(node_macs(node, shapes) for node in program.graph.nodes if is_contraction(node)) // 2
+    """Multiply-adds for one sample."""
+    shapes = propagate_shapes(program, COUNTED_BATCH)
+    counts = [node_macs(node, shapes) for node in program.graph.nodes if is_contraction(node)]
+    return sum(counts) // COUNTED_BATCH
 
 
 def is_contraction(node: Node) -> bool:

@@ -205,7 +205,8 @@ def _redirect(users: Iterable[Node], old: Node, new: Node) -> None:
 
 def _free_path(program: Program, path: str) -> str:
     """The path itself, or with the first number from 2 on under which there is nothing yet."""
-    taken = {name[: len(path)] + name[len(path) :].partition(".")[0] for name in program.tensors}
+    under = [name for name in program.tensors if name.startswith(path)]
+    taken = {path + name.removeprefix(path).partition(".")[0] for name in under}
     candidates = (path, *(f"{path}{number}" for number in range(2, len(taken) + 3)))
     return next(candidate for candidate in candidates if candidate not in taken)
 

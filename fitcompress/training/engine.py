@@ -99,7 +99,8 @@ def train(
         auto_batch: halve the batch and double `accumulate` where memory runs out.
         shards: each process keeps a part of the networks.
         checkpoint_path: written after each epoch, every ten minutes, and on SIGINT or SIGTERM.
-        layout: "contiguous", "channels-last" or "auto" (channels-last on CUDA), of what is trained.
+        layout: "contiguous", "channels-last" or "auto" (channels-last except on MPS), of what
+            is trained.
         compiles: compile the networks; where that fails it is said, and they run as they are.
         stage: its name in events and messages; a part of the seed.
         resume: go on from `checkpoint_path` where it exists; a finished stage is only loaded.

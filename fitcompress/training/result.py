@@ -72,7 +72,7 @@ def result_of(setup: Setup, position: Position, history: Sequence[dict[str, Any]
 
 def last_events(result: StageResult, num_workers: int) -> Iterator[Event]:
     """That the stage is done; and if it waited much for its images, that it did, and what helps."""
-    if result.waiting_share > _LONG_WAIT:
+    if result.waiting_share > _LONG_WAIT and result.waiting_share * result.seconds > _LONG_WAIT_S:
         yield Notice(
             topic="data",
             message=f"{result.stage} waited for its images for {result.waiting_share:.0%} of its"
@@ -84,5 +84,5 @@ def last_events(result: StageResult, num_workers: int) -> Iterator[Event]:
     )
 
 
-_LONG_WAIT = 0.2
-"""The share of waiting from which it is worth a word."""
+_LONG_WAIT, _LONG_WAIT_S = 0.2, 5.0
+"""The share of waiting, and the seconds of it, from which it is worth a word."""

@@ -255,7 +255,7 @@ def test_the_program_that_is_thinned_stays_as_it_was():
 def test_verify_refuses_a_program_that_does_not_run():
     program = captured(behind_stem(Residual(8), 8), MAP)
     tensors = {**program.tensors, "features.1.conv2.weight": torch.zeros(8, 7, 3, 3)}
-    with pytest.raises(PlanError, match="does not run at batch size 2"):
+    with pytest.raises(PlanError, match="the planned student does not run: Invalid channel"):
         verify_program(replace(program, tensors=tensors), program)
 
 

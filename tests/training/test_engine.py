@@ -31,9 +31,11 @@ from fitcompress.training import (
     HintMatcher,
     HintObjective,
     Interrupted,
+    StageResult,
     SupervisedObjective,
     read_checkpoint,
 )
+from fitcompress.training.result import last_events
 
 
 @pytest.fixture
@@ -399,3 +401,26 @@ def test_a_network_without_batchnorm_trains_too(path):
     objective = SupervisedObjective(plain, student_preprocess=Preprocess(SPEC))
     result, _ = run_distill(path, objective=objective, epochs=2)
     assert set(result.losses) == {"loss", "lr"}
+
+
+@pytest.mark.parametrize(
+    "seconds, share, is_said", [(60, 0.3, True), (60, 0.1, False), (1, 0.9, False)]
+)
+def test_long_waiting_for_images_is_said(seconds, share, is_said):
+    result = StageResult(
+        stage="stage2",
+        epochs=1,
+        num_images=96,
+        seconds=seconds,
+        images_per_s=96 / seconds,
+        waiting_share=share,
+        losses={},
+        held_out={},
+        history=(),
+    )
+    *notices, finished = last_events(result, num_workers=2)
+    assert finished.seconds == seconds
+    assert [str(notice.message) for notice in notices] == [
+        f"stage2 waited for its images for {share:.0%} of its time: more --workers (now 2) prepare"
+        " them beside the training"
+    ] * is_said
