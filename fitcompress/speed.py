@@ -70,7 +70,7 @@ def paired_latency(
     batch_sizes: Sequence[int] = (1, 32),
     *,
     num_warmup: int = 3,
-    num_runs: int = 50,
+    num_runs: int = 300,
     budget_s: float = 4.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, dict[str, Any]]]:

@@ -38,7 +38,7 @@ def test_both_runtimes_are_timed_at_both_batch_sizes() -> None:
         for batches in measured[name].values():
             assert list(batches) == ["1", "32"]
             for batch, times in batches.items():
-                assert 5 <= times["n"] == len(times["samples_ms"]) <= 50
+                assert 5 <= times["n"] == len(times["samples_ms"]) <= 300
                 expected = 1000 * int(batch) / times["median_ms"]
                 assert times["images_per_s"] == pytest.approx(expected)
                 assert (times["warmup"], times["device"]) == (3, "cpu")
