@@ -252,10 +252,16 @@ def test_the_program_that_is_thinned_stays_as_it_was():
     assert before == ([node.format_node() for node in program.graph.nodes], shapes(program))
 
 
-def test_verify_refuses_a_program_that_does_not_run():
+@pytest.mark.parametrize(
+    "name, shape, said",
+    [("conv2.weight", (8, 7, 3, 3), "Invalid channel"), ("bn2.weight", (7,), "8 elements not 7")],
+)
+def test_verify_refuses_a_program_that_does_not_run(name, shape, said):
     program = captured(behind_stem(Residual(8), 8), MAP)
-    tensors = {**program.tensors, "features.1.conv2.weight": torch.zeros(8, 7, 3, 3)}
-    with pytest.raises(PlanError, match="the planned student does not run: Invalid channel"):
+    name = f"features.1.{name}"
+    assert name in program.tensors
+    tensors = {**program.tensors, name: torch.zeros(shape)}
+    with pytest.raises(PlanError, match=f"the planned student does not run: .*{said}"):
         verify_program(replace(program, tensors=tensors), program)
 
 
