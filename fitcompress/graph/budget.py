@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from fitcompress.graph.axes import Atom, Axis, AxisAlgebra
 from fitcompress.graph.costs import COUNTED_BATCH, is_contraction, measure_costs, node_macs
@@ -204,9 +204,7 @@ def _call_term(node: Node, trace: AxisTrace, places: _Places) -> _Term:
         shapes = {name: _at(lengths, value) for name, value in values.items()}
         return Tally(0, node_macs(node, shapes), 0)
 
-    found: list[int] = []
-    tree_map_only(int, found.append, values)
-    return _Term(found, cost)
+    return _Term([place for place in tree_leaves(values) if place is not None], cost)
 
 
 def _placed(value: Any, places: _Places) -> Any:
