@@ -167,7 +167,8 @@ def _opened_where_it_runs(
     name: str, teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool
 ) -> Teacher:
     """The student at the input size that was asked for the teacher, else near the teacher's own,
-    else at the student's own: each network has images made ready for it.
+    else at the student's own: each network has images made ready for it. They are normalised as the
+    teacher's where the student's source does not say how.
     """
     source = replace(
         recipe.teacher,
@@ -191,6 +192,7 @@ def _opened_where_it_runs(
                 emit=emit,
                 meta=meta,
                 seed=recipe.run.seed,
+                normalised_as=images,
             )
         except CaptureError as error:
             first_error = first_error or error

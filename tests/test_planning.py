@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import timm
 import torch
 from small_nets import trained_a_little
 from torch import nn
@@ -147,6 +148,16 @@ def test_a_student_of_ones_own_is_taken_as_it_is():
     assert summary["frozen"] == []
     assert summary["init"] == "own"
     assert summary["pairs"][0]["guided_shape"] != summary["pairs"][0]["hint_shape"]
+
+
+def test_a_student_that_does_not_say_how_its_images_are_normalised_takes_them_as_the_teacher_does():
+    said: list[Notice] = []
+    own = planned(student__source="toy_runs:make_small", emit=said.append).student.interface.images
+    timms = planned(student__source="test_resnet").student.interface.images
+
+    assert (own.mean, own.std) == (SPEC.mean, SPEC.std)
+    assert not [notice for notice in said if "normalised" in notice.message]
+    assert timms.mean == timm.get_pretrained_cfg("test_resnet").mean != SPEC.mean
 
 
 def test_a_timm_student_gets_the_teachers_classes_and_a_name_that_is_unknown_near_misses():

@@ -40,6 +40,7 @@ def open_teacher(
     meta: bool = False,
     allow_random: bool = False,
     seed: int = 0,
+    normalised_as: InputSpec | None = None,
 ) -> Teacher:
     """The teacher that the recipe names.
 
@@ -49,13 +50,17 @@ def open_teacher(
     meta: timm and factory teachers get their shapes only, no weights (for plans).
     allow_random: weights that cannot be downloaded become random ones with a notice, instead of an
         error.
+    normalised_as: images whose mean and deviation are taken where neither the source nor the recipe
+        has any; None is ImageNet's, with a notice.
 
     Raises:
         TeacherError: it cannot be opened, its weights do not fit or cannot be had.
         CaptureError: it cannot be turned into a graph.
         RecipeError: the input settings do not fit together.
     """
-    request = Request(recipe, image_size, num_classes, emit, meta, allow_random, seed)
+    request = Request(
+        recipe, image_size, num_classes, emit, meta, allow_random, seed, normalised_as
+    )
     kind = source_kind(recipe.source)
     if recipe.inputs and kind in ("timm", "folder"):
         raise RecipeError(

@@ -92,6 +92,7 @@ class Request:
     meta: bool
     allow_random: bool
     seed: int
+    normalised_as: InputSpec | None = None
     own: Interface = field(default_factory=Interface)
     """What the source says of itself."""
 
@@ -278,13 +279,17 @@ def assumed_spec(request: Request, size: Size) -> InputSpec:
     if request.own.input is not None:
         own = replace(request.own.input, shape=size)
         return checked(replace(own, mean=recipe.mean or own.mean, std=recipe.std or own.std))
-    if recipe.mean is None or recipe.std is None:
-        request.notice(
-            f"'{recipe.source}' does not say how its inputs are normalised; ImageNet's mean and"
-            " standard deviation are assumed (--mean, --std)"
-        )
-    mean = _IMAGENET_MEAN if is_rgb else (sum(_IMAGENET_MEAN) / 3,) * size[0]
-    std = _IMAGENET_STD if is_rgb else (sum(_IMAGENET_STD) / 3,) * size[0]
+    known = request.normalised_as
+    if known is not None and known.shape[0] == size[0]:
+        mean, std = known.mean, known.std
+    else:
+        mean = _IMAGENET_MEAN if is_rgb else (sum(_IMAGENET_MEAN) / 3,) * size[0]
+        std = _IMAGENET_STD if is_rgb else (sum(_IMAGENET_STD) / 3,) * size[0]
+        if recipe.mean is None or recipe.std is None:
+            request.notice(
+                f"'{recipe.source}' does not say how its inputs are normalised; ImageNet's mean and"
+                " standard deviation are assumed (--mean, --std)"
+            )
     return checked(InputSpec(shape=size, mean=recipe.mean or mean, std=recipe.std or std))
 
 
