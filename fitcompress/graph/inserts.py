@@ -11,28 +11,12 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from fitcompress.graph.program import Program, Shape, operation
+from fitcompress.graph.program import ACTIVATIONS, Program, Shape, operation
 
 __all__ = ["Insert", "insert_norm", "insert_residual", "takes_residual"]
 
 aten = torch.ops.aten
 
-_ACTIVATIONS = frozenset(
-    (
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "elu",
-        "celu",
-        "selu",
-        "mish",
-        "hardswish",
-        "leaky_relu",
-        "hardtanh",
-        "tanh",
-    )
-)
 _MAPS = ("conv1d", "conv2d", "conv3d")
 _MOMENTUM, _EPS = 0.1, 1e-5
 """PyTorch's defaults for batch norm."""
@@ -121,7 +105,7 @@ def insert_residual(program: Program, node: Node, shapes: dict[str, Shape]) -> I
     users = list(node.users)
     build = _Builder(node)
     inner = _norm_like(build, node, f"{path}.norm", shape[0], is_map)
-    activation = _nearest(node, lambda other: operation(other) in _ACTIVATIONS)
+    activation = _nearest(node, lambda other: operation(other) in ACTIVATIONS)
     target, options = (
         (activation.target, activation.args[1:]) if activation else (aten.relu.default, ())
     )

@@ -27,6 +27,7 @@ from torch.fx.node import Target
 from fitcompress.errors import CaptureError
 
 __all__ = [
+    "ACTIVATIONS",
     "RECURRENT_CALLS",
     "InputInfo",
     "Program",
@@ -44,6 +45,11 @@ __all__ = [
     "run_program",
 ]
 
+ACTIVATIONS = (
+    *("relu", "relu6", "gelu", "silu", "elu", "celu"),
+    *("selu", "mish", "hardswish", "leaky_relu", "hardtanh", "tanh"),
+)
+"""Operations between layers that take each number for itself."""
 RECURRENT_CALLS = (
     *(torch.ops.aten.lstm.input, torch.ops.aten.gru.input),
     *(torch.ops.aten.rnn_tanh.input, torch.ops.aten.rnn_relu.input),
@@ -355,8 +361,8 @@ class _ShapeRunner(_Runner):
     def call_function(self, target: Target, args: Any, kwargs: Any) -> Any:
         if makes_tensors(target):
             kwargs = {**kwargs, "device": torch.device("meta")}
-        if target is torch.ops.aten.batch_norm.default and _fits_batch_norm(*args[:5]):
-            return args[0]  # its layout is that of the result
+        if _keeps_layout(target, args):
+            return args[0]
         key = (target, call_layout(args), call_layout(kwargs))
         if key not in _CALLS:
             _CALLS[key] = super().call_function(target, args, kwargs)
@@ -365,11 +371,18 @@ class _ShapeRunner(_Runner):
         return _CALLS[key]
 
 
-def _fits_batch_norm(x: Tensor, *of_channels: Tensor | None) -> bool:
-    """Whether a batch norm surely runs, so that torch need not be asked: on the meta device it
-    takes it twenty times as long as a convolution.
+def _keeps_layout(target: Target, args: Any) -> bool:
+    """Whether a call surely runs and gives what lies in memory as its first argument. Torch, asked
+    for that, takes twenty times as long as for a convolution.
     """
-    return x.dim() > 1 and {tuple(t.shape) for t in of_channels if t is not None} <= {x.shape[1:2]}
+    x = args[0] if args else None
+    if not (isinstance(x, Tensor) and x.is_floating_point() and x.is_contiguous()):
+        return False
+    name = target._schema.name.removeprefix("aten::") if isinstance(target, OpOverload) else ""
+    if name == "batch_norm":
+        shapes = {tuple(of_channels.shape) for of_channels in args[1:5] if of_channels is not None}
+        return x.dim() > 1 and shapes <= {x.shape[1:2]}
+    return name in ACTIVATIONS
 
 
 _CALLS: OrderedDict[Any, Any] = OrderedDict()
