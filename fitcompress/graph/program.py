@@ -373,7 +373,7 @@ class _ShapeRunner(_Runner):
 
 def _keeps_layout(target: Target, args: Any) -> bool:
     """Whether a call surely runs and gives what lies in memory as its first argument. Torch, asked
-    for that, takes twenty times as long as for a convolution.
+    for that, takes ten to twenty times as long as for a convolution.
     """
     x = args[0] if args else None
     if not (isinstance(x, Tensor) and x.is_floating_point() and x.is_contiguous()):
