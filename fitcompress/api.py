@@ -11,7 +11,8 @@ from torch.fx import GraphModule
 
 from fitcompress.graph.cut import cut_program
 from fitcompress.graph.lift import share_leaves
-from fitcompress.graph.program import output_nodes, propagate_shapes
+from fitcompress.graph.program import output_nodes
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.model import Model, load_model
 from fitcompress.rundir import RunDir
 from fitcompress.spec import Interface

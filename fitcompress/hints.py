@@ -20,7 +20,8 @@ from fitcompress.graph.costs import node_depths
 from fitcompress.graph.cut import resolve_layer
 from fitcompress.graph.leaves import find_leaves, named_arguments
 from fitcompress.graph.lift import Block as NodeBlock
-from fitcompress.graph.program import Program, Shape, operation, output_nodes, propagate_shapes
+from fitcompress.graph.program import Program, operation, output_nodes
+from fitcompress.graph.shapes import Shape, propagate_shapes
 from fitcompress.graph.spine import Block, find_blocks
 from fitcompress.graph.trace import AxisTrace, trace_axes
 

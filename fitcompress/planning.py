@@ -19,7 +19,8 @@ from fitcompress.graph.costs import measure_costs
 from fitcompress.graph.initialise import initial_tensors
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.plan import StudentPlan
-from fitcompress.graph.program import Program, output_nodes, propagate_shapes
+from fitcompress.graph.program import Program, output_nodes
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.spine import Block, find_blocks
 from fitcompress.graph.trace import AxisTrace
 from fitcompress.hints import HintPair, LayerMap, choose_pairs, map_layers, node_blocks

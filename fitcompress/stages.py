@@ -18,7 +18,8 @@ from torch import nn
 from fitcompress.data import DataBundle, Preprocess, make_dataset
 from fitcompress.errors import DataError, TeacherError
 from fitcompress.events import Notice
-from fitcompress.graph.program import output_nodes, propagate_shapes
+from fitcompress.graph.program import output_nodes
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.hinting import frozen, prepare_hints
 from fitcompress.model import Model, save_model
 from fitcompress.parts import StageCost, confirm_part, cut_at, freeze_teacher, stage_cost

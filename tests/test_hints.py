@@ -16,7 +16,8 @@ from fitcompress.graph.capture import capture_module
 from fitcompress.graph.initialise import initial_tensors
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.plan import plan_student
-from fitcompress.graph.program import Program, propagate_shapes
+from fitcompress.graph.program import Program
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.spine import find_blocks
 from fitcompress.hints import LayerMap, choose_pairs, map_layers, node_blocks
 from fitcompress.taps import record_outputs

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from fitcompress.cli import app
 from fitcompress.errors import CaptureError, ObstacleError, RecipeError, TeacherError
 from fitcompress.events import ignore
-from fitcompress.graph.program import propagate_shapes, run_program
+from fitcompress.graph.program import run_program
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.torchscript import capture_torchscript, load_torchscript
 from fitcompress.planning import plan_run
 from fitcompress.spec import TensorSpec

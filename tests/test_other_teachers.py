@@ -22,7 +22,8 @@ import fitcompress
 from fitcompress.data import Batch
 from fitcompress.events import ignore
 from fitcompress.exports import Source, export_model
-from fitcompress.graph.program import Program, output_nodes, propagate_shapes, run_program
+from fitcompress.graph.program import Program, output_nodes, run_program
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.model import CONFIG_NAME, load_model, save_model
 from fitcompress.onnxfile import open_onnx
 from fitcompress.parts import cut_at

@@ -16,7 +16,8 @@ from torch import nn
 from fitcompress.graph.capture import capture_module
 from fitcompress.graph.exported import capture_exported
 from fitcompress.graph.lift import build_network
-from fitcompress.graph.program import Program, propagate_shapes, run_program
+from fitcompress.graph.program import Program, run_program
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.torchscript import capture_torchscript
 
 MODELS = timm.list_models("test_*")

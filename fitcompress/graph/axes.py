@@ -79,12 +79,7 @@ class AxisAlgebra:
     def resize(self, axis: Axis, sizes: Mapping[Atom, int]) -> int:
         """The size of the axis when the atoms in `sizes` get new sizes and the others keep
         theirs."""
-        return prod(self._resize_factor(factor, sizes) for factor in self.normal(axis))
-
-    def _resize_factor(self, factor: Factor, sizes: Mapping[Atom, int]) -> int:
-        if isinstance(factor, Sum):
-            return sum(self.resize(term, sizes) for term in factor.terms)
-        return sizes.get(factor, factor.size)
+        return _resized(self.normal(axis), sizes)
 
     def normal(self, axis: Axis) -> Axis:
         """The axis in terms of atoms that have no further meaning: products and sums flattened,
@@ -114,12 +109,7 @@ class AxisAlgebra:
 
     def atoms(self, axis: Axis) -> Iterator[Atom]:
         """The atoms of the axis in normal form, from the left, repetitions included."""
-        for factor in self.normal(axis):
-            if isinstance(factor, Sum):
-                for term in factor.terms:
-                    yield from self.atoms(term)
-            else:
-                yield factor
+        return _atoms_in(self.normal(axis))
 
     def products(self, axis: Axis) -> Iterator[Axis]:
         """Every product in the axis that is not itself a factor of one: the axis, and the terms of
@@ -369,6 +359,26 @@ def _factor_size(factor: Factor) -> int:
     if isinstance(factor, Atom):
         return factor.size
     return sum(prod(_factor_size(inner) for inner in term) for term in factor.terms)
+
+
+def _resized(axis: Axis, sizes: Mapping[Atom, int]) -> int:
+    """The size of an axis in normal form at new sizes of atoms."""
+    size = 1
+    for factor in axis:
+        if isinstance(factor, Sum):
+            size *= sum(_resized(term, sizes) for term in factor.terms)
+        else:
+            size *= sizes.get(factor, factor.size)
+    return size
+
+
+def _atoms_in(axis: Axis) -> Iterator[Atom]:
+    for factor in axis:
+        if isinstance(factor, Sum):
+            for term in factor.terms:
+                yield from _atoms_in(term)
+        else:
+            yield factor
 
 
 def _units(count: int) -> Factor:

@@ -16,14 +16,8 @@ from torch.fx.node import map_arg
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.examples import random_input
-from fitcompress.graph.program import (
-    RECURRENT_CALLS,
-    Program,
-    Shape,
-    clone,
-    propagate_shapes,
-    run_program,
-)
+from fitcompress.graph.program import RECURRENT_CALLS, Program, clone, run_program
+from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["agree", "make_batch_dynamic", "merge_recordings"]
 

@@ -19,7 +19,8 @@ from fitcompress.graph.leaves import Leaf, named_arguments
 from fitcompress.graph.loops import Loop, joined_slots, relative
 from fitcompress.graph.members import Members
 from fitcompress.graph.pieces import Piece, Slot, Step, results_of, slots_of
-from fitcompress.graph.program import Shape, operation
+from fitcompress.graph.program import operation
+from fitcompress.graph.shapes import Shape
 from fitcompress.graph.spelling import Expression, is_infix, spelled
 
 __all__ = ["Body", "Hole", "Numbers"]

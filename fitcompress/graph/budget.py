@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from fitcompress.graph.axes import Atom, Axis, AxisAlgebra
 from fitcompress.graph.costs import COUNTED_BATCH, is_contraction, measure_costs, node_macs
-from fitcompress.graph.program import Program, Shape
+from fitcompress.graph.program import Program
+from fitcompress.graph.shapes import Shape
 from fitcompress.graph.thin import Thinning
 from fitcompress.graph.trace import AxisTrace
 
@@ -41,7 +42,8 @@ _FULL = 0.995
 """The share at which no more is tried."""
 NARROWEST = 0.01
 """The width of the smallest student."""
-_HALVINGS = 14
+_NEAR = 1.005
+"""How far two widths are from each other, as a ratio, when none between them is tried."""
 _WIDER = (1.05, 1.1, 1.2, 1.4, 1.8, 2.5)
 """Widths, as multiples of the uniform one, to which single axes may grow."""
 
@@ -247,8 +249,8 @@ def largest_sizes(trace: AxisTrace, table: CostTable, limits: Limits) -> Fit:
         return _fit(above, high, limits, None)
     if limits.share(fitting.tally) > 1:
         return _fit(fitting, low, limits, fitting.tally)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
+    while high > low * _NEAR and limits.share(fitting.tally) <= _FULL:
+        middle = sqrt(low * high)
         costing = table.at(thinning.sizes(middle))
         if limits.share(costing.tally) <= 1:
             low, fitting = middle, costing

@@ -11,8 +11,9 @@ from typing import Any
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from fitcompress.graph.program import Program, Shape, operation, output_nodes, propagate_shapes
+from fitcompress.graph.program import Program, operation, output_nodes
 from fitcompress.graph.rules.contractions import CONTRACTIONS, RECURRENT
+from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = [
     "COUNTED_BATCH",

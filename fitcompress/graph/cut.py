@@ -13,13 +13,8 @@ from torch.fx import Node
 
 from fitcompress.errors import LayerError, near_misses
 from fitcompress.graph.lift import Block
-from fitcompress.graph.program import (
-    Program,
-    clone,
-    output_nodes,
-    propagate_shapes,
-    prune,
-)
+from fitcompress.graph.program import Program, clone, output_nodes, prune
+from fitcompress.graph.shapes import propagate_shapes
 
 __all__ = ["cut_program", "resolve_layer", "split_activation"]
 

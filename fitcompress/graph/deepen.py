@@ -20,14 +20,9 @@ from torch.fx import Graph, Node
 
 from fitcompress.graph.costs import data_nodes, node_depths
 from fitcompress.graph.inserts import Insert, insert_norm, insert_residual, takes_residual
-from fitcompress.graph.program import (
-    Program,
-    clone,
-    operation,
-    output_nodes,
-    propagate_shapes,
-)
+from fitcompress.graph.program import Program, clone, operation, output_nodes
 from fitcompress.graph.rules.layout import LAYOUT
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.spine import Block, find_blocks
 from fitcompress.graph.taken import TakenNames
 
@@ -83,7 +78,7 @@ def deepen_program(program: Program, depth_mult: float) -> Deepened:
     wanted = _depth(program) * depth_mult
     missing = wanted - _depth(deep)
     if missing > _DEPTH_TOLERANCE * wanted:
-        inserts.extend(_spread_residuals(deep, round(missing)))
+        inserts.extend(_spread_residuals(deep, round(missing), names))
     return _collect(deep, inserts)
 
 
@@ -213,7 +208,7 @@ def _last_scale(node: Node, head: Node) -> set[str]:
     return set()
 
 
-def _spread_residuals(program: Program, count: int) -> list[Insert]:
+def _spread_residuals(program: Program, count: int, names: TakenNames) -> list[Insert]:
     """New residual layers spread evenly over the contractions of the longest path that take them,
     but for the last."""
     path = [node for node in _longest_path(program)[:-1] if takes_residual(program, node)]
@@ -221,8 +216,9 @@ def _spread_residuals(program: Program, count: int) -> list[Insert]:
     inserts: list[Insert] = []
     for number in range(count if path else 0):
         node = path[number * len(path) // count] if count <= len(path) else path[number % len(path)]
-        inserts.append(insert_residual(program, node, shapes))
+        inserts.append(insert_residual(program, node, shapes, names))
         program.tensors.update(inserts[-1].tensors)
+        names.take(inserts[-1].tensors)
     return inserts
 
 

@@ -16,7 +16,8 @@ from fitcompress.graph.leaves import Leaf
 from fitcompress.graph.loops import Loop, find_loops
 from fitcompress.graph.members import Member, Members
 from fitcompress.graph.pieces import Piece, Slot, Step, is_below, outside
-from fitcompress.graph.program import Program, propagate_shapes
+from fitcompress.graph.program import Program
+from fitcompress.graph.shapes import propagate_shapes
 
 __all__ = ["Drafter"]
 

@@ -15,15 +15,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from fitcompress.graph.leaves import named_arguments
-from fitcompress.graph.program import (
-    Program,
-    Shape,
-    clone,
-    operation,
-    output_nodes,
-    propagate_shapes,
-    prune,
-)
+from fitcompress.graph.program import Program, clone, operation, output_nodes, prune
+from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["Folded", "fold_norms"]
 

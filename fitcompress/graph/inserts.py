@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from fitcompress.graph.program import ACTIVATIONS, Program, Shape, operation
+from fitcompress.graph.program import ACTIVATIONS, Program, operation
+from fitcompress.graph.shapes import Shape
+from fitcompress.graph.taken import TakenNames
 
 __all__ = ["Insert", "insert_norm", "insert_residual", "takes_residual"]
 
@@ -92,7 +94,9 @@ def takes_residual(program: Program, node: Node) -> bool:
     return operation(node) in (*_MAPS, "linear") and _trained_weight(program, node) is not None
 
 
-def insert_residual(program: Program, node: Node, shapes: dict[str, Shape]) -> Insert:
+def insert_residual(
+    program: Program, node: Node, shapes: dict[str, Shape], names: TakenNames
+) -> Insert:
     """y + layer(activation(norm(y))) behind a convolution or linear map y, of the kinds found
     nearest to it; the new layer starts at zero. It is named after the map: `conv1_deeper`.
 
@@ -101,7 +105,7 @@ def insert_residual(program: Program, node: Node, shapes: dict[str, Shape]) -> I
     is_map, weight = operation(node) in _MAPS, _trained_weight(program, node)
     assert weight is not None, node
     shape = shapes[node.args[1].name]  # type: ignore[index, union-attr]
-    path = _free_path(program, f"{_module(weight)}_deeper")
+    path = names.free_path(f"{_module(weight)}_deeper")
     users = list(node.users)
     build = _Builder(node)
     inner = _norm_like(build, node, f"{path}.norm", shape[0], is_map)
@@ -185,14 +189,6 @@ def _nearest(node: Node, wanted: Callable[[Node], bool]) -> Node | None:
 def _redirect(users: Iterable[Node], old: Node, new: Node) -> None:
     for user in users:
         user.replace_input_with(old, new)
-
-
-def _free_path(program: Program, path: str) -> str:
-    """The path itself, or with the first number from 2 on under which there is nothing yet."""
-    under = [name for name in program.tensors if name.startswith(path)]
-    taken = {path + name.removeprefix(path).partition(".")[0] for name in under}
-    candidates = (path, *(f"{path}{number}" for number in range(2, len(taken) + 3)))
-    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def _module(name: str) -> str:

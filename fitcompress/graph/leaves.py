@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from fitcompress.graph.program import Program, propagate_shapes
+from fitcompress.graph.program import Program
+from fitcompress.graph.shapes import propagate_shapes
 
 __all__ = ["Leaf", "find_leaves", "make_leaf", "named_arguments"]
 

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from fitcompress.graph.deepen import Deepened
 from fitcompress.graph.program import Program, clone, output_nodes
+from fitcompress.graph.taken import TakenNames
 from fitcompress.graph.trace import OUTPUT, AxisTrace
 
 __all__ = ["project_outputs"]
@@ -29,13 +30,15 @@ def project_outputs(program: Program, trace: AxisTrace) -> Deepened:
         return Deepened(program)
     projected = clone(program)
     graph, end = projected.graph, projected.graph.output_node()
+    taken = TakenNames(program.tensors)
     names: list[str] = []
     outputs = []
     for node in output_nodes(graph):
         last = node
         for dim in dims[node.name]:
             width = trace.algebra.size(trace.values[node.name][dim])
-            names.append(_free_name(projected))
+            names.append(f"{taken.free_path('output_projection')}.weight")
+            taken.take(names[-1:])
             projected.tensors[names[-1]] = torch.empty(width, width, device="meta")
             with graph.inserting_before(end):
                 last = _map_along(last, dim, names[-1])
@@ -66,10 +69,3 @@ def _map_along(node: Node, dim: int, weight: str) -> Node:
     last = graph.call_function(aten.transpose.int, (node, dim, -1))
     mapped = graph.call_function(aten.linear.default, (last, matrix))
     return graph.call_function(aten.transpose.int, (mapped, dim, -1))
-
-
-def _free_name(program: Program) -> str:
-    number = 0
-    while f"output_projection{number or ''}.weight" in program.tensors:
-        number += 1
-    return f"output_projection{number or ''}.weight"

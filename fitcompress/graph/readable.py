@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.fx.node import Target
 
-from fitcompress.graph.program import Program, clone, makes_tensors, prune
+from fitcompress.graph.program import Program, clone, prune
+from fitcompress.graph.shapes import makes_tensors
 
 __all__ = ["in_readable_form"]
 

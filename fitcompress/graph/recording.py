@@ -37,7 +37,8 @@ from fitcompress.graph.nests import mapped, tensors_in
 from fitcompress.graph.normalise import placed_on
 from fitcompress.graph.obstacles import foreign_call, quantized_call, reads_values, value_read
 from fitcompress.graph.outputs import output_names
-from fitcompress.graph.program import InputInfo, Program, call_layout, prune
+from fitcompress.graph.program import InputInfo, Program, prune
+from fitcompress.graph.shapes import call_layout
 
 __all__ = ["BatchRefusedError", "Recording", "record"]
 

@@ -18,7 +18,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.leaves import named_arguments
-from fitcompress.graph.program import Shape, operation
+from fitcompress.graph.program import operation
+from fitcompress.graph.shapes import Shape
 
 __all__ = [
     "COLON",

@@ -20,7 +20,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.costs import data_nodes, is_weighted, node_depths
-from fitcompress.graph.program import Program, Shape, output_nodes, propagate_shapes
+from fitcompress.graph.program import Program, output_nodes
+from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["Block", "find_blocks", "spine_nodes"]
 

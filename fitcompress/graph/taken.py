@@ -4,8 +4,8 @@ graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import accumulate
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain, count
 
 __all__ = ["TakenNames"]
 
@@ -41,7 +41,7 @@ class TakenNames:
         for key in keys:
             stem = key.rstrip(_DIGITS)
             if stem == key:
-                renamed[key] = _first_free(key, self._modules)
+                renamed[key] = next(n for n in _numbered(key) if n not in self._modules)
             else:
                 last = max(self._highest.get(stem, 0), given.get(stem, 0))
                 renamed[key] = f"{stem}{last + 1}"
@@ -50,7 +50,15 @@ class TakenNames:
 
     def free_name(self, name: str) -> str:
         """The name with the first number from 2 on under which there is nothing yet."""
-        return _first_free(name, self._modules | self._tensors)
+        return next(filter(self._is_free, _numbered(name)))
+
+    def free_path(self, path: str) -> str:
+        """The path itself, or with the first number from 2 on under which there is nothing yet."""
+        paths = chain([path], (f"{path}{number}" for number in count(2)))
+        return next(filter(self._is_free, paths))
+
+    def _is_free(self, name: str) -> bool:
+        return name not in self._modules and name not in self._tensors
 
 
 _DIGITS = "0123456789"
@@ -69,8 +77,5 @@ def _note_numbers(highest: dict[str, int], prefixes: Iterable[str]) -> None:
             highest[stem] = max(highest.get(stem, 0), int(prefix[len(stem) :]))
 
 
-def _first_free(name: str, taken: set[str]) -> str:
-    number = 2
-    while f"{name}_{number}" in taken:
-        number += 1
-    return f"{name}_{number}"
+def _numbered(name: str) -> Iterator[str]:
+    return (f"{name}_{number}" for number in count(2))

@@ -19,8 +19,9 @@ from torch.fx import Node
 from fitcompress.errors import PlanError
 from fitcompress.graph.axes import Atom, Axis, Factor
 from fitcompress.graph.costs import COUNTED_BATCH
-from fitcompress.graph.program import Program, clone, output_nodes, propagate_shapes, prune
+from fitcompress.graph.program import Program, clone, output_nodes, prune
 from fitcompress.graph.rules import Binding
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.trace import STRUCTURAL, AxisTrace, free_weight_atoms
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.axes import Atom, Axis, AxisAlgebra
-from fitcompress.graph.program import Program, Shape, output_nodes, propagate_shapes
+from fitcompress.graph.program import Program, output_nodes
 from fitcompress.graph.rules import (
     KERNEL,
     PLACE,
@@ -21,6 +21,7 @@ from fitcompress.graph.rules import (
     Value,
     apply_rule,
 )
+from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["OUTPUT", "STRUCTURAL", "AxisTrace", "free_weight_atoms", "trace_axes"]
 

@@ -17,7 +17,8 @@ from fitcompress.errors import CaptureError, ObstacleError, RecipeError
 from fitcompress.events import Emit, Notice
 from fitcompress.graph.capture import capture_named_module
 from fitcompress.graph.cut import split_activation
-from fitcompress.graph.program import Program, output_nodes, program_to_json, propagate_shapes
+from fitcompress.graph.program import Program, output_nodes, program_to_json
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.recipe import TeacherRecipe
 from fitcompress.spec import InputSpec, Interface, OutputKind, TensorSpec, read_tensor_spec
 from fitcompress.teacher.checkpoints import load_weights, read_weights

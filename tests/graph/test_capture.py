@@ -15,7 +15,8 @@ from fitcompress.errors import CaptureError, ObstacleError
 from fitcompress.graph.capture import capture_module, evaluating
 from fitcompress.graph.exported import capture_exported
 from fitcompress.graph.lift import build_network
-from fitcompress.graph.program import propagate_shapes, run_program
+from fitcompress.graph.program import run_program
+from fitcompress.graph.shapes import propagate_shapes
 
 
 class InPlace(nn.Module):

@@ -18,10 +18,10 @@ from fitcompress.graph.program import (
     output_nodes,
     program_from_json,
     program_to_json,
-    propagate_shapes,
     prune,
     run_program,
 )
+from fitcompress.graph.shapes import propagate_shapes
 
 aten = torch.ops.aten
 

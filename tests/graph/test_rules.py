@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from fitcompress.graph.axes import Atom
-from fitcompress.graph.program import InputInfo, Program, propagate_shapes, run_program
+from fitcompress.graph.program import InputInfo, Program, run_program
 from fitcompress.graph.rules import RULES
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.thin import thin_program
 from fitcompress.graph.trace import AxisTrace, free_weight_atoms, trace_axes
 

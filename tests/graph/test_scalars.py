@@ -8,7 +8,8 @@ from small_nets import reloaded, traced
 from torch import nn
 
 from fitcompress.graph.capture import capture_module
-from fitcompress.graph.program import Program, propagate_shapes, run_program
+from fitcompress.graph.program import Program, run_program
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.torchscript import capture_torchscript
 
 

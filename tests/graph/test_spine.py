@@ -11,7 +11,8 @@ from graph.toys import captured, timm_program, unnamed
 from torch import nn
 
 from fitcompress.graph.costs import measure_costs
-from fitcompress.graph.program import operation, propagate_shapes
+from fitcompress.graph.program import operation
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.spine import find_blocks, spine_nodes
 
 

@@ -33,6 +33,14 @@ def test_a_tensor_keeps_clear_of_tensors_and_modules():
     assert names.next_keys(["table"]) == {"table": "table_2"}, "a module keeps clear of modules"
 
 
+def test_a_path_keeps_its_name_until_something_is_there():
+    names = TakenNames(["stem.weight", "stem_deeper2", "a.weight"])
+    assert names.free_path("stem_deeper") == "stem_deeper"
+    names.take(["stem_deeper.layer.weight"])
+    assert names.free_path("stem_deeper") == "stem_deeper3", "a tensor has the second name"
+    assert names.free_path("a.weight") == "a.weight2"
+
+
 @pytest.mark.parametrize("key", ["a.0", "a.1", "a.1.b9", "2"])
 def test_the_number_is_one_more_than_the_highest_that_a_search_finds(key):
     stem = key.rstrip("0123456789")

@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 from fitcompress.events import ignore
 from fitcompress.graph.axes import Axis
 from fitcompress.graph.plan import plan_student
-from fitcompress.graph.program import Program, output_nodes, propagate_shapes
+from fitcompress.graph.program import Program, output_nodes
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.thin import round_width
 from fitcompress.graph.trace import STRUCTURAL, AxisTrace, trace_axes
 from fitcompress.model import Model

@@ -29,7 +29,8 @@ from torchvision import models
 from torchvision.models.detection import backbone_utils
 
 from fitcompress.events import ignore
-from fitcompress.graph.program import Program, output_nodes, propagate_shapes, run_program
+from fitcompress.graph.program import Program, output_nodes, run_program
+from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.planning import plan_run
 from fitcompress.recipe import resolve_recipe
 from fitcompress.teacher import open_teacher

@@ -15,7 +15,8 @@ from typing import Any
 from torch.fx import Node
 
 from fitcompress.graph.axes import Axis, AxisAlgebra
-from fitcompress.graph.program import Shape, operation
+from fitcompress.graph.program import operation
+from fitcompress.graph.shapes import Shape
 
 __all__ = ["KERNEL", "PLACE", "Axes", "Binding", "Call", "ConstantBinding", "Rule", "Value"]
 
