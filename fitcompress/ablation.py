@@ -27,13 +27,14 @@ from fitcompress.arms import (
     arm_recipe,
     read_arms,
 )
-from fitcompress.errors import DataError, RecipeError, RunError, TeacherError
+from fitcompress.errors import DataError, RecipeError, RunError, TeacherError, TrainingError
 from fitcompress.events import Emit, Event, Notice, StageFinished, StageStarted, ignore
+from fitcompress.evidence import images_digest
 from fitcompress.pipeline import distill
 from fitcompress.planning import plan_run
 from fitcompress.preparing import Prepared, prepare_teacher
 from fitcompress.processes import num_processes
-from fitcompress.recipe import Recipe, load_recipe
+from fitcompress.recipe import Recipe, continued_recipe, load_recipe
 from fitcompress.report.ablation import ABLATION, Ablation, cell_path
 from fitcompress.rundir import RunDir, write_json
 from fitcompress.session import on_its_threads
@@ -46,10 +47,9 @@ from fitcompress.tuning import compiling
 __all__ = ["ablate"]
 
 _ANSWERS, _TEACHER = "answers", "teacher"
-_NOTHING: dict[str, Any] = {"arms": [], "cells": [], "is_extended": False}
+_NOTHING: dict[str, Any] = {"arms": [], "cells": [], "is_extended": False, "shared": {}}
 """What `ablation.json` says before there is one."""
 _NUM_SEEDS = 5
-_FREE_ON_RESUME = ("run.device", "run.threads", "data.num_workers")
 
 
 @on_its_threads
@@ -71,6 +71,8 @@ def ablate(
     teacher: one that is open already, instead of `recipe.teacher.source`.
     resume: go on with what was asked for before, by its recipe; arms and seeds come to it.
 
+    A run whose training fails does not end the others: see `Ablation.failed`.
+
     Raises:
         FitcompressError: see `errors`; runs that are finished by then are kept.
         Interrupted: stopped by a signal; `resume=True` goes on.
@@ -81,32 +83,36 @@ def ablate(
             advice="launch one, which trains on every GPU that it sees",
         )
     root = Path(recipe.run.out or "runs/ablation")
-    if (root / ABLATION).exists() and not resume:
+    run = RunDir(root / _TEACHER)
+    if not resume and (run.is_run() or (root / ABLATION).exists()):
         if not force:
             raise RunError(
                 f"making the ablation '{root}': there is one already",
                 advice="go on with --resume, replace it with --force, or choose another --out",
             )
         _clear(root)
-    run = RunDir.create(root / _TEACHER, resume=True)
-    prepared = prepare_teacher(_asked(recipe, run), run, teacher, emit, resume=True)
+    for arm in arms or ():
+        arm_recipe(recipe, arm)  # what cannot be is refused before anything is trained
+    RunDir.create(run.path, resume=True)
+    prepared = prepare_teacher(_asked(recipe, run, emit), run, teacher, emit, resume=True)
     _require_accuracy(prepared)
-    base, seconds = _shared(prepared, root, emit)
     known = RunDir(root).read_json(ABLATION) or _NOTHING
+    shared = _shared(prepared, known, emit)
+    base = _base(prepared, shared, root)
     cells = _cells(root, base, known, arms, seeds)
-    _write_facts(root, prepared.teacher, cells, known)
+    facts = _facts(prepared.teacher, shared, cells, known)
+    write_json(root / ABLATION, facts)
     missing = [cell for cell in cells if not RunDir(cell.path).is_finished()]
-    message = (
-        f"{len(missing)} of {len(cells)} runs are to be trained, {seconds / 60:.1f} minutes each"
-    )
+    each = f"{shared['seconds'] / 60:.1f} minutes each"
+    message = f"{len(missing)} of {len(cells)} runs are to be trained, {each}"
     emit(Notice(topic="run", message=message))
     devices = _devices(base)
     if len(devices) > 1 and teacher is None:
-        _train_beside_each_other(missing, devices, emit)
+        failed = _train_beside_each_other(missing, devices, emit)
     else:
-        _train_in_turn(missing, prepared.teacher, root, emit)
+        failed = _train_in_turn(missing, prepared.teacher, root, emit)
     shutil.rmtree(root / _ANSWERS, ignore_errors=True)
-    (root / ABLATION).touch()  # the newest of what lies below runs/
+    write_json(root / ABLATION, {**facts, "failed": failed})
     return Ablation.load(root)
 
 
@@ -136,26 +142,21 @@ class _Cell:
 # --- what the runs share -----------------------------------------------------------------------
 
 
-def _asked(recipe: Recipe, run: RunDir) -> Recipe:
+def _asked(recipe: Recipe, run: RunDir, emit: Emit) -> Recipe:
     """The recipe of all arms: the stored one where there is one, which `recipe` may only repeat.
 
     Raises:
         RecipeError: it says something else.
     """
-    own = {"run.timing": "none", "run.baseline": False, "run.out": str(run.path)}
-    asked = with_settings(recipe, {**COMMON, **own})
+    told, usual = flat_settings(recipe), flat_settings(Recipe())
+    for name, common in COMMON.items():
+        if told[name] not in (common, usual[name]):
+            message = f"all arms begin with {name} = {common!r} instead of {told[name]!r}"
+            emit(Notice(topic="run", message=message))
+    asked = with_settings(recipe, {**COMMON, "run.out": str(run.path)})
     if not run.is_run():
         return asked
-    stored = load_recipe(run.recipe_path)
-    for name, (now, then) in differing_settings(asked, stored).items():
-        if name not in _FREE_ON_RESUME and now not in (None, "auto"):
-            raise RecipeError(
-                f"cannot go on with '{run.path.parent}' with {name} = {now!r}: it was started with"
-                f" {then!r}",
-                advice="leave that setting out, or choose another --out",
-            )
-    free = {name: flat_settings(asked)[name] for name in _FREE_ON_RESUME}
-    return with_settings(stored, free)
+    return continued_recipe(load_recipe(run.recipe_path), asked, run.path.parent)
 
 
 def _require_accuracy(prepared: Prepared) -> None:
@@ -173,11 +174,33 @@ def _require_accuracy(prepared: Prepared) -> None:
         )
 
 
-def _shared(prepared: Prepared, root: Path, emit: Emit) -> tuple[Recipe, float]:
-    """The recipe with everything decided that each run would else decide, or measure, for itself;
-    and about how long a run with a teacher takes.
+def _shared(prepared: Prepared, known: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """What is the same in all runs, now and when more are added: the `teacher`, the `images` that
+    they are judged on, `settings` that each run would else decide or measure for itself, and about
+    how many `seconds` a run with a teacher takes.
+
+    Raises:
+        RunError: teacher or images are others than before.
+        TeacherError: an output is learnt from the teacher in every arm.
     """
-    base, run = prepared.session.recipe, prepared.session.run
+    same = {
+        "teacher": prepared.teacher.fingerprint,
+        "images": images_digest(prepared.session.data.evaluation),
+    }
+    if not known["shared"]:
+        return {**same, **_decided(prepared, emit)}
+    changed = [name for name, mark in same.items() if known["shared"][name] != mark]
+    if changed:
+        raise RunError(
+            f"going on with an ablation: the {changed[0]} changed since it was begun",
+            advice="runs would not be comparable: choose another --out",
+        )
+    return dict(known["shared"])
+
+
+def _decided(prepared: Prepared, emit: Emit) -> dict[str, Any]:
+    """`settings` and `seconds`, measured on this machine."""
+    base = prepared.session.recipe
     planned = plan_run(prepared.teacher, base, emit=emit)
     if "values" in output_kinds(planned.teacher):
         raise TeacherError(
@@ -185,10 +208,8 @@ def _shared(prepared: Prepared, root: Path, emit: Emit) -> tuple[Recipe, float]:
             " learnt from it in every arm"
         )
     seconds = training_seconds(prepared.session, planned) or 0.0
-    base = compiling(prepared.session, seconds).recipe
     settings: dict[str, Any] = {}
-    if base.run.cache_teacher == "auto":
-        settings["run.cache_teacher"] = str(root / _ANSWERS)
+    settings["run.compile"] = compiling(prepared.session, seconds).recipe.run.compile
     if base.data.views is None:  # of all epochs, which are the same in all arms of a seed
         settings["data.views"] = (base.stage1.epochs or 0) + (base.stage2.epochs or 0) or None
     if base.student.target_latency:  # measured again, it would be another student
@@ -198,9 +219,18 @@ def _shared(prepared: Prepared, root: Path, emit: Emit) -> tuple[Recipe, float]:
             "student.target_macs": f"{planned.summary['most_macs']:.0f}",
             "student.depth_mult": planned.summary["depth_mult"],
         }
+    return {"settings": settings, "seconds": seconds}
+
+
+def _base(prepared: Prepared, shared: dict[str, Any], root: Path) -> Recipe:
+    """The recipe of all runs, which the arms change."""
+    base, settings = prepared.session.recipe, dict(shared["settings"])
+    if base.run.cache_teacher == "auto":
+        settings["run.cache_teacher"] = str(root / _ANSWERS)
     if prepared.facts["adapted"]:
-        settings |= {"teacher.source": str(run.teacher_path), "teacher.weights": None}
-    return with_settings(base, settings), seconds
+        adapted = prepared.session.run.teacher_path
+        settings |= {"teacher.source": str(adapted), "teacher.weights": None}
+    return with_settings(base, settings)
 
 
 def _cells(
@@ -243,10 +273,10 @@ def _arm_of(fact: dict[str, Any]) -> Arm:
     )
 
 
-def _write_facts(
-    root: Path, teacher: Teacher, cells: Sequence[_Cell], known: dict[str, Any]
-) -> None:
-    """What the report needs to know of the whole."""
+def _facts(
+    teacher: Teacher, shared: dict[str, Any], cells: Sequence[_Cell], known: dict[str, Any]
+) -> dict[str, Any]:
+    """What the report needs to know of the whole, and what goes on needs to know of before."""
     arms = {cell.arm.name: cell for cell in cells}
     own = [
         Question(arm, "ht", f"'{arm}' ({cell.arm.meaning}) over ht")
@@ -255,14 +285,14 @@ def _write_facts(
     ]
     asked = [[cell.arm.name, cell.seed] for cell in cells]
     has_more = bool(known["cells"]) and len(asked) > len(known["cells"])
-    facts = {
+    return {
         "teacher": teacher.name,
         "arms": [{**asdict(cell.arm), "changes": _changes(cell)} for cell in arms.values()],
         "cells": asked,
         "questions": [asdict(question) for question in (*QUESTIONS, *own)],
         "is_extended": known["is_extended"] or has_more,
+        "shared": shared,
     }
-    write_json(root / ABLATION, facts)
 
 
 def _changes(cell: _Cell) -> dict[str, Any]:
@@ -272,22 +302,38 @@ def _changes(cell: _Cell) -> dict[str, Any]:
 
 def _clear(root: Path) -> None:
     """Removes the ablation that is there, and nothing else."""
-    for arm, seed in RunDir(root).read_json(ABLATION)["cells"]:
+    for arm, seed in (RunDir(root).read_json(ABLATION) or _NOTHING)["cells"]:
         shutil.rmtree(cell_path(root, arm, seed), ignore_errors=True)
     for name in (_ANSWERS, _TEACHER):
         shutil.rmtree(root / name, ignore_errors=True)
-    (root / ABLATION).unlink()
+    (root / ABLATION).unlink(missing_ok=True)
 
 
 # --- training ----------------------------------------------------------------------------------
 
 
-def _train_in_turn(cells: Sequence[_Cell], teacher: Teacher, root: Path, emit: Emit) -> None:
+Failure = tuple[str, int, str]
+"""Arm and seed of a run that failed, and why."""
+
+
+def _train_in_turn(
+    cells: Sequence[_Cell], teacher: Teacher, root: Path, emit: Emit
+) -> list[Failure]:
+    failed = []
     for number, cell in enumerate(cells, 1):
         emit(Notice(topic="run", message=f"{cell.name}: {number} of {len(cells)} runs"))
-        distill(cell.recipe, teacher=teacher, resume=True, emit=_within(cell, emit))
+        try:
+            distill(cell.recipe, teacher=teacher, resume=True, emit=_within(cell, emit))
+        except TrainingError as error:
+            failed.append(_failure(cell, error, emit))
         if all(other.seed != cell.seed for other in cells[number:]):
             shutil.rmtree(root / _ANSWERS, ignore_errors=True)  # another seed has other views
+    return failed
+
+
+def _failure(cell: _Cell, error: TrainingError, emit: Emit) -> Failure:
+    emit(Notice(topic="run", message=f"{cell.name} failed: {error.message}"))
+    return cell.arm.name, cell.seed, error.message
 
 
 def _within(cell: _Cell, emit: Emit) -> Emit:
@@ -309,13 +355,16 @@ def _devices(recipe: Recipe) -> list[str]:
     return visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
 
 
-def _train_beside_each_other(cells: Sequence[_Cell], devices: Sequence[str], emit: Emit) -> None:
+def _train_beside_each_other(
+    cells: Sequence[_Cell], devices: Sequence[str], emit: Emit
+) -> list[Failure]:
     context = multiprocessing.get_context("spawn")
     free = context.SimpleQueue()
     for device in devices:
         free.put(device)
     pool = ProcessPoolExecutor(len(devices), context, _take_device, (free,))
     waiting, under_way = list(cells), dict[Future[float], _Cell]()
+    failed = []
     try:
         while waiting or under_way:
             while waiting and len(under_way) < len(devices):
@@ -324,10 +373,16 @@ def _train_beside_each_other(cells: Sequence[_Cell], devices: Sequence[str], emi
                 under_way[pool.submit(_train, cell.recipe)] = cell
             done, _ = wait(under_way, return_when=FIRST_COMPLETED)
             for future in done:
-                seconds, name = future.result(), under_way.pop(future).name
-                emit(StageFinished(stage=name, seconds=seconds, num_images=0, detail={}))
+                cell = under_way.pop(future)
+                try:
+                    seconds = future.result()
+                except TrainingError as error:
+                    failed.append(_failure(cell, error, emit))
+                else:
+                    emit(StageFinished(stage=cell.name, seconds=seconds, num_images=0, detail={}))
     finally:
         pool.shutdown()
+    return failed
 
 
 def _take_device(free: Any) -> None:

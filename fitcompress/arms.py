@@ -32,9 +32,11 @@ COMMON: dict[str, Any] = {
     "hints.target": "teacher",
     "stage2.hint_weight": 0.0,
     "stage1.optim.patience": None,
+    "run.timing": "none",
+    "run.baseline": False,
 }
 """What all arms begin with. Hints that cannot be learnt would end their stage early, and be less of
-a control."""
+a control; what is not compared is not measured."""
 _NO_HINTS: dict[str, Any] = {"stage1.epochs": 0}
 _NO_TEACHER: dict[str, Any] = {
     "stage2.lambda_kd": 0.0,
@@ -117,6 +119,8 @@ QUESTIONS = (
 _NEXT_SETTING = r",(?=\s*[\w.]+\s*=)"
 _TAKEN = ("teacher", "answers")
 """Folders of an ablation that are no arms."""
+_SHARED = ("teacher.", "data.source", "data.limit", "run.seed", "run.out")
+"""What is the same in all arms: beginnings of settings."""
 
 
 def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
@@ -134,15 +138,7 @@ def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
             known = near_misses(name, ARMS) or f"known are {', '.join(ARMS)}"
             raise RecipeError(f"choosing the arms: there is no '{name}'", advice=known)
         arms.append(ARMS[name])
-    for text in own:
-        name, _, sets = text.partition(":")
-        parts = tuple(part.strip() for part in re.split(_NEXT_SETTING, sets) if part.strip())
-        if not re.fullmatch(r"\w[\w.-]*", name.strip()) or name.strip() in _TAKEN or not parts:
-            raise RecipeError(
-                f"reading the arm '{text}': it has no name that can be a folder's, or no settings",
-                advice='write it as "NAME: SECTION.KEY=VALUE, SECTION.KEY=VALUE"',
-            )
-        arms.append(Arm(name.strip(), ", ".join(parts), {}, sets=parts))
+    arms.extend(map(_own_arm, own))
     twice = {arm.name for arm in arms if [other.name for other in arms].count(arm.name) > 1}
     if twice or not arms:
         named = f"'{min(twice)}' comes twice" if twice else "there is none"
@@ -150,21 +146,54 @@ def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
-def arm_recipe(recipe: Recipe, arm: Arm) -> Recipe:
-    """The recipe of an arm, from one that has what is common. All numbers of epochs are decided.
+def _own_arm(text: str) -> Arm:
+    """The arm of a user's description.
 
     Raises:
-        RecipeError: it trains on hints, and the recipe has no epochs for them; or a setting of the
-            user's cannot hold.
+        RecipeError: it is none, has another arm's name, or changes what all arms share.
+    """
+    name, _, sets = (part.strip() for part in text.partition(":"))
+    parts = tuple(part.strip() for part in re.split(_NEXT_SETTING, sets) if part.strip())
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in _TAKEN or not parts:
+        raise RecipeError(
+            f"reading the arm '{text}': it has no name that can be a folder's, or no settings",
+            advice='write it as "NAME: SECTION.KEY=VALUE, SECTION.KEY=VALUE"',
+        )
+    if name in ARMS:
+        raise RecipeError(
+            f"reading the arm '{text}': '{name}' is {ARMS[name].meaning}",
+            advice="give it another name",
+        )
+    shared = [part for part in parts if part.startswith(_SHARED)]
+    if shared:
+        raise RecipeError(
+            f"reading the arm '{text}': all arms have one teacher, the same images and seeds",
+            advice=f"leave out {shared[0]}",
+        )
+    return Arm(name, ", ".join(parts), {}, sets=parts)
+
+
+def arm_recipe(recipe: Recipe, arm: Arm) -> Recipe:
+    """The recipe of an arm, from one that has what is common.
+
+    Raises:
+        RecipeError: it would be another arm's, for want of epochs for hints or of weights to
+            inherit; or a setting of the user's cannot hold.
     """
     first, second = recipe.stage1.epochs or 0, recipe.stage2.epochs or 0
     settings = dict(arm.settings)
     if arm.is_long:
         settings["stage2.epochs"] = first + second
     made = apply_sets(with_settings(recipe, settings), arm.sets)
-    if not first and not arm.sets and "stage1.epochs" not in arm.settings:
+    takes_first = arm.is_long or "stage1.epochs" not in arm.settings
+    if recipe.stage1.epochs == 0 and not arm.sets and takes_first:
         raise RecipeError(
-            f"making the arm '{arm.name}': it has hints, and stage 1 has no epochs",
-            advice="give it some (--hint-epochs), or leave out the arms with hints",
+            f"making the arm '{arm.name}': it takes the epochs of stage 1, which has none",
+            advice="give it some (--hint-epochs), or leave that arm out",
+        )
+    if recipe.student.source and made.student.init != recipe.student.init:
+        raise RecipeError(
+            f"making the arm '{arm.name}': a student of your own keeps its own first weights",
+            advice="leave that arm out",
         )
     return made

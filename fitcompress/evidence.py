@@ -31,7 +31,7 @@ from fitcompress.stages import output_kinds
 from fitcompress.timing import latencies, peak_memory
 from fitcompress.training import StageResult
 
-__all__ = ["check_teacher", "measure_results", "predict_split"]
+__all__ = ["check_teacher", "images_digest", "measure_results", "predict_split"]
 
 _BATCH_SIZE = 128
 _THUMBNAIL_SIDE = 64
@@ -104,7 +104,7 @@ def measure_results(
             "num_train": len(session.data.train),
             "num_held_out": len(session.data.held_out),
             "num_evaluation": len(session.data.evaluation),
-            "evaluation_digest": _digest(session.data.evaluation),
+            "evaluation_digest": images_digest(session.data.evaluation),
         },
         "headline_facts": dict(facts),
     }
@@ -159,7 +159,7 @@ def _write_thumbnail(session: Session, index: int) -> str:
     return path.relative_to(session.run.path).as_posix()
 
 
-def _digest(images: Images) -> str:
+def images_digest(images: Images) -> str:
     """Tells collections of images apart: a hash of how many there are, and of some of them."""
     digest = hashlib.sha256(str(len(images)).encode())
     for number in range(min(_DIGESTED, len(images))):

@@ -27,6 +27,8 @@ from fitcompress.sections import (
 )
 from fitcompress.settings import (
     check_one_of,
+    differing_settings,
+    flat_settings,
     settings_from_toml,
     settings_to_toml,
     with_settings,
@@ -44,6 +46,7 @@ __all__ = [
     "StudentRecipe",
     "TeacherRecipe",
     "apply_sets",
+    "continued_recipe",
     "load_recipe",
     "recipe_from_preset",
     "recipe_settings",
@@ -151,3 +154,23 @@ def resolve_recipe(
     """
     base = load_recipe(config, preset=preset) if config else recipe_from_preset(preset or "modern")
     return with_settings(apply_sets(base, sets), settings or {})
+
+
+_FREE_ON_RESUME = ("run.out", "run.device", "run.threads", "run.log", "data.num_workers")
+
+
+def continued_recipe(stored: Recipe, asked: Recipe, path: Path) -> Recipe:
+    """The stored recipe of a run that goes on in `path`; where it is and on which hardware, as it
+    is asked for now. A run is a function of its recipe: all else may only be repeated. What is None
+    or "auto" asks for nothing.
+
+    Raises:
+        RecipeError: a setting is asked for that is another one in the stored recipe.
+    """
+    for name, (now, then) in differing_settings(asked, stored).items():
+        if name not in _FREE_ON_RESUME and now not in (None, "auto"):
+            raise RecipeError(
+                f"cannot go on with '{path}' with {name} = {now!r}: it was started with {then!r}",
+                advice="leave that setting out, or choose another --out",
+            )
+    return with_settings(stored, {name: flat_settings(asked)[name] for name in _FREE_ON_RESUME})

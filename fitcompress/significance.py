@@ -79,14 +79,12 @@ def paired_t_test(differences: Sequence[float]) -> dict[str, float | None]:
     two-sided `p_value`.
 
     Source: Student 1908. A single difference, or some that are all the same, have no spread to
-    judge by: their p-value is None, or 1 where several are 0.
+    judge by: their p-value is None.
     """
     found = mean_interval(differences)
     mean, sd, n = fmean(differences), found["sd"], len(differences)
-    if sd is None:
+    if sd is None or sd <= 1e-12 * abs(mean):
         return {**found, "p_value": None}
-    if sd <= 1e-12 * abs(mean):
-        return {**found, "p_value": None if mean else 1.0}
     t = mean / (sd / math.sqrt(n))
     return {**found, "p_value": 2 * float(stdtr(n - 1, -abs(t)))}
 

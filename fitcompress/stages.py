@@ -57,9 +57,10 @@ _PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
 """Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
 _FREE = (
     *("run.out", "run.device", "run.baseline", "run.compile", "run.threads", "run.log"),
-    *("run.timing", "data.num_workers"),
+    *("run.timing", "run.cache_teacher", "data.num_workers", "teacher.source", "teacher.weights"),
 )
-"""Settings that change nothing in the stages themselves, but for rounding."""
+"""Settings that change nothing in the stages themselves, but for rounding; which teacher it is, its
+fingerprint says."""
 
 
 def _run_stage(

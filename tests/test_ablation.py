@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from fitcompress import ablation, budgets, pipeline
 from fitcompress.ablation import ablate
 from fitcompress.arms import ARMS, COMMON, DEFAULT_ARMS, arm_recipe, read_arms
 from fitcompress.budgets import Latency
-from fitcompress.errors import DataError, RecipeError, RunError, TeacherError
-from fitcompress.events import Event, StageFinished, StageStarted
+from fitcompress.errors import DataError, LayerError, RecipeError, RunError, TeacherError
+from fitcompress.events import Event, Notice, StageFinished, StageStarted
 from fitcompress.measure import load_predictions
 from fitcompress.pipeline import load_report
 from fitcompress.recipe import Recipe
-from fitcompress.report.ablation import Ablation, cell_path
+from fitcompress.report.ablation import Ablation, _tested, _verdict, cell_path
 from fitcompress.settings import differing_settings, with_settings
+from fitcompress.teacher.opened import fingerprint_of
 from fitcompress.training import Interrupted
 
 
@@ -84,7 +86,10 @@ def test_long_arms_take_the_epochs_of_both_stages():
         (["kd"], ["hot"], "'hot': it has no name that can be a folder's, or no settings"),
         (["kd"], ["../x: stage2.tau=3"], r"'\.\./x: .* no name that can be"),
         (["kd"], ["answers: stage2.tau=3"], "no name that can be a folder's"),
-        (["kd"], ["kd: stage2.tau=3"], "'kd' comes twice"),
+        (["bp"], ["kd: stage2.tau=3"], "'kd' is stage 2 alone"),
+        (["kd"], ["x: stage2.tau=3", "x: stage2.tau=4"], "'x' comes twice"),
+        (["kd"], ["x: stage2.tau=3, run.seed=7"], "all arms have one teacher"),
+        (["kd"], ["x: teacher.source=other.pt"], "all arms have one teacher"),
     ],
 )
 def test_arms_that_are_none_are_refused(names, own, message):
@@ -99,9 +104,18 @@ def test_a_list_within_a_setting_is_not_taken_apart():
 
 def test_hints_need_epochs():
     base = toy_runs.toy_recipe(Path("images"), Path("out"), stage1__epochs=0)
-    with pytest.raises(RecipeError, match="'ht': it has hints, and stage 1 has no epochs"):
-        arm_recipe(base, ARMS["ht"])
+    for name in ("ht", "kd-long", "joint"):
+        with pytest.raises(RecipeError, match=f"'{name}': it takes the epochs of stage 1"):
+            arm_recipe(base, ARMS[name])
     assert arm_recipe(base, ARMS["kd"]).stage1.epochs == 0
+
+
+def test_a_student_of_ones_own_inherits_nothing():
+    settings = {**COMMON, "student.source": "nets:mine"}
+    base = with_settings(toy_runs.toy_recipe(Path("images"), Path("out")), settings)
+    with pytest.raises(RecipeError, match="'inherit': a student of your own"):
+        arm_recipe(base, ARMS["inherit"])
+    assert arm_recipe(base, ARMS["kd"]).student.source == "nets:mine"
 
 
 def stages_of(found: Ablation, arm: str) -> list[dict]:
@@ -255,9 +269,72 @@ def test_a_student_within_a_latency_is_planned_once(images, tmp_path, monkeypatc
         images, tmp_path / "out", ["bp", "kd"], 2, student__width_mult=None,
         student__target_latency="50%",
     )  # fmt: skip
+    more = run(
+        images, tmp_path / "out", ["ht"], 2, resume=True, student__width_mult=None,
+        student__target_latency="50%",
+    )  # fmt: skip
     assert len(measured) == 1
-    sizes = {report.model("student")["params"] for report in found.cells.values()}
-    assert len(found.cells) == 4 and len(sizes) == 1
+    sizes = {report.model("student")["params"] for report in more.cells.values()}
+    assert len(found.cells) == 4 and len(more.cells) == 6 and len(sizes) == 1
+
+
+def test_a_teacher_or_images_that_changed_are_not_held_against_those_before(images, tmp_path):
+    own = shutil.copytree(images, tmp_path / "images")
+    out = tmp_path / "out"
+    run(own, out, ["kd"], 1)
+    other = toy_runs.toy_teacher()
+    weights = {name: value + 0.01 for name, value in other.program.tensors.items()}
+    program = replace(other.program, tensors=weights)
+    changed = replace(other, program=program, fingerprint=fingerprint_of(program))
+    with pytest.raises(RunError, match="the teacher changed"):
+        run(own, out, ["bp"], 1, resume=True, teacher=changed)
+    for path in (own / "test").rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(RunError, match="the images changed"):
+        run(own, out, ["bp"], 1, resume=True)
+    assert set(Ablation.load(out).cells) == {("kd", 0)}
+
+
+def test_a_run_that_fails_does_not_end_the_others(images, tmp_path):
+    hot = "hot: stage1.optim.lr=1e30, stage1.optim.grad_clip=none"
+    for resume in (False, True):
+        found = run(images, tmp_path / "out", ["bp"], 2, hot, resume=resume)
+        assert set(found.cells) == {("bp", 0), ("bp", 1)}
+        assert set(found.failed) == {("hot", 0), ("hot", 1)}
+    assert "hot, seed 1, failed: " in found.render("text")
+
+
+def test_an_ablation_that_failed_at_once_is_begun_anew_by_force(images, tmp_path):
+    with pytest.raises(LayerError):
+        run(images, tmp_path / "out", ["ht"], 1, hints__hint=("nosuch",))
+    with pytest.raises(RunError, match="there is one already"):
+        run(images, tmp_path / "out", ["ht"], 1)
+    assert run(images, tmp_path / "out", ["ht"], 1, force=True).cells
+
+
+def test_an_ablation_goes_on_in_another_place(images, tmp_path):
+    whole = run(images, tmp_path / "whole", ["ht"], 1)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StageFinished) and event.stage.endswith("stage1"):
+            raise Interrupted("stage1", tmp_path)
+
+    with pytest.raises(Interrupted):
+        run(images, tmp_path / "here", ["ht"], 1, emit=stop)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = run(images, tmp_path / "there", ["ht"], 1, resume=True)
+    weights = [
+        (cell_path(each.path, "ht", 0) / "student/model.safetensors").read_bytes()
+        for each in (whole, moved)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_what_all_arms_begin_with_is_said_where_something_else_was_asked_for(images, tmp_path):
+    events: list[Event] = []
+    run(images, tmp_path / "out", ["kd"], 1, emit=events.append, hints__target="labels")
+    said = [event.message for event in events if isinstance(event, Notice)]
+    assert "all arms begin with hints.target = 'teacher' instead of 'labels'" in said
 
 
 @pytest.mark.parametrize(
@@ -409,19 +486,19 @@ def test_nothing_is_found_where_nothing_is_known(images, tmp_path, monkeypatch):
         tmp_path / "out",
         [],
         16,
-        f"bp: {same}, stage1.epochs=0, stage2.lambda_kd=0, stage2.label_weight=1",
-        f"ht-nokd: {same}, stage2.lambda_kd=0, stage2.label_weight=1",
+        f"labels: {same}, stage1.epochs=0, stage2.lambda_kd=0, stage2.label_weight=1",
+        f"hinted: {same}, stage2.lambda_kd=0, stage2.label_weight=1",
         teacher=blank,
         student__depth_mult=1.0,
         student__width_mult=1.0,
         hints__regressor_when_equal=False,
         stage2__optim__lr=0.004,
     )
-    (answer,) = found.answers
+    (answer,) = _tested(found, [("hinted", "labels")])
     assert answer["sd"] > 0, "all seeds agree: nothing could have been found"
     assert answer["p_holm"] > 0.05
     assert answer["low"] < 0 < answer["high"]
-    assert found.verdicts[0].endswith("not shown")
+    assert _verdict({**answer, "subject": "hints"}).endswith("not shown")
 
 
 def test_the_default_arms_are_known():

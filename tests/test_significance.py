@@ -109,12 +109,10 @@ def test_one_value_has_no_spread_and_shows_nothing() -> None:
     assert paired_t_test([0.7])["p_value"] is None
 
 
-@pytest.mark.parametrize(("difference", "p_value"), [(0.0, 1.0), (1 / 30, None)])
-def test_equal_differences_have_no_spread_and_show_nothing(
-    difference: float, p_value: float | None
-) -> None:
+@pytest.mark.parametrize("difference", [0.0, 1 / 30])
+def test_equal_differences_have_no_spread_and_show_nothing(difference: float) -> None:
     """Accuracies are counts: two or three seeds may well agree by chance."""
-    assert paired_t_test([difference] * 3)["p_value"] == p_value
+    assert paired_t_test([difference] * 3)["p_value"] is None
 
 
 def test_the_paired_t_test_is_wrong_as_often_as_it_says() -> None:

@@ -23,6 +23,7 @@ from fitcompress.cli.request import (
     takes,
     training_recipe,
 )
+from fitcompress.errors import TrainingError
 
 if TYPE_CHECKING:
     from fitcompress.report import Report
@@ -317,7 +318,7 @@ def report(
         "fitcompress ablate --teacher resnet18 --data ./images --seeds 5",
         "fitcompress ablate --teacher model.pt --arms bp,kd,ht,joint --out runs/why",
         "fitcompress ablate --teacher resnet18 --arms kd,ht --arm 'hot: stage2.tau=8'",
-        "fitcompress ablate --resume --out runs/why --arms label --seeds 7",
+        "fitcompress ablate --resume --out runs/why --seeds 7",
     )
 )
 @takes(*(group.without("--init", "--baseline", "--shard") for group in _TRAINING_RUN))
@@ -373,6 +374,10 @@ def ablate(
             emit=emit,
         )
     console.show_report(done, form=request.report_form)
+    if done.failed:
+        raise TrainingError(
+            f"{len(done.failed)} runs failed: see the report", advice="--resume tries them again"
+        )
 
 
 @app.command(epilog=_examples("fitcompress demo", "fitcompress demo --out runs/first"))

@@ -14,26 +14,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import typer
 
+from fitcompress.arms import COMMON
 from fitcompress.cli.failures import answering_failures
 from fitcompress.cli.flags import Flag, Group
 from fitcompress.console import ReportForm
-from fitcompress.errors import RecipeError, RunError
+from fitcompress.errors import RunError
 from fitcompress.events import Emit
 from fitcompress.progress import live_progress
 from fitcompress.recipe import (
     PRESETS,
     Recipe,
     apply_sets,
+    continued_recipe,
     load_recipe,
     recipe_settings,
     resolve_recipe,
 )
 from fitcompress.rundir import RunDir
-from fitcompress.settings import differing_settings, flat_settings, setting_type, with_settings
+from fitcompress.settings import flat_settings, setting_type, with_settings
 
 __all__ = [
     "Request",
@@ -43,9 +46,6 @@ __all__ = [
     "takes",
     "training_recipe",
 ]
-
-_FREE_ON_RESUME = ("run.out", "run.device", "run.threads", "run.log", "data.num_workers")
-"""What a resumed run may do differently: where it is, and on which hardware."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +99,18 @@ class Request:
 
 
 def run_recipe(
-    request: Request, *, teacher: str | None, out: Path | None, resume: bool
+    request: Request,
+    *,
+    teacher: str | None,
+    out: Path | None,
+    resume: bool,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Recipe, Path]:
     """The recipe of a run and its directory: a fresh one, or with `resume` the stored one.
 
     A run that was stopped before its recipe was written is started again with the flags.
+
+    fixed: settings that the command decides, on which a resumed run does not insist.
 
     Raises:
         typer.BadParameter: no teacher is named.
@@ -113,7 +120,7 @@ def run_recipe(
     if resume:
         run = RunDir(out) if out else RunDir.newest()
         if run.is_run() or not teacher:
-            return _resumed_recipe(request, teacher, RunDir.open(run.path)), run.path
+            return _resumed_recipe(request, teacher, RunDir.open(run.path), fixed), run.path
     recipe = request.recipe_of_teacher(teacher)
     named = out or (Path(recipe.run.out) if recipe.run.out else None)
     if named is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -136,7 +143,7 @@ def ablation_recipe(
     """
     if not resume:
         return run_recipe(request, teacher=teacher, out=out, resume=False)
-    return _continued_recipe(request, teacher, out, "teacher")
+    return _continued_recipe(request, teacher, out, "teacher", COMMON)
 
 
 def training_recipe(
@@ -150,7 +157,7 @@ def training_recipe(
         RunError: the folder holds something, and `force` is off.
     """
     if resume:
-        return _continued_recipe(request, model, out, "training")
+        return _continued_recipe(request, model, out, "training", {})
     if not model:
         raise typer.BadParameter("name the model to train", param_hint="--model")
     folder = free_folder(out or fresh_path(model, Path("teachers")), force=force)
@@ -158,20 +165,30 @@ def training_recipe(
 
 
 def _continued_recipe(
-    request: Request, teacher: str | None, out: Path | None, inner: str
+    request: Request,
+    teacher: str | None,
+    out: Path | None,
+    inner: str,
+    fixed: Mapping[str, Any],
 ) -> tuple[Recipe, Path]:
     """That of a directory whose recipe lies in the directory `inner` below it."""
     if out is None:
         raise typer.BadParameter("give the directory to go on in", param_hint="--out")
-    recipe, _ = run_recipe(request, teacher=teacher, out=out / inner, resume=True)
+    if not teacher and not RunDir(out / inner).is_run():
+        raise RunError(
+            f"going on in '{out}': nothing was started there",
+            advice="leave out --resume, or give the --out of then",
+        )
+    recipe, _ = run_recipe(request, teacher=teacher, out=out / inner, resume=True, fixed=fixed)
     return with_settings(recipe, {"run.out": str(out)}), out
 
 
-def _resumed_recipe(request: Request, teacher: str | None, run: RunDir) -> Recipe:
-    """The stored recipe of a run that goes on.
+def _resumed_recipe(
+    request: Request, teacher: str | None, run: RunDir, fixed: Mapping[str, Any]
+) -> Recipe:
+    """The stored recipe of a run that goes on, which flags may only repeat.
 
-    A run is a function of its recipe, so flags may only repeat what is stored; where and on which
-    hardware it goes on may change.
+    fixed: settings that the command decides, whatever the flags say.
     """
     stored = load_recipe(run.recipe_path)
     named = recipe_settings(request.config) if request.config else {}
@@ -179,14 +196,8 @@ def _resumed_recipe(request: Request, teacher: str | None, run: RunDir) -> Recip
     asked = with_settings(apply_sets(with_settings(stored, named), request.sets), flags)
     if request.preset:
         asked = replace(asked, preset=request.preset)
-    for name, (now, then) in differing_settings(asked, stored).items():
-        if name not in _FREE_ON_RESUME and now not in (None, "auto"):
-            raise RecipeError(
-                f"cannot resume '{run.path}' with {name} = {now!r}: it was started with {then!r}",
-                advice="leave that flag out, or start another run with another --out",
-            )
-    free = {name: flat_settings(asked)[name] for name in _FREE_ON_RESUME}
-    return with_settings(stored, {**free, "run.out": str(run.path)})
+    asked = with_settings(asked, {**fixed, "run.out": str(run.path)})
+    return continued_recipe(stored, asked, run.path)
 
 
 def fresh_path(name: str, root: Path) -> Path:

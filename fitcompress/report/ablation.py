@@ -51,8 +51,8 @@ class Ablation(Rendered):
     path: Path
     facts: Mapping[str, Any]
     """`ablation.json`: `teacher`; `arms` (`name`, `meaning`, what each `changes`); `questions`
-    (`arm`, `against`, `subject`); `cells`, each an arm and a seed that were asked for; and whether
-    some came later (`is_extended`)."""
+    (`arm`, `against`, `subject`); `cells`, each an arm and a seed that were asked for; whether some
+    came later (`is_extended`); and what `ablate` keeps to go on."""
 
     @classmethod
     def load(cls, path: Path | str) -> Ablation:
@@ -83,6 +83,11 @@ class Ablation(Rendered):
     def missing(self) -> tuple[tuple[str, int], ...]:
         """The runs that were asked for and are not finished, by arm and seed."""
         return tuple(cell for cell in self._asked if cell not in self.cells)
+
+    @property
+    def failed(self) -> dict[tuple[str, int], str]:
+        """Those of them that ended early when they were trained last, and why."""
+        return {(arm, seed): why for arm, seed, why in self.facts.get("failed", ())}
 
     @property
     def _asked(self) -> list[tuple[str, int]]:
@@ -128,9 +133,8 @@ class Ablation(Rendered):
         `_tested`. What is to be shown was fixed before, so Holm's correction is over these alone.
         """
         asked = self.facts["questions"]
-        pairs = [(question["arm"], question["against"]) for question in asked]
-        subjects = dict(zip(pairs, (question["subject"] for question in asked), strict=True))
-        tests = _tested(self, pairs)
+        subjects = {(each["arm"], each["against"]): each["subject"] for each in asked}
+        tests = _tested(self, list(subjects))
         return tuple({**test, "subject": subjects[test["arm"], test["against"]]} for test in tests)
 
     @cached_property
@@ -165,6 +169,7 @@ class Ablation(Rendered):
             "teacher": self.facts["teacher"],
             "seeds": list(self.seeds),
             "missing": [list(cell) for cell in self.missing],
+            "failed": [[*cell, why] for cell, why in self.failed.items()],
             "is_extended": self.facts["is_extended"],
             "arms": arms,
             "answers": [dict(test) for test in self.answers],
@@ -244,30 +249,29 @@ def _verdict(test: Mapping[str, Any]) -> str:
 
     >>> test = {"subject": "hints", "mean": 0.004, "low": -0.001, "high": 0.009, "n": 5}
     >>> _verdict({**test, "p_holm": 0.09})
-    'hints: +0.4 points, 95 % interval -0.1 to +0.9, 5 seeds, p = 0.09 after Holm: not shown'
+    'hints: +0.40 points, 95 % interval -0.10 to +0.90, 5 seeds, p = 0.09 after Holm: not shown'
     """
-    found = f"{test['subject']}: {points_text(test['mean'])}"
+    found = f"{test['subject']}: {points_text(test['mean'], 2)}"
     if test["p_holm"] is None:
         why = "with one seed" if test["n"] == 1 else f"with each of {test['n']} seeds alike"
         return f"{found} {why}: nothing is shown"
-    words = f"{found}, {_interval(test)}, {test['n']} seeds, {p_text(test['p_holm'])} after Holm"
+    words = f"{found}, 95 % interval {_bounds(test)}, {_counted(test['n'])}"
+    words += f", {p_text(test['p_holm'])} after Holm"
     if test["p_holm"] > SIGNIFICANT:
         return f"{words}: not shown"
     return f"{words}: {'helped' if test['mean'] > 0 else 'hurt'}"
 
 
-def _interval(test: Mapping[str, Any]) -> str:
-    return f"95 % interval {_bounds(test)}"
-
-
 def _bounds(test: Mapping[str, Any]) -> str:
-    return f"{100 * test['low']:+.1f} to {100 * test['high']:+.1f}"
+    return f"{100 * test['low']:+.2f} to {100 * test['high']:+.2f}"
 
 
 def _sentences(ablation: Ablation) -> Iterator[Sentence]:
     missing, total = ablation.missing, len(ablation.facts["cells"])
     if missing:
         yield Sentence(f"Unfinished: {len(missing)} of {total} runs are missing.", True)
+    for (arm, seed), why in ablation.failed.items():
+        yield Sentence(f"{arm}, seed {seed}, failed: {why}.", True)
     if ablation.facts["is_extended"]:
         words = "Arms or seeds came later: adding until something shows will show something."
         yield Sentence(words, True)
@@ -285,16 +289,13 @@ def _sections(ablation: Ablation) -> Iterator[Section]:
         table=Table(
             ("Arm", "Is", "Changes in the recipe"),
             tuple(
-                (Cell(arm["name"]), Cell(arm["meaning"]), Cell(_settings(arm["changes"])))
+                (Cell(arm["name"]), Cell(arm["meaning"]), Cell(", ".join(changes) or NONE))
                 for arm in ablation.facts["arms"]
+                for changes in [[f"{name}={now}" for name, now in arm["changes"].items()]]
             ),
             is_numeric=False,
         ),
     )
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items()) or NONE
 
 
 def _arms(ablation: Ablation) -> Section:
@@ -336,16 +337,16 @@ def _counted(number: int) -> str:
 def _against(test: Mapping[str, Any] | None) -> Cell:
     if test is None:
         return Cell(NONE)
-    return Cell(points_text(test["mean"]), "" if test["low"] is None else _bounds(test))
+    return Cell(points_text(test["mean"], 2), "" if test["p_value"] is None else _bounds(test))
 
 
 _QUESTIONS_NOTE = (
     "What is asked does not depend on what was found. p-values after Holm's correction for as many"
-    " tests as the table has, the uncorrected ones below. The t-test is over seeds, and is what the"
+    " tests as have one, the uncorrected ones below. The t-test is over seeds, and is what the"
     " verdicts go by; McNemar's is over the predictions of all seeds together, in which an image"
     " comes once a seed."
 )
-_COMPARISONS_NOTE = "Holm's correction is over this table."
+_COMPARISONS_NOTE = "Holm's correction is over the p-values of this table."
 
 
 def _tests(title: str, tests: Sequence[Mapping[str, Any]], note: str = "") -> Section:
@@ -380,7 +381,7 @@ def _only(mcnemar: Mapping[str, Any] | None) -> tuple[str, str]:
 def _cells(ablation: Ablation) -> Section:
     known = {arm: ablation.accuracies(arm) for arm in ablation.arms}
     rows = tuple(
-        (Cell(arm), *(Cell(in_words(known[arm].get(seed), _two_digits)) for seed in ablation.seeds))
+        (Cell(arm), *(_percent(known[arm].get(seed)) for seed in ablation.seeds))
         for arm in ablation.arms
         if known[arm]
     )
@@ -394,5 +395,5 @@ def _cells(ablation: Ablation) -> Section:
     return Section("Every seed", table=Table(columns, rows), charts=charts)
 
 
-def _two_digits(share: float) -> str:
-    return percent_text(share, 2)
+def _percent(share: float | None) -> Cell:
+    return Cell(in_words(share, lambda known: percent_text(known, 2)))

@@ -62,14 +62,14 @@ def percent_text(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def points_text(difference: float) -> str:
+def points_text(difference: float, digits: int = 1) -> str:
     """A difference of shares in percentage points, signed.
 
-    >>> points_text(-0.0213)
-    '-2.1 points'
+    >>> points_text(-0.0213), points_text(-0.0213, 2), points_text(-0.0001)
+    ('-2.1 points', '-2.13 points', '0.0 points')
     """
-    rounded = round(100 * difference, 1) + 0.0  # turns -0.0 into 0.0
-    return f"{rounded:+.1f} points" if rounded else "0.0 points"
+    rounded = round(100 * difference, digits) + 0.0  # turns -0.0 into 0.0
+    return f"{rounded:{'+' if rounded else ''}.{digits}f} points"
 
 
 def ratio_text(reference: float, value: float, less: str = "less", more: str = "more") -> str:

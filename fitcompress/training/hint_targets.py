@@ -37,8 +37,8 @@ class HintTargets(nn.Module):
 
 
 class ShuffledHints(HintTargets):
-    """The teacher's hints for another image: the next one of the batch, so in every epoch for
-    another other one. They have the distribution of hints and say nothing of the image.
+    """The teacher's hints for another image: the one before it in the batch, so in every epoch
+    for another other one. They have the distribution of hints and say nothing of the image.
     """
 
     def forward(self, batch: Batch, ask: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:  # noqa: ARG002
