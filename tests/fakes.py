@@ -13,6 +13,7 @@ class FakeReport:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.html_path = path / "report.html"
+        self.failed: dict[tuple[str, int], str] = {}
 
     def render(self, form: str) -> str:
         return json.dumps({"form": form}) if form == "json" else f"the report as {form}\n"

@@ -18,6 +18,7 @@ from fakes import FakePipeline
 from typer.testing import CliRunner
 
 import fitcompress
+from fitcompress.arms import COMMON
 from fitcompress.cli import app, commands, flags
 from fitcompress.cli.flags import Group
 from fitcompress.errors import DataError, RunError
@@ -486,6 +487,35 @@ def test_a_recipe_that_cannot_hold_ends_with_3_and_names_the_bound(pipeline):
 
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr == "error: student.depth_mult must be at least 1, got 0.5\n"
+
+
+def test_an_ablation_with_failed_runs_is_reported_and_ends_with_3(pipeline):
+    pipeline.answers["ablate"].failed = {("ht", 0): "the loss is not finite"}
+    result = run("ablate", "--teacher", "resnet18")
+    assert result.exit_code == 3
+    assert "the report" in result.output and "failed runs: 1" in result.output
+
+
+def test_an_ablation_that_goes_on_repeats_what_all_arms_begin_with(pipeline, tmp_path):
+    stored = with_settings(Recipe(), {**COMMON, "teacher.source": "resnet18"})
+    run_dir = RunDir.create(tmp_path / "moved/teacher")
+    run_dir.write_text("recipe.toml", recipe_to_toml(stored))
+    config = tmp_path / "c.toml"
+    config.write_text('[student]\ninit = "inherit"\n[run]\nbaseline = true\n')
+    out = ("--out", str(tmp_path / "moved"))
+    resumed = run("ablate", "--resume", *out, "--config", str(config), "--log", "tensorboard")
+    assert resumed.exit_code == 0, resumed.output
+    assert recipe_of(pipeline).student.init == "random"
+    assert recipe_of(pipeline).run.log == "tensorboard"
+    other = run("ablate", "--resume", *out, "--set", "stage2.tau=9")
+    assert other.exit_code == 3 and "started with 4.0" in other.output
+
+
+def test_going_on_where_nothing_was_begun_says_so(pipeline, tmp_path):
+    for command in ("ablate", "train"):
+        refused = run(command, "--resume", "--out", str(tmp_path / "nosuch"))
+        assert refused.exit_code == 3 and "nothing was started there" in refused.output
+    assert not pipeline.calls
 
 
 def test_a_users_mistake_is_one_line_and_a_hint_and_ends_with_3(pipeline):

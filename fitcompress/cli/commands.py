@@ -376,7 +376,7 @@ def ablate(
     console.show_report(done, form=request.report_form)
     if done.failed:
         raise TrainingError(
-            f"{len(done.failed)} runs failed: see the report", advice="--resume tries them again"
+            f"failed runs: {len(done.failed)}, see the report", advice="--resume tries them again"
         )
 
 
