@@ -65,7 +65,7 @@ class Experiment:
         words = [self.words, f"--data {shlex.quote(data)}", f"--arms {','.join(self.arms)}"]
         words += [f"--arm {shlex.quote(self.own)}"] * bool(self.own)
         words += [f"--seeds {seeds}", more, f"--out {out}"]
-        words += ["--resume"] * (out / "ablation.json").is_file()
+        words += ["--resume"] * out.is_dir()
         return " ".join(["fitcompress ablate", *filter(None, words)])
 
     @property
