@@ -23,7 +23,7 @@ from fitcompress.events import Event, Notice, StageFinished, StageStarted
 from fitcompress.measure import load_predictions
 from fitcompress.pipeline import load_report
 from fitcompress.recipe import Recipe
-from fitcompress.report.ablation import Ablation, cell_path, tested
+from fitcompress.report.ablation import Ablation, cell_path, compared
 from fitcompress.report.verdicts import verdict
 from fitcompress.settings import differing_settings, with_settings
 from fitcompress.teacher.opened import fingerprint_of
@@ -495,7 +495,7 @@ def test_nothing_is_found_where_nothing_is_known(images, tmp_path, monkeypatch):
         hints__regressor_when_equal=False,
         stage2__optim__lr=0.004,
     )
-    (answer,) = tested(found, [("hinted", "labels")])
+    (answer,) = compared(found, [("hinted", "labels")])
     assert answer["sd"] > 0, "all seeds agree: nothing could have been found"
     assert answer["p_holm"] > 0.05
     assert answer["low"] < 0 < answer["high"]

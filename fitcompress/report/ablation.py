@@ -21,7 +21,7 @@ from fitcompress.report.report import Report
 from fitcompress.rundir import RunDir
 from fitcompress.significance import holm, mean_interval, paired_t_test, paired_test
 
-__all__ = ["ABLATION", "REFERENCES", "Ablation", "cell_path", "summary_of", "tested"]
+__all__ = ["ABLATION", "REFERENCES", "Ablation", "cell_path", "compared", "summary_of"]
 
 ABLATION = "ablation.json"
 """What the directory of an ablation holds."""
@@ -126,18 +126,18 @@ class Ablation(Rendered):
     @cached_property
     def answers(self) -> tuple[dict[str, Any], ...]:
         """The tests of the questions of which both arms were run, each with its `subject`: see
-        `tested`. What is to be shown was fixed before, so Holm's correction is over these alone.
+        `compared`. What is to be shown was fixed before, so Holm's correction is over these alone.
         """
         asked = self.facts["questions"]
         subjects = {(each["arm"], each["against"]): each["subject"] for each in asked}
-        tests = tested(self, list(subjects))
+        tests = compared(self, list(subjects))
         return tuple({**test, "subject": subjects[test["arm"], test["against"]]} for test in tests)
 
     @cached_property
     def comparisons(self) -> tuple[dict[str, Any], ...]:
         """The tests of each arm against kd and against bp, and Holm's correction over these."""
         pairs = [(arm, other) for other in REFERENCES for arm in self.arms if arm != other]
-        return tuple(tested(self, [pair for pair in pairs if pair != ("bp", "kd")]))
+        return tuple(compared(self, [pair for pair in pairs if pair != ("bp", "kd")]))
 
     @property
     def verdicts(self) -> list[str]:
@@ -194,7 +194,7 @@ def summary_of(accuracies: Mapping[int, float]) -> dict[str, float | None] | Non
     return found
 
 
-def tested(ablation: Ablation, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+def compared(ablation: Ablation, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """For each pair `arm`, `against`, the paired t-test over seeds (`mean`, `sd`, `low`, `high`,
     `p_value`, `p_holm`, `n`), and `mcnemar` on the predictions of all seeds together (as
     `significance.paired_test`, with `p_holm`), or None. Pairs without a common seed are left out.
