@@ -82,6 +82,8 @@ def ablate(
             "ablating: several processes were launched",
             advice="launch one, which trains on every GPU that it sees",
         )
+    for arm in arms or ():
+        arm_recipe(recipe, arm)  # what cannot be is refused before anything is removed or trained
     root = Path(recipe.run.out or "runs/ablation")
     run = RunDir(root / _TEACHER)
     if not resume and (run.is_run() or (root / ABLATION).exists()):
@@ -91,21 +93,18 @@ def ablate(
                 advice="go on with --resume, replace it with --force, or choose another --out",
             )
         _clear(root)
-    for arm in arms or ():
-        arm_recipe(recipe, arm)  # what cannot be is refused before anything is trained
     RunDir.create(run.path, resume=True)
     prepared = prepare_teacher(_asked(recipe, run, emit), run, teacher, emit, resume=True)
     _require_accuracy(prepared)
-    known = RunDir(root).read_json(ABLATION) or _NOTHING
+    known = _NOTHING | (RunDir(root).read_json(ABLATION) or {})
     shared = _shared(prepared, known, emit)
     base = _base(prepared, shared, root)
     cells = _cells(root, base, known, arms, seeds)
     facts = _facts(prepared.teacher, shared, cells, known)
     write_json(root / ABLATION, facts)
     missing = [cell for cell in cells if not RunDir(cell.path).is_finished()]
-    each = f"{shared['seconds'] / 60:.1f} minutes each"
-    message = f"{len(missing)} of {len(cells)} runs are to be trained, {each}"
-    emit(Notice(topic="run", message=message))
+    message = f"{len(missing)} of {len(cells)} runs are to be trained"
+    emit(Notice(topic="run", message=f"{message}, {shared['seconds'] / 60:.1f} minutes each"))
     devices = _devices(base)
     if len(devices) > 1 and teacher is None:
         failed = _train_beside_each_other(missing, devices, emit)

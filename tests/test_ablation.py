@@ -311,6 +311,9 @@ def test_an_ablation_that_failed_at_once_is_begun_anew_by_force(images, tmp_path
     with pytest.raises(RunError, match="there is one already"):
         run(images, tmp_path / "out", ["ht"], 1)
     assert run(images, tmp_path / "out", ["ht"], 1, force=True).cells
+    with pytest.raises(RecipeError):
+        run(images, tmp_path / "out", ["ht"], 1, "odd: stage2.tau=-1", force=True)
+    assert Ablation.load(tmp_path / "out").cells, "nothing is removed for what cannot be made"
 
 
 def test_an_ablation_goes_on_in_another_place(images, tmp_path):
