@@ -207,8 +207,9 @@ def _decided(prepared: Prepared, emit: Emit) -> dict[str, Any]:
             " learnt from it in every arm"
         )
     seconds = training_seconds(prepared.session, planned) or 0.0
+    compiled = compiling(prepared.session, planned.student, seconds)
     settings: dict[str, Any] = {}
-    settings["run.compile"] = compiling(prepared.session, seconds).recipe.run.compile
+    settings["run.compile"] = compiled.recipe.run.compile
     if base.data.views is None:  # of all epochs, which are the same in all arms of a seed
         settings["data.views"] = (base.stage1.epochs or 0) + (base.stage2.epochs or 0) or None
     if base.student.target_latency:  # measured again, it would be another student

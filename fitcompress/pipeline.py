@@ -107,7 +107,7 @@ def distill(
     seconds = training_seconds(session, planned)
     if seconds is not None:
         emit(estimate_cost(session, planned, seconds))
-    session = compiling(session, seconds)
+    session = compiling(session, planned.student, seconds)
     run.write_text("recipe.toml", recipe_to_toml(session.recipe))
     if planned.inherits:
         inherit_statistics(session, planned.student)

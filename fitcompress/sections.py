@@ -300,8 +300,8 @@ class RunRecipe:
     layout: str = "auto"
     """The same of what is trained; "auto" is channels-last, except on MPS."""
     compile: str = "auto"
-    """Whether networks are compiled: "on", "off" or "auto" (when training takes over ten minutes).
-    """
+    """Whether networks are compiled: "on", "off" or "auto" (when training takes over ten minutes
+    and the student's steps are measured to be faster for it)."""
     auto_batch: bool = False
     """Where memory runs out, halve the batch and accumulate twice as many."""
     shard: bool = False

@@ -1,5 +1,5 @@
 """How the networks run: for the teacher the fastest precision and layout in which it says the same,
-and whether it pays to compile. Layer: pipeline.
+and whether it pays to compile what trains. Layer: pipeline.
 
 Measured once, when a run begins; what was chosen stands in the run's recipe from then on, so that a
 resumed run, or another from that recipe, computes the same bits.
@@ -8,23 +8,32 @@ resumed run, or another from that recipe, computes the same bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fitcompress.data import Preprocess
 from fitcompress.events import Notice
+from fitcompress.model import Model
 from fitcompress.parts import freeze_teacher
 from fitcompress.planning import make_model
 from fitcompress.recipe import Recipe
 from fitcompress.session import Session, plain_batches
-from fitcompress.speed import paired_latency, torch_runner
+from fitcompress.speed import Runner, paired_latency, torch_runner
 from fitcompress.teacher import Teacher
-from fitcompress.training import has_bf16
+from fitcompress.training import has_bf16, resolve_precision
+from fitcompress.training.compiled import compiler_said
 from fitcompress.training.crew import Crew
-from fitcompress.training.device import start_accelerator
+from fitcompress.training.device import (
+    preserved_random_state,
+    resolve_layout,
+    start_accelerator,
+    to_channels_last,
+)
 
 __all__ = ["as_chosen", "compiling", "tuned"]
 
@@ -65,13 +74,16 @@ def tuned(session: Session, teacher: Teacher) -> Session:
     return replace(session, recipe=replace(session.recipe, run=run))
 
 
-def compiling(session: Session, seconds: float | None) -> Session:
-    """The session with a decision on compiling, for a training that takes so long, if known."""
+def compiling(session: Session, student: Model, seconds: float | None) -> Session:
+    """The session with a decision on compiling: on where training takes so long, if known, that
+    compiling comes back, and the student's steps are measured to be faster for it.
+    """
     run = session.recipe.run
     if run.compile == "auto" and seconds:
         crew = Crew(start_accelerator(session.device, "fp32"))
-        is_long = crew.gathered(session.device != "mps" and seconds > _LONG)[0]
-        run = replace(run, compile="on" if is_long else "off")
+        can_pay = crew.is_first and session.device != "mps" and seconds > _LONG
+        pays = crew.gathered(can_pay and _is_faster_compiled(session, student))[0]
+        run = replace(run, compile="on" if pays else "off")
     return replace(session, recipe=replace(session.recipe, run=run))
 
 
@@ -126,6 +138,43 @@ def _fastest(session: Session, teacher: Teacher, forms: Sequence[_Form]) -> _For
     message = f"the teacher runs {chosen}: against {usual}, {said} ({_TOLERANCE:.0e} is allowed)"
     session.emit(Notice(topic="training", message=message))
     return chosen
+
+
+def _is_faster_compiled(session: Session, student: Model) -> bool:
+    """Whether steps of copies of the student are, forward and backward, in batches as trained."""
+    recipe, device, spec = session.recipe, session.device, student.interface.images
+    size = min(recipe.data.batch_size, len(session.data.train))
+    accelerator = start_accelerator(device, resolve_precision(recipe.run.precision, device))
+    networks = [deepcopy(student.network).to(device).train() for _ in range(2)]
+    if resolve_layout(recipe.run.layout, device) == "channels-last":
+        for network in networks:
+            to_channels_last(network)
+    networks[1].compile(dynamic=False)
+
+    def stepping(network: nn.Module) -> Runner:
+        def step(images_NCHW: Tensor) -> None:
+            with torch.enable_grad(), accelerator.autocast():
+                loss = sum(output.float().mean() for output in tree_leaves(network(images_NCHW)))
+            torch.as_tensor(loss).backward()
+
+        return replace(torch_runner(network, spec.shape, device), run=step)
+
+    runners = dict(zip(("plain", "compiled"), map(stepping, networks), strict=True))
+    try:
+        with preserved_random_state(device):
+            times = paired_latency(
+                runners, (size,), num_warmup=1, num_runs=_NUM_ROUNDS, budget_s=_SECONDS
+            )
+    except Exception as error:  # dynamo, its backend and its compilers raise what they like
+        said = f"not compiled: {compiler_said(error)}"
+        session.emit(Notice(topic="training", message=said))
+        return False
+    speedup = times["compiled"][str(size)]["speedup"]
+    pays: bool = speedup >= _WORTH
+    said = "compiled" if pays else "as it is"
+    message = f"the student trains {said}: compiled, its steps are {speedup:.2f}x as fast"
+    session.emit(Notice(topic="training", message=message))
+    return pays
 
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

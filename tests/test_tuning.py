@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from fitcompress import tuning
 from fitcompress.data import load_data
 from fitcompress.errors import RecipeError
 from fitcompress.events import Event, ignore
+from fitcompress.model import Model
 from fitcompress.parts import freeze_teacher
 from fitcompress.pipeline import distill
 from fitcompress.planning import make_model
@@ -32,6 +35,21 @@ def session(tmp_path: Path, images: Path) -> Session:
     recipe = toy_runs.toy_recipe(images, tmp_path / "run", run__teacher_layout="auto")
     data = load_data(recipe.data, seed=0, emit=ignore)
     return Session(recipe, data, ignore, RunDir.create(tmp_path / "run", force=False))
+
+
+@pytest.fixture
+def student() -> Model:
+    teacher = toy_runs.toy_teacher()
+    return make_model(teacher.program, teacher.interface)
+
+
+def decided(session: Session, student: Model) -> tuple[str, str]:
+    """The decision on compiling a long training, and the end of what is said of it."""
+    said: list[Event] = []
+    session = replace(session, emit=said.append)
+    decision = tuning.compiling(session, student, 700.0).recipe.run.compile
+    (notice,) = said
+    return decision, notice.message.split("compiled, ")[-1]
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, **speedups: float) -> None:
@@ -117,18 +135,57 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(monkeypatch, tmp_path, images)
     "asked, seconds, expected",
     [("auto", 700, "on"), ("auto", 500, "off"), ("on", 1, "on"), ("off", 9000, "off")],
 )
-def test_long_trainings_are_compiled(session, asked, seconds, expected):
+def test_long_trainings_are_compiled(monkeypatch, session, student, asked, seconds, expected):
+    measured(monkeypatch, compiled=2.0)
     run = replace(session.recipe.run, compile=asked)
     session = replace(session, recipe=replace(session.recipe, run=run))
-    assert tuning.compiling(session, seconds).recipe.run.compile == expected
+    assert tuning.compiling(session, student, seconds).recipe.run.compile == expected
 
 
-def test_networks_that_train_in_shards_are_whole_only_on_the_host(monkeypatch, session):
+@pytest.mark.parametrize("speedup, expected", [(1.3, "on"), (0.5, "off")])
+def test_what_is_no_faster_for_it_is_not_compiled(monkeypatch, session, student, speedup, expected):
+    measured(monkeypatch, compiled=speedup)
+    assert decided(session, student) == (expected, f"its steps are {speedup:.2f}x as fast")
+
+
+def test_compiling_is_measured_on_steps_of_copies(monkeypatch, session, student):
+    steps: list[bool] = []
+
+    def backend(graph, _):
+        def run(*inputs):
+            steps.append(torch.is_grad_enabled())
+            time.sleep(0.05)
+            return graph(*inputs)
+
+        return run
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    torch.compiler.reset()
+    before = {name: value.clone() for name, value in student.network.state_dict().items()}
+    decision, said = decided(session, student)
+    assert steps and all(steps)
+    assert decision == "off" and 0 < float(said.split()[-3].rstrip("x")) < 1
+    after = student.network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in student.network.parameters())
+
+
+def test_a_compiler_that_fails_is_not_asked_again(monkeypatch, session, student):
+    def backend(*_):
+        raise RuntimeError("no such processor")
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    torch.compiler.reset()
+    decision, said = decided(session, student)
+    assert decision == "off" and "no such processor" in said
+
+
+def test_networks_that_train_in_shards_are_whole_only_on_the_host(monkeypatch, session, student):
     run = replace(session.recipe.run, device="cuda", shard=True)
     sharded = replace(session, recipe=replace(session.recipe, run=run))
     monkeypatch.setattr("fitcompress.session.resolve_device", lambda name: name)
     assert sharded.device == "cpu"
     assert tuning.tuned(sharded, toy_runs.toy_teacher()).recipe.run.teacher_layout == "contiguous"
-    assert tuning.compiling(sharded, None) == sharded
+    assert tuning.compiling(sharded, student, None) == sharded
     with pytest.raises(RecipeError, match=r"run\.cache_teacher.*run\.shard"):
         replace(run, cache_teacher="answers")

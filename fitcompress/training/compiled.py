@@ -10,7 +10,7 @@ import torch
 from fitcompress.data import Batch
 from fitcompress.training.objectives import Objective
 
-__all__ = ["compile_networks", "uncompiled", "uncompiled_in_the_end"]
+__all__ = ["compile_networks", "compiler_said", "uncompiled", "uncompiled_in_the_end"]
 
 
 def compile_networks(objective: Objective, batch: Batch) -> str:
@@ -28,7 +28,7 @@ def compile_networks(objective: Objective, batch: Batch) -> str:
         torch.as_tensor(objective.losses(batch, 0.0)["loss"]).backward()
     except Exception as error:  # dynamo, its backend and its compilers raise what they like
         _forget(objective)
-        said = f"not compiled: {_reason(error)}"
+        said = f"not compiled: {compiler_said(error)}"
     with torch.no_grad():
         for buffer, value in before.items():
             buffer.copy_(value)
@@ -37,7 +37,7 @@ def compile_networks(objective: Objective, batch: Batch) -> str:
     return said
 
 
-def _reason(error: BaseException) -> str:
+def compiler_said(error: BaseException) -> str:
     """The first line of what went wrong, inside of the compiler where it says so."""
     error = getattr(error, "inner_exception", error)
     lines = str(error).strip().splitlines()
