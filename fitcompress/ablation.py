@@ -20,14 +20,13 @@ import torch
 
 from fitcompress.arms import (
     COMMON,
-    DEFAULT_ARMS,
     QUESTIONS,
     Arm,
     Question,
     arm_recipe,
-    read_arms,
+    arms_by_name,
 )
-from fitcompress.errors import DataError, RecipeError, RunError, TeacherError, TrainingError
+from fitcompress.errors import DataError, RunError, TeacherError, TrainingError
 from fitcompress.events import Emit, Event, Notice, StageFinished, StageStarted, ignore
 from fitcompress.evidence import images_digest
 from fitcompress.pipeline import distill
@@ -82,9 +81,10 @@ def ablate(
             "ablating: several processes were launched",
             advice="launch one, which trains on every GPU that it sees",
         )
-    for arm in arms or ():
-        arm_recipe(recipe, arm)  # what cannot be is refused before anything is removed or trained
     root = Path(recipe.run.out or "runs/ablation")
+    known = _NOTHING | ((RunDir(root).read_json(ABLATION) if resume else None) or {})
+    # what cannot be is refused before anything is removed or trained
+    named = arms_by_name(recipe, known["arms"], arms)
     run = RunDir(root / _TEACHER)
     if not resume and (run.is_run() or (root / ABLATION).exists()):
         if not force:
@@ -96,10 +96,9 @@ def ablate(
     RunDir.create(run.path, resume=True)
     prepared = prepare_teacher(_asked(recipe, run, emit), run, teacher, emit, resume=True)
     _require_accuracy(prepared)
-    known = _NOTHING | (RunDir(root).read_json(ABLATION) or {})
     shared = _shared(prepared, known, emit)
     base = _base(prepared, shared, root)
-    cells = _cells(root, base, known, arms, seeds)
+    cells = _cells(root, base, known, named, arms, seeds)
     facts = _facts(prepared.teacher, shared, cells, known)
     write_json(root / ABLATION, facts)
     missing = [cell for cell in cells if not RunDir(cell.path).is_finished()]
@@ -237,40 +236,21 @@ def _cells(
     root: Path,
     base: Recipe,
     known: dict[str, Any],
+    named: dict[str, Arm],
     arms: Sequence[Arm] | None,
     seeds: Iterable[int] | None,
 ) -> list[_Cell]:
-    """All runs that were asked for, now and before, seed by seed.
-
-    Raises:
-        RecipeError: an arm of that name has other settings.
-    """
-    named = {fact["name"]: _arm_of(fact) for fact in known["arms"]}
-    if arms is None:
-        arms = list(named.values()) or read_arms(DEFAULT_ARMS)
+    """All runs that were asked for, now and before, seed by seed."""
     if seeds is None:
         first = base.run.seed
         seeds = {seed for _, seed in known["cells"]} or range(first, first + _NUM_SEEDS)
-    for arm in arms:
-        before = named.setdefault(arm.name, arm)
-        if (before.settings, before.sets) != (arm.settings, arm.sets):
-            raise RecipeError(
-                f"adding the arm '{arm.name}': there is one of that name with other settings",
-                advice="give it another name",
-            )
     asked = {(seed, arm) for arm, seed in known["cells"]}
-    asked |= {(seed, arm.name) for seed in seeds for arm in arms}
+    asked |= {(seed, arm.name) for seed in seeds for arm in arms or named.values()}
     order = list(named)
     return [
         _Cell(root, named[arm], seed, base)
         for seed, arm in sorted(asked, key=lambda cell: (cell[0], order.index(cell[1])))
     ]
-
-
-def _arm_of(fact: dict[str, Any]) -> Arm:
-    return Arm(
-        fact["name"], fact["meaning"], fact["settings"], fact["is_long"], tuple(fact["sets"])
-    )
 
 
 def _facts(
@@ -279,9 +259,9 @@ def _facts(
     """What the report needs to know of the whole, and what goes on needs to know of before."""
     arms = {cell.arm.name: cell for cell in cells}
     own = [
-        Question(arm, "ht", f"'{arm}' ({cell.arm.meaning}) over ht")
-        for arm, cell in arms.items()
-        if cell.arm.sets
+        Question(arm.name, arm.against, f"'{arm.name}' ({arm.meaning}) over {arm.against}")
+        for arm in (cell.arm for cell in arms.values())
+        if arm.sets and arm.name != arm.against
     ]
     asked = [[cell.arm.name, cell.seed] for cell in cells]
     has_more = bool(known["cells"]) and len(asked) > len(known["cells"])

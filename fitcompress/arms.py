@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fitcompress.errors import RecipeError, near_misses
@@ -24,6 +24,7 @@ __all__ = [
     "Arm",
     "Question",
     "arm_recipe",
+    "arms_by_name",
     "read_arms",
 ]
 
@@ -57,6 +58,8 @@ class Arm:
     """Whether stage 2 also takes the epochs of stage 1, which it does not have."""
     sets: tuple[str, ...] = ()
     """Settings as a user wrote them."""
+    against: str = "ht"
+    """What one of the user's own is held against."""
 
 
 ARMS = {
@@ -123,8 +126,11 @@ _SHARED = ("teacher.", "data.source", "data.limit", "run.seed", "run.out")
 """What is the same in all arms: beginnings of settings."""
 
 
-def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
-    """The arms of these names, and those that a user describes as "NAME: SETTING=VALUE, ...".
+def read_arms(
+    names: Iterable[str], own: Sequence[str] = (), against: str = Arm.against
+) -> tuple[Arm, ...]:
+    """The arms of these names, and those that a user describes as "NAME: SETTING=VALUE, ...", each
+    to be held `against` another.
 
     Raises:
         RecipeError: an unknown name, one that comes twice, or a description that is none.
@@ -133,12 +139,12 @@ def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
     ('stage2.tau=8',)
     """
     arms = []
-    for name in names:
+    for name in map(str.strip, names):
         if name not in ARMS:
             known = near_misses(name, ARMS) or f"known are {', '.join(ARMS)}"
             raise RecipeError(f"choosing the arms: there is no '{name}'", advice=known)
         arms.append(ARMS[name])
-    arms.extend(map(_own_arm, own))
+    arms.extend(_own_arm(text, against) for text in own)
     twice = {arm.name for arm in arms if [other.name for other in arms].count(arm.name) > 1}
     if twice or not arms:
         named = f"'{min(twice)}' comes twice" if twice else "there is none"
@@ -146,7 +152,7 @@ def read_arms(names: Iterable[str], own: Sequence[str] = ()) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
-def _own_arm(text: str) -> Arm:
+def _own_arm(text: str, against: str) -> Arm:
     """The arm of a user's description.
 
     Raises:
@@ -170,7 +176,40 @@ def _own_arm(text: str) -> Arm:
             f"reading the arm '{text}': all arms have one teacher, the same images and seeds",
             advice=f"leave out {shared[0]}",
         )
-    return Arm(name, ", ".join(parts), {}, sets=parts)
+    return Arm(name, ", ".join(parts), {}, sets=parts, against=against)
+
+
+def arms_by_name(
+    recipe: Recipe, stored: Sequence[Mapping[str, Any]], asked: Sequence[Arm] | None
+) -> dict[str, Arm]:
+    """The arms of an ablation by name: those that it has, as `stored`, then those `asked` for; the
+    usual ones if there are none.
+
+    Raises:
+        RecipeError: one cannot be, has the name of one with other settings, or is to be held
+            against one that is not there.
+    """
+    named = {fact["name"]: _arm_of(fact) for fact in stored}
+    for arm in read_arms(DEFAULT_ARMS) if asked is None and not named else asked or ():
+        arm_recipe(recipe, arm)
+        before = named.setdefault(arm.name, arm)
+        if (before.settings, before.sets, before.against) != (arm.settings, arm.sets, arm.against):
+            raise RecipeError(
+                f"adding the arm '{arm.name}': there is one of that name with other settings",
+                advice="give it another name",
+            )
+    for arm in named.values():
+        if arm.against not in (Arm.against, *named):
+            raise RecipeError(
+                f"holding '{arm.name}' against '{arm.against}': there is no such arm",
+                advice=f"they are {', '.join(named)}",
+            )
+    return named
+
+
+def _arm_of(fact: Mapping[str, Any]) -> Arm:
+    known = {field.name: fact[field.name] for field in fields(Arm) if field.name in fact}
+    return Arm(**known | {"sets": tuple(fact["sets"])})
 
 
 def arm_recipe(recipe: Recipe, arm: Arm) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 
 from fitcompress import ablation, budgets, pipeline
 from fitcompress.ablation import ablate
-from fitcompress.arms import ARMS, COMMON, DEFAULT_ARMS, arm_recipe, read_arms
+from fitcompress.arms import ARMS, COMMON, DEFAULT_ARMS, arm_recipe, arms_by_name, read_arms
 from fitcompress.budgets import Latency
 from fitcompress.errors import DataError, LayerError, RecipeError, RunError, TeacherError
 from fitcompress.events import Event, Notice, StageFinished, StageStarted
@@ -39,12 +39,14 @@ def recipe_of(images: Path, out: Path, **more: object) -> Recipe:
     return toy_runs.toy_recipe(images, out, **more)
 
 
-def run(images: Path, out: Path, names: list[str], seeds: int, *own: str, **more) -> Ablation:
+def run(
+    images: Path, out: Path, names: list[str], seeds: int, *own: str, against: str = "ht", **more
+) -> Ablation:
     own_options = ("teacher", "resume", "emit", "force")
     options = {name: more.pop(name) for name in own_options if name in more}
     return ablate(
         recipe_of(images, out, **more),
-        arms=read_arms(names, own),
+        arms=read_arms(names, own, against),
         seeds=range(seeds),
         **({"teacher": toy_runs.toy_teacher()} | options),
     )
@@ -101,6 +103,21 @@ def test_arms_that_are_none_are_refused(names, own, message):
 def test_a_list_within_a_setting_is_not_taken_apart():
     (arm,) = read_arms([], ["two: hints.hint=a,b, stage2.tau=3"])
     assert arm.sets == ("hints.hint=a,b", "stage2.tau=3")
+
+
+def test_arms_of_ones_own_are_held_against_one_that_is_there():
+    base = toy_runs.toy_recipe(Path("images"), Path("out"))
+    own = ("mild: stage2.tau=2", "hot: stage2.tau=8")
+    held = arms_by_name(base, [], read_arms(["kd"], own, "mild"))
+    assert {name: arm.against for name, arm in held.items() if arm.sets} == {
+        "mild": "mild",
+        "hot": "mild",
+    }
+    with pytest.raises(RecipeError, match="'mild' against 'hto': there is no such arm"):
+        arms_by_name(base, [], read_arms(["kd"], own, "hto"))
+    stored = [asdict(arm) for arm in held.values()]
+    more = arms_by_name(base, stored, read_arms([], ["cold: stage2.tau=1"], "hot"))
+    assert list(more) == ["kd", "mild", "hot", "cold"] and more["mild"] == held["mild"]
 
 
 def test_hints_need_epochs():
@@ -244,7 +261,11 @@ def test_other_settings_are_not_added(images, tmp_path):
 
 def test_an_arm_keeps_its_settings(images, tmp_path):
     out = tmp_path / "out"
-    run(images, out, ["kd"], 1, "hot: stage2.tau=8")
+    found = run(images, out, ["kd"], 1, "hot: stage2.tau=8", against="kd")
+    (answer,) = found.answers
+    assert (answer["arm"], answer["against"]) == ("hot", "kd")
+    difference = found.accuracies("hot")[0] - found.accuracies("kd")[0]
+    assert answer["mean"] == pytest.approx(difference)
     with pytest.raises(RecipeError, match="'hot': there is one of that name with other settings"):
         run(images, out, ["kd"], 2, "hot: stage2.tau=2", resume=True)
 

@@ -328,8 +328,7 @@ def ablate(
     arms: Annotated[
         str | None,
         typer.Option(
-            help="Ways to train: "
-            + ", ".join(f"{arm.name} ({arm.meaning})" for arm in ARMS.values()),
+            help=f"Ways: {', '.join(f'{each.name} ({each.meaning})' for each in ARMS.values())}",
             metavar="NAME,NAME...",
             show_default=",".join(DEFAULT_ARMS),
         ),
@@ -337,13 +336,14 @@ def ablate(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="A way of your own: what it changes in ht, which it is held against; repeat it.",
-            metavar="'NAME: KEY=VALUE, ...'",
+            help="Your own: what it changes in ht; repeat it.", metavar="'NAME: KEY=VALUE, ...'"
         ),
     ] = None,
+    against: Annotated[
+        str, typer.Option(help="What arms of your own are held against.", metavar="NAME")
+    ] = "ht",
     seeds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Each arm is trained with so many.", show_default="5"),
+        int | None, typer.Option(min=1, help="So many for each arm.", show_default="5")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of all runs; a fresh one under runs/ by default.")
@@ -360,7 +360,7 @@ def ablate(
     """
     recipe, root = ablation_recipe(request, teacher=teacher, out=out, resume=resume)
     named = arms.split(",") if arms else () if resume else DEFAULT_ARMS
-    chosen = read_arms([name.strip() for name in named], arm or ()) if named or arm else None
+    chosen = read_arms(named, arm or (), against) if named or arm else None
     first = recipe.run.seed
     with request.progress() as emit, resumable(root, "ablate"):
         from fitcompress import ablation
