@@ -89,7 +89,7 @@ def recipe_from_preset(name: str) -> Recipe:
     return with_settings(Recipe(preset=name), PRESETS[name])
 
 
-def load_recipe(path: Path, *, preset: str | None = None) -> Recipe:
+def load_recipe(path: Path | str, *, preset: str | None = None) -> Recipe:
     """The recipe in a TOML file, over the preset that it names (or `preset`, if given).
 
     Raises:
@@ -103,14 +103,14 @@ def load_recipe(path: Path, *, preset: str | None = None) -> Recipe:
         raise RecipeError(f"in the recipe '{path}': {error}", advice=error.advice) from error
 
 
-def recipe_settings(path: Path) -> dict[str, Any]:
+def recipe_settings(path: Path | str) -> dict[str, Any]:
     """What a recipe file names, by dotted name and unchecked.
 
     Raises:
         RecipeError: the file is missing or is not TOML.
     """
     try:
-        return settings_from_toml(path.read_text(encoding="utf-8"))
+        return settings_from_toml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"cannot read the recipe '{path}': {error}") from error
 

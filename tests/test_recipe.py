@@ -157,7 +157,7 @@ def test_a_written_recipe_is_read_back_exactly(preset, tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(recipe_to_toml(recipe), encoding="utf-8")
 
-    assert load_recipe(path) == recipe
+    assert load_recipe(str(path)) == recipe
 
 
 def test_a_recipe_file_goes_over_the_preset_that_it_names(tmp_path):

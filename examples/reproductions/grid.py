@@ -5,8 +5,9 @@
     python grid.py run depth table5     # whole studies
     python grid.py run first --try-out  # minutes on a CPU: one seed, one epoch, 512 images
 
-Stop it at any time and run it again. Images are what torchvision downloads to `cifar10/` and
-`cifar100/`, or image folders: `--cifar10 DIR`.
+Stop it at any time and run it again; a run that fails does not end the others. Images are what
+torchvision downloads to `cifar10/` and `cifar100/`, or image folders: `--cifar10 DIR`. GPU-hours
+are estimated, at 10 TFLOP/s and without training the teachers.
 
 An experiment is one `fitcompress ablate`: a teacher, a student, some arms and seeds. The commands
 are printed, and can be run by themselves.
@@ -45,17 +46,19 @@ class Experiment:
     seeds: int
     words: str
     """What the command says of teacher, student and recipe."""
-    flops: float
-    """Of one image in a training step of distillation: the teacher's once, the student's thrice."""
-    images: float
-    """Seen by an arm with a seed."""
+    macs: tuple[float, float]
+    """Multiply-adds of the teacher and of the student for one image."""
+    epochs: tuple[int, int]
+    """Of both stages, at most."""
+    published: str = ""
+    """Top-1 in percent."""
     is_first: bool = False
-    own: str = ""
-    """An arm of its own, as `--arm` takes it."""
+    own: tuple[str, ...] = ()
+    """Arms of its own, as `--arm` takes them."""
 
     @property
     def all_arms(self) -> tuple[str, ...]:
-        return (*self.arms, *filter(None, [self.own.partition(":")[0]]))
+        return (*self.arms, *(arm.partition(":")[0] for arm in self.own))
 
     def out(self, root: str) -> Path:
         return Path(root) / self.study / self.name
@@ -63,25 +66,40 @@ class Experiment:
     def command(self, root: str, data: str, *, seeds: int, more: str = "") -> str:
         out = self.out(root)
         words = [self.words, f"--data {shlex.quote(data)}", f"--arms {','.join(self.arms)}"]
-        words += [f"--arm {shlex.quote(self.own)}"] * bool(self.own)
+        words += [f"--arm {shlex.quote(arm)}" for arm in self.own]
         words += [f"--seeds {seeds}", more, f"--out {out}"]
         words += ["--resume"] * out.is_dir()
         return " ".join(["fitcompress ablate", *filter(None, words)])
 
-    @property
-    def gpu_hours(self) -> float:
-        """Of one arm with one seed."""
-        return self.images * self.flops / SUSTAINED / 3600
+    def gpu_hours(self, arm: str) -> float:
+        """Of one seed: the teacher once and the student thrice in a step, half of both for hints;
+        `bp` asks no teacher.
+        """
+        teacher, student = self.macs
+        hints, second = self.epochs
+        whole = teacher * (arm != "bp") + 3 * student
+        if arm == "kd-long":
+            second += hints
+        in_hints = 0 if arm in WITHOUT_HINTS else hints * whole / 2
+        return 2 * NUM_IMAGES * (in_hints + second * whole) / SUSTAINED / 3600
 
 
-FITNETS_IMAGES = 50_000 * 600
-"""100 epochs of hints and 500 of distillation, if nothing ends them earlier."""
+NUM_IMAGES = 50_000
+WITHOUT_HINTS = ("bp", "kd", "kd-long", "lskd")
+TABLE5 = {"fitnet1": 89.01, "fitnet2": 91.06, "fitnet3": 91.10, "fitnet4": 91.61}
+"""FitNets' students; their teacher has 90.18."""
+PUBLISHED = {name: f"ht {accuracy:.2f}" for name, accuracy in TABLE5.items()} | {
+    "30m-11": "ht 3.40 above 5 layers",
+    "107m-7": "without hints 89.45, ht 90.1",
+    "107m-11": "ht 4.11 above 5 layers",
+}
+"""FitNets, Table 5 and section 4.1."""
 MACS = {"fitnet1": 30e6, "fitnet2": 108e6, "fitnet3": 324e6, "fitnet4": 382e6}
 TEACHER_MACS = 725e6
 """Multiply-adds of one image. Source: FitNets, Table 5, recounted."""
 
 
-def fitnets(study: str, name: str, start: str, arms: tuple[str, ...], **more: bool) -> Experiment:
+def fitnets(study: str, name: str, start: str, *, is_first: bool = False) -> Experiment:
     """A FitNet against the maxout teacher."""
     plain = name if name.startswith("fitnet") else f"fitnet_{name.replace('-', '_')}"
     macs = MACS.get(name, 107e6 if name.startswith("107m") else 30e6)
@@ -89,115 +107,165 @@ def fitnets(study: str, name: str, start: str, arms: tuple[str, ...], **more: bo
         "--config fitnets_cifar.toml --teacher teachers/maxout"
         f" --student nets:{plain}_{start} --hint layers.1 --guided layers.{nets.GUIDED[name] - 1}"
     )
-    flops = 2 * TEACHER_MACS + 6 * macs
-    is_first = more.get("is_first", False)
     return Experiment(
-        *(study, f"{name}-{start}", "cifar10", arms, 5, words, flops, FITNETS_IMAGES),
+        study=study,
+        name=f"{name}-{start}",
+        data="cifar10",
+        arms=THREE,
+        seeds=5,
+        words=words,
+        macs=(TEACHER_MACS, macs),
+        epochs=(100, 500),
+        published=PUBLISHED.get(name, "") if start == "paper" else "",
         is_first=is_first,
     )
 
 
+THREE = ("bp", "kd", "ht")
 BENCHMARK = (
-    ("resnet32x4", "resnet8x4", 1.08e9, 0.18e9),
-    ("wrn_40_2", "wrn_16_2", 0.33e9, 0.10e9),
-    ("resnet110", "resnet20", 0.25e9, 0.04e9),
+    ("resnet32x4", "resnet8x4", (1.08e9, 0.18e9), "--hint layer2.4 --guided layer2.0"),
+    ("wrn_40_2", "wrn_16_2", (0.33e9, 0.10e9), "--hint block2.layer.5 --guided block2.layer.1"),
+    ("resnet110", "resnet20", (0.25e9, 0.04e9), "--hint layer2.17 --guided layer2.2"),
 )
-"""Teacher, student and their multiply-adds."""
-MODERN = "modern: stage2.standardise_logits=true, stage2.tau=2, stage2.lambda_kd=9"
+"""Teacher, student, their multiply-adds, and the ends of their second stages, which are paired."""
+ROWS = {
+    "resnet32x4": (72.50, 73.33, 73.50, 76.62),
+    "wrn_40_2": (73.26, 74.92, 73.58, 76.11),
+    "resnet110": (69.06, 70.67, 68.99, 71.48),
+}
+"""As published, by teacher: bp, kd, the row named FitNet (hints within one stage, no soft targets),
+kd with standardised logits.
+"""
+LSKD = "lskd: stage1.epochs=0, stage2.standardise_logits=true, stage2.tau=2, stage2.lambda_kd=9"
+MODERN = "modern: " + ", ".join(
+    f"{stage}.optim.{setting}"
+    for stage, lr in (("stage1", 0.0003), ("stage2", 0.002))
+    for setting in (
+        *("optimizer=adamw", f"lr={lr}", "weight_decay=0.05"),
+        *("schedule=cosine", "warmup_epochs=0.5", "grad_clip=1"),
+    )
+)
+"""What the preset says of training; its hints and soft targets are those of ht."""
 
 
 def experiments() -> Iterator[Experiment]:
     """All of them, in the order in which they are worth running."""
-    three = ("bp", "kd", "ht")
     for name in ("fitnet1", "fitnet4"):
-        yield fitnets("table5", name, "paper", three, is_first=True)
-    for teacher, student, *macs in BENCHMARK:
+        yield fitnets("table5", name, "paper", is_first=True)
+    for teacher, student, macs, pair in BENCHMARK:
         words = (
             f"--config cifar100.toml --teacher benchmark_nets:{teacher}"
-            f" --teacher-weights teachers/{teacher}.pth --student benchmark_nets:{student}"
+            f" --teacher-weights teachers/{teacher}.pth --student benchmark_nets:{student} {pair}"
         )
+        bp, kd, fitnet, lskd = ROWS[teacher]
         yield Experiment(
             study="cifar100",
             name=f"{teacher}-{student}",
             data="cifar100",
-            arms=(*three, "kd-long"),
+            arms=(*THREE, "kd-long"),
             seeds=3,
             words=words,
-            flops=2 * macs[0] + 6 * macs[1],
-            images=50_000 * 240,
+            macs=macs,
+            epochs=(40, 240),
+            published=f"bp {bp:.2f}, kd {kd:.2f}, FitNet {fitnet:.2f}, lskd {lskd:.2f}",
             is_first=teacher == "resnet32x4",
-            own=MODERN,
+            own=(LSKD, MODERN),
         )
     for name in ("fitnet2", "fitnet3"):
-        yield fitnets("table5", name, "paper", three)
+        yield fitnets("table5", name, "paper")
     yield from map(today, MACS)
     for name in (known for known in nets.WIDTHS if "m-" in known):
         for start in nets.STARTS:
-            yield fitnets("depth", name, start, three)
+            yield fitnets("depth", name, start)
 
 
 def today(name: str) -> Experiment:
-    """A FitNet's shape with batch norms, as one would train it now; from a teacher that is above
-    95.5 %.
+    """A FitNet's shape with batch norms, as one would train it now; from a teacher that is meant to
+    be above 95.5 %.
     """
     words = (
         f"--config today.toml --teacher teachers/wrn_28_10 --student nets:{name}_bn"
-        f" --hint block2 --guided layers.{nets.GUIDED[name] - 1}"
+        f" --hint block3 --guided layers.{nets.GUIDED[name] - 1}"
     )
-    flops = 2 * 5.2e9 + 6 * MACS[name]
-    return Experiment("today", name, "cifar10", ("bp", "kd", "ht"), 5, words, flops, 50_000 * 200)
+    return Experiment(
+        study="today",
+        name=name,
+        data="cifar10",
+        arms=THREE,
+        seeds=5,
+        words=words,
+        macs=(5.2e9, MACS[name]),
+        epochs=(30, 200),
+        published=f"in 2015 {TABLE5[name]:.2f}",
+    )
+
+
+STUDIES = ("first", "table5", "cifar100", "today", "depth")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", nargs="?", choices=("table", "run"), default="table")
-    parser.add_argument("studies", nargs="*", help="first, table5, cifar100, today, depth")
+    parser.add_argument("studies", nargs="*", help=", ".join(STUDIES))
     parser.add_argument("--try-out", action="store_true", help="minutes on a CPU")
     for name in ("cifar10", "cifar100"):
         parser.add_argument(f"--{name}", default=f"torch/{name}?root={name}")
     given = parser.parse_args()
+    unknown = set(given.studies) - set(STUDIES)
+    if unknown or (given.action == "run" and not given.studies):
+        parser.error(f"{', '.join(sorted(unknown)) or 'run'}: say which of {', '.join(STUDIES)}")
     chosen = [
         one
         for one in experiments()
         if one.study in given.studies or (one.is_first and "first" in given.studies)
     ]
     root, more = ("tried", TRY_OUT) if given.try_out else ("runs", "")
+    code = 0
     for one in chosen if given.action == "run" else ():
         seeds = one.seeds if one.study in given.studies and not given.try_out else 1
-        run(one.command(root, vars(given)[one.data], seeds=seeds, more=more))
+        code = run(one.command(root, vars(given)[one.data], seeds=seeds, more=more)) or code
     print(table(root))
+    sys.exit(code)
 
 
-def run(command: str) -> None:
-    """Says it and runs it; one that fails ends all."""
+INTERRUPTED = 130
+
+
+def run(command: str) -> int:
+    """Says it and runs it; its exit code. One that was interrupted ends all."""
     print(f"$ {command}", flush=True)
-    words = [sys.executable, "-m", *shlex.split(command)]
-    ended = subprocess.run(words, check=False)
-    if ended.returncode:
-        sys.exit(ended.returncode)
+    code = subprocess.run([sys.executable, "-m", *shlex.split(command)], check=False).returncode
+    if code == INTERRUPTED:
+        sys.exit(code)
+    return code
 
 
 def table(root: str = "runs") -> str:
-    """A row for each experiment: every arm's accuracy, or the GPU-hours that its cells take."""
+    """A row for each experiment: every arm's accuracy, or the GPU-hours that its cells take; and
+    what was published.
+    """
     arms = list(dict.fromkeys(arm for one in experiments() for arm in one.all_arms))
-    lines = [f"| study | experiment | {' | '.join(arms)} |", "|---" * (2 + len(arms)) + "|"]
+    lines = [f"| study | experiment | {' | '.join(arms)} | published |"]
+    lines.append("|---" * (3 + len(arms)) + "|")
     for one in experiments():
         try:
             found = Ablation.load(one.out(root))
         except RunError:
             found = None
         cells = [cell(one, arm, found) if arm in one.all_arms else "" for arm in arms]
-        lines.append(f"| {one.study} | {one.name} | {' | '.join(cells)} |")
+        lines.append(f"| {one.study} | {one.name} | {' | '.join(cells)} | {one.published} |")
     return "\n".join(lines)
 
 
 def cell(one: Experiment, arm: str, found: Ablation | None) -> str:
-    """Mean accuracy of the seeds that are there, and what the others take."""
+    """Mean accuracy of the seeds that are there, how many failed, and what the others take."""
     known = found.accuracies(arm).values() if found and arm in found.arms else ()
-    missing = one.seeds - len(known)
-    open_words = [f"{missing} not run, {missing * one.gpu_hours:.0f} h"] * (missing > 0)
-    mean = [f"{statistics.fmean(known):.2%} (n = {len(known)})"] if known else []
-    return "; ".join([*mean, *open_words])
+    failed = sum(name == arm for name, _ in found.failed) if found else 0
+    missing = one.seeds - len(known) - failed
+    told = [f"{statistics.fmean(known):.2%} (n = {len(known)})"] if known else []
+    told += [f"{failed} failed"] * (failed > 0)
+    told += [f"{missing} not run, {missing * one.gpu_hours(arm):.1f} h"] * (missing > 0)
+    return "; ".join(told)
 
 
 if __name__ == "__main__":
