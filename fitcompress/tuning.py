@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -80,9 +81,11 @@ def compiling(session: Session, student: Model, seconds: float | None) -> Sessio
     """
     run = session.recipe.run
     if run.compile == "auto" and seconds:
-        crew = Crew(start_accelerator(session.device, "fp32"))
+        precision = resolve_precision(run.precision, session.device)
+        accelerator = start_accelerator(session.device, precision)
+        crew = Crew(accelerator)
         can_pay = crew.is_first and session.device != "mps" and seconds > _LONG
-        pays = crew.gathered(can_pay and _is_faster_compiled(session, student))[0]
+        pays = crew.gathered(can_pay and _is_faster_compiled(session, student, accelerator))[0]
         run = replace(run, compile="on" if pays else "off")
     return replace(session, recipe=replace(session.recipe, run=run))
 
@@ -140,11 +143,10 @@ def _fastest(session: Session, teacher: Teacher, forms: Sequence[_Form]) -> _For
     return chosen
 
 
-def _is_faster_compiled(session: Session, student: Model) -> bool:
+def _is_faster_compiled(session: Session, student: Model, accelerator: Accelerator) -> bool:
     """Whether steps of copies of the student are, forward and backward, in batches as trained."""
     recipe, device, spec = session.recipe, session.device, student.interface.images
     size = min(recipe.data.batch_size, len(session.data.train))
-    accelerator = start_accelerator(device, resolve_precision(recipe.run.precision, device))
     networks = [deepcopy(student.network).to(device).train() for _ in range(2)]
     if resolve_layout(recipe.run.layout, device) == "channels-last":
         for network in networks:
