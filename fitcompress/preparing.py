@@ -43,9 +43,15 @@ def prepare_teacher(
         Interrupted: stopped by a signal, while the teacher was adapted.
     """
     data = load_images(recipe, emit)
-    recipe = resolve_epochs(recipe, data)
+    told, recipe = recipe, resolve_epochs(recipe, data)
     if resume and run.recipe_path.is_file():
         recipe = as_chosen(recipe, load_recipe(run.recipe_path))
+    if told.stage1.epochs is None and recipe.stage2.epochs and not recipe.stage1.epochs:
+        message = (
+            "no hint training (stage 1): the student begins with the teacher's weights, and hints"
+            " were not seen to better such a student; --hint-epochs N trains on them"
+        )
+        emit(Notice(topic="training", message=message))
     run.write_text("recipe.toml", recipe_to_toml(recipe))
     session = Session(recipe, data, emit, run, resume)
     run.write_json("environment.json", collect_environment(resolve_device(recipe.run.device)))

@@ -229,6 +229,8 @@ class Stage1Recipe:
     """Hint training (FitNets Eq. 3)."""
 
     epochs: int | None = None
+    """None: 0 where the student inherits its weights and no hint is named, else a share of those of
+    stage 2."""
     optim: OptimRecipe = field(default_factory=lambda: OptimRecipe(lr=3e-4))
     """Slower than stage 2: inherited weights fit each other, and what hints move too far in the
     lower half no longer fits the upper."""

@@ -23,11 +23,14 @@ from toy_runs import (
 
 import fitcompress
 from fitcompress.errors import TeacherError
+from fitcompress.events import ignore
 from fitcompress.measure import load_predictions
 from fitcompress.model import load_model
 from fitcompress.onnxfile import open_onnx
 from fitcompress.pipeline import distill, export, load_report
+from fitcompress.preparing import load_images
 from fitcompress.recipe import resolve_recipe
+from fitcompress.session import resolve_epochs
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +202,31 @@ def test_several_hint_pairs_are_trained_together(images, tmp_path):
     losses = report["stages"][0]["losses"]
     assert len(report["pairs"]) == 2
     assert losses["loss"] == pytest.approx(losses["hint_1"] + losses["hint_2"])
+
+
+@pytest.mark.parametrize(
+    ("told", "epochs"),
+    [
+        ({}, 0),
+        ({"hints.num_pairs": 2}, 3),
+        ({"hints.guided": ("a.b",)}, 3),
+        ({"student.init": "random"}, 3),
+        ({"student.init": "random", "stage2.epochs": 0}, 0),
+        ({"student.source": "resnet18"}, 3),
+        ({"stage1.epochs": 7}, 7),
+    ],
+)
+def test_stage_1_has_a_share_of_the_epochs_unless_weights_are_inherited(images, told, epochs):
+    recipe = resolve_recipe(settings={"data.source": str(images), "stage2.epochs": 20} | told)
+
+    assert resolve_epochs(recipe, load_images(recipe, ignore)).stage1.epochs == epochs
+
+
+def test_a_student_that_inherits_is_not_trained_on_hints_and_told_so(images, tmp_path):
+    report = distill(
+        toy_recipe(images, tmp_path / "run", stage1__epochs=None), teacher=toy_teacher()
+    ).to_dict()
+
+    assert "stage1" not in [stage["stage"] for stage in report["stages"]]
+    (told,) = [notice for notice in report["notices"] if "hint training" in notice]
+    assert told.startswith("no hint training") and "--hint-epochs" in told

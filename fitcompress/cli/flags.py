@@ -196,7 +196,12 @@ TRAINING = Group(
     "Training",
     (
         Flag("--epochs", "stage2.epochs", "Epochs of stage 2, the distillation."),
-        Flag("--hint-epochs", "stage1.epochs", "Epochs of stage 1, the hint training; 0 skips it."),
+        Flag(
+            "--hint-epochs",
+            "stage1.epochs",
+            "Epochs of stage 1, the hint training; without it some where the first weights are"
+            " random or a hint is named, and none where they are inherited.",
+        ),
         Flag("--lr", "stage1.optim.lr stage2.optim.lr", "Learning rate of both stages."),
         Flag(
             "--baseline",
