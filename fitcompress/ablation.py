@@ -35,6 +35,7 @@ from fitcompress.preparing import Prepared, prepare_teacher
 from fitcompress.processes import num_processes
 from fitcompress.recipe import Recipe, continued_recipe, load_recipe
 from fitcompress.report.ablation import ABLATION, Ablation, cell_path
+from fitcompress.report.words import duration_text
 from fitcompress.rundir import RunDir, write_json
 from fitcompress.session import on_its_threads
 from fitcompress.settings import differing_settings, flat_settings, with_settings
@@ -98,12 +99,13 @@ def ablate(
     _require_accuracy(prepared)
     shared = _shared(prepared, known, emit)
     base = _base(prepared, shared, root)
-    cells = _cells(root, base, known, named, arms, seeds)
+    cells = _cells(root, base, known, named, seeds)
     facts = _facts(prepared.teacher, shared, cells, known)
     write_json(root / ABLATION, facts)
     missing = [cell for cell in cells if not RunDir(cell.path).is_finished()]
     message = f"{len(missing)} of {len(cells)} runs are to be trained"
-    emit(Notice(topic="run", message=f"{message}, {shared['seconds'] / 60:.1f} minutes each"))
+    each = duration_text(shared["seconds"])
+    emit(Notice(topic="run", message=f"{message}, {each} each"))
     devices = _devices(base)
     if len(devices) > 1 and teacher is None:
         failed = _train_beside_each_other(missing, devices, emit)
@@ -237,20 +239,13 @@ def _cells(
     base: Recipe,
     known: dict[str, Any],
     named: dict[str, Arm],
-    arms: Sequence[Arm] | None,
     seeds: Iterable[int] | None,
 ) -> list[_Cell]:
-    """All runs that were asked for, now and before, seed by seed."""
-    if seeds is None:
-        first = base.run.seed
-        seeds = {seed for _, seed in known["cells"]} or range(first, first + _NUM_SEEDS)
-    asked = {(seed, arm) for arm, seed in known["cells"]}
-    asked |= {(seed, arm.name) for seed in seeds for arm in arms or named.values()}
-    order = list(named)
-    return [
-        _Cell(root, named[arm], seed, base)
-        for seed, arm in sorted(asked, key=lambda cell: (cell[0], order.index(cell[1])))
-    ]
+    """Every arm with every seed that was asked for, now or before, seed by seed."""
+    first, before = base.run.seed, {seed for _, seed in known["cells"]}
+    usual = () if before else range(first, first + _NUM_SEEDS)
+    every = before.union(usual if seeds is None else seeds)
+    return [_Cell(root, arm, seed, base) for seed in sorted(every) for arm in named.values()]
 
 
 def _facts(

@@ -127,24 +127,30 @@ _SHARED = ("teacher.", "data.source", "data.limit", "run.seed", "run.out")
 
 
 def read_arms(
-    names: Iterable[str], own: Sequence[str] = (), against: str = Arm.against
+    names: Iterable[str], own: Sequence[str] = (), against: str | None = None
 ) -> tuple[Arm, ...]:
     """The arms of these names, and those that a user describes as "NAME: SETTING=VALUE, ...", each
-    to be held `against` another.
+    to be held `against` another, `ht` if that is None.
 
     Raises:
-        RecipeError: an unknown name, one that comes twice, or a description that is none.
+        RecipeError: an unknown name, one that comes twice, a description that is none, or nothing
+            of one's own to hold against another.
 
     >>> read_arms(["kd"], ["hot: stage2.tau=8"])[1].sets
     ('stage2.tau=8',)
     """
+    if against and not own:
+        raise RecipeError(
+            f"holding arms of your own against '{against}': there is none",
+            advice="give one with --arm, or leave out --against",
+        )
     arms = []
     for name in map(str.strip, names):
         if name not in ARMS:
             known = near_misses(name, ARMS) or f"known are {', '.join(ARMS)}"
             raise RecipeError(f"choosing the arms: there is no '{name}'", advice=known)
         arms.append(ARMS[name])
-    arms.extend(_own_arm(text, against) for text in own)
+    arms.extend(_own_arm(text, against or Arm.against) for text in own)
     twice = {arm.name for arm in arms if [other.name for other in arms].count(arm.name) > 1}
     if twice or not arms:
         named = f"'{min(twice)}' comes twice" if twice else "there is none"
@@ -223,7 +229,10 @@ def arm_recipe(recipe: Recipe, arm: Arm) -> Recipe:
     settings = dict(arm.settings)
     if arm.is_long:
         settings["stage2.epochs"] = first + second
-    made = apply_sets(with_settings(recipe, settings), arm.sets)
+    try:
+        made = apply_sets(with_settings(recipe, settings), arm.sets)
+    except RecipeError as error:
+        raise RecipeError(f"making the arm '{arm.name}': {error}", advice=error.advice) from error
     takes_first = arm.is_long or "stage1.epochs" not in arm.settings
     if recipe.stage1.epochs == 0 and not arm.sets and takes_first:
         raise RecipeError(

@@ -102,8 +102,8 @@ def show_notice(message: str, console: Console | None = None) -> None:
 def show_plan(plan: Mapping[str, Any], *, as_json: bool = False) -> None:
     """Show what the student would be.
 
-    `plan`: "teacher" and "student" (params, macs, flops, depth), "stages", "pairs", "frozen" and
-    "notices", as `pipeline.plan` gives them.
+    `plan`: "teacher" and "student" (params, macs, flops, depth), "stages", "pairs",
+    "learns_hints", "frozen" and "notices", as `pipeline.plan` gives them.
     """
     if as_json:
         show_json(plan)
@@ -111,7 +111,8 @@ def show_plan(plan: Mapping[str, Any], *, as_json: bool = False) -> None:
     console = output_console()
     console.print(_size_table(plan["teacher"], plan["student"]))
     console.print(_stage_table(plan["stages"]))
-    console.print(_pair_table(plan["pairs"]) if plan["pairs"] else "no hint pair")
+    title = "Hints" if plan["learns_hints"] else "Hints, if they are asked for (--hint-epochs)"
+    console.print(_pair_table(title, plan["pairs"]) if plan["pairs"] else "no hint pair")
     for place in plan["frozen"]:
         console.print(f"frozen: {_frozen_words(place)}", soft_wrap=True)
     for notice in plan["notices"]:
@@ -261,8 +262,8 @@ def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _pair_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("Hints", "hint", "guided", "shapes", "regressor")
+def _pair_table(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(title, "hint", "guided", "shapes", "regressor")
     for pair in pairs:
         shapes = f"{_shape(pair['hint_shape'])} <- {_shape(pair['guided_shape'])}"
         table.add_row(pair["hint"], pair["guided"], shapes, pair["regressor"])

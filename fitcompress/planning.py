@@ -25,7 +25,7 @@ from fitcompress.graph.spine import Block, find_blocks
 from fitcompress.graph.trace import AxisTrace
 from fitcompress.hints import HintPair, LayerMap, choose_pairs, map_layers, node_blocks
 from fitcompress.model import Model
-from fitcompress.recipe import HintRecipe, Recipe, StudentRecipe
+from fitcompress.recipe import HintRecipe, Recipe
 from fitcompress.regressors import Regressor, make_regressor
 from fitcompress.spec import Interface
 from fitcompress.teacher import Teacher, open_teacher
@@ -110,7 +110,7 @@ def plan_run(
     notices = _notices(plan)
     for notice in notices:
         emit(Notice(topic="plan", message=notice))
-    summary = _summarise(maps, plan, pairs, regressors, notices, recipe.student)
+    summary = _summarise(maps, plan, pairs, regressors, notices, recipe)
     inherits = recipe.student.init == "inherit" and plan is not None and _is_changed(plan)
     return Planned(teacher_model, student, pairs, summary, inherits, plan)
 
@@ -278,7 +278,7 @@ def _summarise(
     pairs: Sequence[HintPair],
     regressors: Sequence[tuple[Regressor, str]],
     notices: list[str],
-    recipe: StudentRecipe,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """The plan for people and scripts, ready for JSON."""
     teacher, student = maps
@@ -300,6 +300,7 @@ def _summarise(
             }
             for pair, (_, description) in zip(pairs, regressors, strict=True)
         ],
+        "learns_hints": recipe.learns_hints,
         "stages": _stage_rows(teacher, student),
         "frozen": [
             {"reason": place.reason, "sizes": list(place.sizes), "tensors": list(place.tensors)}
@@ -309,7 +310,7 @@ def _summarise(
         "depth_mult": plan.depth_mult if plan else None,
         "width_mult": plan.width_mult if plan else None,
         "most_macs": plan.limits.macs if plan else None,
-        "init": recipe.init if plan else "own",
+        "init": recipe.student.init if plan else "own",
     }
 
 

@@ -46,16 +46,25 @@ def prepare_teacher(
     told, recipe = recipe, resolve_epochs(recipe, data)
     if resume and run.recipe_path.is_file():
         recipe = as_chosen(recipe, load_recipe(run.recipe_path))
-    if told.stage1.epochs is None and recipe.stage2.epochs and not recipe.stage1.epochs:
-        message = (
-            "no hint training (stage 1): the student begins with the teacher's weights, and hints"
-            " were not seen to better such a student; --hint-epochs N trains on them"
-        )
+    if not recipe.learns_hints and (message := _why_no_hints(recipe, told.stage1.epochs)):
         emit(Notice(topic="training", message=message))
     run.write_text("recipe.toml", recipe_to_toml(recipe))
     session = Session(recipe, data, emit, run, resume)
     run.write_json("environment.json", collect_environment(resolve_device(recipe.run.device)))
     return _prepared(session, teacher)
+
+
+def _why_no_hints(recipe: Recipe, told: int | None) -> str:
+    """Where one would expect them; `told` are the epochs of stage 1 that were asked for."""
+    hints = recipe.hints
+    if hints.hint or hints.guided or hints.num_pairs > 1:
+        return "a hint is named, but not learnt: stage 1 has no epochs (--hint-epochs)"
+    if told is not None or not recipe.stage2.epochs:
+        return ""
+    return (
+        "no hint training (stage 1): the student begins with the teacher's weights, and hints"
+        " were not seen to better such a student; --hint-epochs N trains on them"
+    )
 
 
 def load_images(recipe: Recipe, emit: Emit) -> DataBundle:

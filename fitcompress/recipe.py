@@ -76,6 +76,22 @@ class Recipe:
                 " hints.target = random-teacher"
             )
 
+    @property
+    def asks_for_hints(self) -> bool:
+        """Whether there is a stage 1 where no number of epochs is given for it: where a hint is
+        named, or the student does not begin with the teacher's weights. No hints were seen to
+        better one that does (examples/reproductions, section 6).
+        """
+        student = self.student
+        begins_as_teacher = student.init == "inherit" and student.source is None
+        return not begins_as_teacher or self.hints != HintRecipe()
+
+    @property
+    def learns_hints(self) -> bool:
+        """Whether the student is trained on hints, in stage 1 or within stage 2."""
+        epochs = self.stage1.epochs
+        return bool(self.stage2.hint_weight or (self.asks_for_hints if epochs is None else epochs))
+
 
 def recipe_from_preset(name: str) -> Recipe:
     """The recipe that a preset stands for: "modern" (the default), "fitnets" or "hinton".

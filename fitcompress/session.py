@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from fitcompress.data import Batch, DataBundle, Views, make_dataset, make_loader
 from fitcompress.events import Emit
-from fitcompress.recipe import HintRecipe, Recipe
+from fitcompress.recipe import Recipe
 from fitcompress.rundir import RunDir
 from fitcompress.spec import InputSpec
 from fitcompress.training import resolve_device, used_threads
@@ -64,16 +64,12 @@ class Session:
 
 
 def resolve_epochs(recipe: Recipe, data: DataBundle) -> Recipe:
-    """The recipe with every number of epochs decided: enough to see so many images, 3 to 100.
-
-    Stage 1 is left out where the student inherits the teacher's weights and nothing is said of
-    hints: none were seen to better such a student (examples/reproductions, section 6).
-    """
+    """The recipe with every number of epochs decided: enough to see so many images, 3 to 100."""
     samples = _SAMPLES_ON_CPU if resolve_device(recipe.run.device) == "cpu" else _SAMPLES_ON_GPU
     low, high = _EPOCH_BOUNDS
     usual = min(high, max(low, round(samples / max(1, len(data.train)))))
     stage2 = usual if recipe.stage2.epochs is None else recipe.stage2.epochs
-    share = max(1, round(_STAGE1_SHARE * stage2)) if stage2 and _asks_for_hints(recipe) else 0
+    share = max(1, round(_STAGE1_SHARE * stage2)) if stage2 and recipe.asks_for_hints else 0
     return replace(
         recipe,
         teacher=replace(
@@ -84,13 +80,6 @@ def resolve_epochs(recipe: Recipe, data: DataBundle) -> Recipe:
         ),
         stage2=replace(recipe.stage2, epochs=stage2),
     )
-
-
-def _asks_for_hints(recipe: Recipe) -> bool:
-    """By naming them, or by a student that does not begin as the teacher."""
-    student = recipe.student
-    begins_as_teacher = student.init == "inherit" and student.source is None
-    return not begins_as_teacher or recipe.hints != HintRecipe()
 
 
 def on_its_threads(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

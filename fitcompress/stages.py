@@ -26,6 +26,7 @@ from fitcompress.parts import StageCost, confirm_part, cut_at, freeze_teacher, s
 from fitcompress.planning import Planned, make_model, untaught, with_state
 from fitcompress.processes import is_first_process
 from fitcompress.recipe import OptimRecipe, Recipe
+from fitcompress.report.words import duration_text
 from fitcompress.session import Session
 from fitcompress.settings import flat_settings
 from fitcompress.spec import InputSpec, OutputKind
@@ -314,7 +315,7 @@ def _estimate(
     megabytes = params * 4 * (3 + 1) * num_files / 2**20
     return Notice(
         topic="training",
-        message=f"{what} will take about {seconds / 60:.1f} minutes on {session.device}"
+        message=f"{what} will take about {duration_text(seconds)} on {session.device}"
         f" and write {megabytes:.0f} MB",
     )
 

@@ -56,6 +56,7 @@ def canned_answers(folder: Path) -> dict[str, object]:
             "student": {"params": 2_100_000, "macs": 3.5e8, "flops": 7e8, "depth": 36},
             "stages": [],
             "pairs": [],
+            "learns_hints": True,
             "frozen": [],
             "notices": [],
         },

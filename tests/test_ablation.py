@@ -40,7 +40,13 @@ def recipe_of(images: Path, out: Path, **more: object) -> Recipe:
 
 
 def run(
-    images: Path, out: Path, names: list[str], seeds: int, *own: str, against: str = "ht", **more
+    images: Path,
+    out: Path,
+    names: list[str],
+    seeds: int,
+    *own: str,
+    against: str | None = None,
+    **more,
 ) -> Ablation:
     own_options = ("teacher", "resume", "emit", "force")
     options = {name: more.pop(name) for name in own_options if name in more}
@@ -115,6 +121,10 @@ def test_arms_of_ones_own_are_held_against_one_that_is_there():
     }
     with pytest.raises(RecipeError, match="'mild' against 'hto': there is no such arm"):
         arms_by_name(base, [], read_arms(["kd"], own, "hto"))
+    with pytest.raises(RecipeError, match="against 'kd': there is none"):
+        read_arms(["kd"], [], "kd")
+    with pytest.raises(RecipeError, match=r"making the arm 'odd': .*no setting 'stage2\.taau'"):
+        arm_recipe(base, read_arms([], ["odd: stage2.taau=1"])[0])
     stored = [asdict(arm) for arm in held.values()]
     more = arms_by_name(base, stored, read_arms([], ["cold: stage2.tau=1"], "hot"))
     assert list(more) == ["kd", "mild", "hot", "cold"] and more["mild"] == held["mild"]
@@ -206,7 +216,7 @@ def test_more_arms_and_seeds_are_added_and_nothing_is_trained_twice(images, tmp_
     run(images, out, ["kd"], 1)
     written = (cell_path(out, "kd", 0) / "results.json").stat().st_mtime_ns
     events: list[Event] = []
-    found = run(images, out, ["bp", "kd"], 2, resume=True, emit=events.append)
+    found = run(images, out, ["bp"], 2, resume=True, emit=events.append)
     assert (cell_path(out, "kd", 0) / "results.json").stat().st_mtime_ns == written
     started = [event.stage for event in events if isinstance(event, StageStarted)]
     assert [name for name in started if "answers" not in name] == [
@@ -476,7 +486,10 @@ def test_what_only_the_teacher_knows_is_found(mislabelled, tmp_path):
     (answer,) = found.answers
     assert (answer["arm"], answer["against"], answer["n"]) == ("kd", "bp", 4)
     assert answer["mean"] > 0.3
-    assert answer["p_holm"] < 0.05 and answer["mcnemar"]["p_holm"] < 1e-6
+    pooled = answer["mcnemar"]
+    assert answer["p_holm"] < 0.05 and pooled["p_holm"] < 1e-6
+    more = (pooled["only_arm"] - pooled["only_against"]) / pooled["n"]
+    assert more == pytest.approx(answer["mean"]), "seeds are of one size"
     assert found.verdicts[0].endswith("helped")
 
 

@@ -45,6 +45,7 @@ PLAN = {
             "regressor": "conv 1x1",
         }
     ],
+    "learns_hints": True,
     "frozen": [
         {"reason": "no rule for x", "sizes": [3, 16], "tensors": ["a.weight", "b.weight"]},
         {"reason": "an index", "sizes": [49], "tensors": []},
@@ -107,6 +108,12 @@ def test_a_plan_without_hints_says_so(capsys):
     console.show_plan({**PLAN, "pairs": [], "stages": [], "frozen": [], "notices": []})
 
     assert screen(capsys)[-1] == "no hint pair"
+
+
+def test_a_plan_says_when_its_hints_are_not_learnt(capsys):
+    console.show_plan({**PLAN, "learns_hints": False})
+
+    assert any("if they are asked for (--hint-epochs)" in line for line in screen(capsys))
 
 
 def test_layers_are_a_table_and_their_names_are_no_markup(capsys):

@@ -118,11 +118,12 @@ def test_results_are_those_of_the_stored_predictions_and_of_the_stored_student(f
     stored = load_predictions(finished / "predictions.safetensors")
     results = json.loads((finished / "results.json").read_text())
     measured = evaluate(str(finished / "student"), toy_recipe(images, finished))
+    of_run = evaluate(str(finished), toy_recipe(images, finished))
 
     for name in ("teacher", "student", "baseline"):
         right = (stored[name].logits_NK.argmax(1) == stored[name].labels_N).float().mean()
         assert results[name]["accuracy"]["top1"] == pytest.approx(float(right))
-    assert measured["accuracy"] == results["student"]["accuracy"]
+    assert measured["accuracy"] == of_run["accuracy"] == results["student"]["accuracy"]
     assert measured["n"] == 30
 
 

@@ -166,6 +166,7 @@ def test_a_student_of_ones_own(images, tmp_path):
 
     expected = sum(parameter.numel() for parameter in make_small().parameters())
     assert report["student"]["params"] == expected
+    assert len(report["pairs"]) == 1
     assert report["pairs"][0]["guided_shape"][0] == report["pairs"][0]["hint_shape"][0] // 2
     assert fitcompress.load(tmp_path / "run").interface.class_names == NAMES
 
@@ -230,3 +231,14 @@ def test_a_student_that_inherits_is_not_trained_on_hints_and_told_so(images, tmp
     assert "stage1" not in [stage["stage"] for stage in report["stages"]]
     (told,) = [notice for notice in report["notices"] if "hint training" in notice]
     assert told.startswith("no hint training") and "--hint-epochs" in told
+    assert report["pairs"] == [], "of the plan, and not used"
+
+
+def test_a_hint_that_is_named_and_not_learnt_is_said(images, tmp_path):
+    recipe = toy_recipe(
+        images, tmp_path / "run", hints__num_pairs=2, stage1__epochs=0, stage2__epochs=0
+    )
+    report = distill(recipe, teacher=toy_teacher()).to_dict()
+
+    (told,) = [notice for notice in report["notices"] if "hint" in notice]
+    assert "named, but not learnt" in told

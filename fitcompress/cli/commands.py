@@ -340,8 +340,8 @@ def ablate(
         ),
     ] = None,
     against: Annotated[
-        str, typer.Option(help="What arms of your own are held against.", metavar="NAME")
-    ] = "ht",
+        str | None, typer.Option(help="What your own are held against; else ht.", metavar="NAME")
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="So many for each arm.", show_default="5")
     ] = None,
@@ -360,7 +360,7 @@ def ablate(
     """
     recipe, root = ablation_recipe(request, teacher=teacher, out=out, resume=resume)
     named = arms.split(",") if arms else () if resume else DEFAULT_ARMS
-    chosen = read_arms(named, arm or (), against) if named or arm else None
+    chosen = read_arms(named, arm or (), against) if named or arm or against else None
     first = recipe.run.seed
     with request.progress() as emit, resumable(root, "ablate"):
         from fitcompress import ablation

@@ -155,7 +155,11 @@ STUDENT = Group(
             "Weights the student starts from: random, or inherited from the teacher.",
             choices=("random", "inherit"),
         ),
-        Flag("--student", "student.source", "A student of your own instead: timm name or file."),
+        Flag(
+            "--student",
+            "student.source",
+            "A student of your own instead: a timm name (random weights) or a file (its own).",
+        ),
     ),
 )
 
@@ -199,8 +203,8 @@ TRAINING = Group(
         Flag(
             "--hint-epochs",
             "stage1.epochs",
-            "Epochs of stage 1, the hint training; without it some where the first weights are"
-            " random or a hint is named, and none where they are inherited.",
+            "Epochs of stage 1, the hint training; without it none where the student inherits its"
+            " weights, unless a hint is named, and else some.",
         ),
         Flag("--lr", "stage1.optim.lr stage2.optim.lr", "Learning rate of both stages."),
         Flag(

@@ -197,7 +197,8 @@ def summary_of(accuracies: Mapping[int, float]) -> dict[str, float | None] | Non
 def compared(ablation: Ablation, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """For each pair `arm`, `against`, the paired t-test over seeds (`mean`, `sd`, `low`, `high`,
     `p_value`, `p_holm`, `n`), and `mcnemar` on the predictions of all seeds together (as
-    `significance.paired_test`, with `p_holm`), or None. Pairs without a common seed are left out.
+    `significance.paired_test`, with `p_holm`; `only_arm` and `only_against` for what one alone has
+    right), or None. Pairs without a common seed are left out.
     """
     found = [
         {"arm": arm, "against": other, **_over_seeds(ablation, arm, other)} for arm, other in pairs
@@ -233,4 +234,5 @@ def _pooled(
         only_other += int((against & ~own).sum())
         only_arm += int((own & ~against).sum())
         n += len(own)
-    return paired_test(only_other, only_arm, n)
+    test = paired_test(only_other, only_arm, n)
+    return test | {"only_arm": test.pop("only_second"), "only_against": test.pop("only_first")}

@@ -64,12 +64,18 @@ class Report(Rendered):
         return source.rstrip("/").rpartition("/")[2] or "the teacher"
 
     @property
+    def pairs(self) -> tuple[dict[str, Any], ...]:
+        """The hint pairs that the student learns from, of those of the plan."""
+        return tuple(self.plan.get("pairs", ())) if self.plan.get("learns_hints", True) else ()
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """What a finished run would have and this one has not, in words."""
         stages = {record["stage"] for record in self.stages if record["is_finished"]}
+        has_no_stage1 = self.recipe.get("stage1", {}).get("epochs") == 0
         parts = (
             ("the plan of the student", bool(self.plan)),
-            ("stage 1 (hint training)", self.is_finished or "stage1" in stages),
+            ("stage 1 (hint training)", self.is_finished or has_no_stage1 or "stage1" in stages),
             ("stage 2 (distillation)", self.is_finished or "stage2" in stages),
             ("the measured results", self.is_finished),
         )
@@ -154,7 +160,7 @@ class Report(Rendered):
             **{key: self.results.get(key, []) for key in ("classes", "disagreements", "doubts")},
             "stages": list(self.stages),
             "exports": [dict(record) for record in self.exports],
-            "pairs": self.plan.get("pairs", []),
+            "pairs": list(self.pairs),
             "frozen": self.plan.get("frozen", []),
             "notices": list(self.notices),
             "data": self.results.get("data"),

@@ -163,7 +163,7 @@ def _pairs(report: Report) -> Section:
             Cell(str(pair["guided"]), shape_text(pair.get("guided_shape", ""))),
             Cell(_regressor_text(pair.get("regressor"))),
         )
-        for pair in report.plan.get("pairs", ())
+        for pair in report.pairs
     )
     columns = ("Hint (teacher)", "Guided (student)", "Regressor")
     return Section("Hints", table=Table(columns, rows, is_numeric=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -49,7 +50,7 @@ def build_document(ablation: Ablation) -> Document:
     return Document(
         title="fitcompress ablation",
         name=str(ablation.path),
-        heading=f"{ablation.facts['teacher']}: what the student owes to its teacher",
+        heading=f"{Path(ablation.facts['teacher']).name}: what the student owes to its teacher",
         sentences=tuple(_sentences(ablation)),
         sections=tuple(part for part in _sections(ablation) if not part.is_empty),
     )
@@ -165,7 +166,7 @@ def _p_values(test: Mapping[str, Any]) -> tuple[str, str]:
 def _only(mcnemar: Mapping[str, Any] | None) -> tuple[str, str]:
     if mcnemar is None:
         return NONE, ""
-    counts = [integer_text(mcnemar[key]) for key in ("only_second", "only_first")]
+    counts = [integer_text(mcnemar[key]) for key in ("only_arm", "only_against")]
     return " and ".join(counts), f"of {integer_text(mcnemar['n'])}"
 
 

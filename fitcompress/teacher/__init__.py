@@ -7,6 +7,7 @@ module in memory. It knows nothing of data, students or training.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -15,6 +16,7 @@ from fitcompress.errors import RecipeError, TeacherError
 from fitcompress.events import Emit, ignore
 from fitcompress.model import is_model_folder
 from fitcompress.recipe import TeacherRecipe
+from fitcompress.rundir import RunDir
 from fitcompress.spec import InputSpec, Interface, OutputKind, TensorSpec
 from fitcompress.teacher.archives import open_folder, open_pt2, open_torchscript
 from fitcompress.teacher.checkpoints import file_kind
@@ -42,7 +44,7 @@ def open_teacher(
     seed: int = 0,
     normalised_as: InputSpec | None = None,
 ) -> Teacher:
-    """The teacher that the recipe names.
+    """The teacher that the recipe names; a run stands for its student.
 
     image_size: (H, W) of the data, used where the teacher runs at it and `recipe.input_size` is not
         set; else its own size.
@@ -58,6 +60,9 @@ def open_teacher(
         CaptureError: it cannot be turned into a graph.
         RecipeError: the input settings do not fit together.
     """
+    run = RunDir(Path(recipe.source))
+    if run.is_run():
+        recipe = replace(recipe, source=str(run.student_path))
     request = Request(
         recipe, image_size, num_classes, emit, meta, allow_random, seed, normalised_as
     )

@@ -51,6 +51,13 @@ def test_an_unfinished_run_tells_what_is_there_and_what_is_not(tmp_path: Path) -
     assert len(value["curves"]["stage2"]) == 2
 
 
+def test_a_run_without_stage_1_does_not_miss_it(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path)
+    run.write_text("recipe.toml", "[stage1]\nepochs = 0\n")
+    missing = Report.load(run).missing
+    assert len(missing) == 3 and not [words for words in missing if "stage 1" in words]
+
+
 def test_a_run_with_nothing_but_its_recipe_renders_in_every_form(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path)
     run.write_text("recipe.toml", "")
