@@ -34,7 +34,7 @@ from fitcompress.report import Report
 from fitcompress.report.ablation import ABLATION, Ablation
 from fitcompress.report.comparison import Comparison
 from fitcompress.rundir import RunDir
-from fitcompress.session import Session, on_its_threads, resolve_epochs
+from fitcompress.session import Session, on_its_threads, resolve_training
 from fitcompress.settings import flat_settings, with_settings
 from fitcompress.stages import (
     adapt_teacher,
@@ -207,7 +207,7 @@ def train_teacher(model: str, recipe: Recipe, *, resume: bool = False, emit: Emi
     emit = _recording(run, recipe, emit)
     data = load_images(recipe, emit)
     source = replace(recipe.teacher, source=model)
-    recipe = resolve_epochs(replace(recipe, teacher=source), data)
+    recipe = resolve_training(replace(recipe, teacher=source), data)
     if run.is_run():
         recipe = as_chosen(recipe, load_recipe(run.recipe_path))
     run.write_text("recipe.toml", recipe_to_toml(recipe))

@@ -11,7 +11,7 @@ from fitcompress.errors import TeacherError
 from fitcompress.events import Emit, Notice
 from fitcompress.recipe import Recipe, load_recipe, recipe_to_toml
 from fitcompress.rundir import RunDir
-from fitcompress.session import Session, resolve_epochs
+from fitcompress.session import Session, resolve_training
 from fitcompress.stages import adapt_teacher, require_adaptable
 from fitcompress.teacher import Teacher, open_teacher
 from fitcompress.training import StageResult, resolve_device
@@ -43,7 +43,7 @@ def prepare_teacher(
         Interrupted: stopped by a signal, while the teacher was adapted.
     """
     data = load_images(recipe, emit)
-    told, recipe = recipe, resolve_epochs(recipe, data)
+    told, recipe = recipe, resolve_training(recipe, data)
     if resume and run.recipe_path.is_file():
         recipe = as_chosen(recipe, load_recipe(run.recipe_path))
     if not recipe.learns_hints and (message := _why_no_hints(recipe, told.stage1.epochs)):

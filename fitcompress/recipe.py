@@ -82,9 +82,7 @@ class Recipe:
         named, or the student does not begin with the teacher's weights. No hints were seen to
         better one that does (examples/reproductions, section 6).
         """
-        student = self.student
-        begins_as_teacher = student.init == "inherit" and student.source is None
-        return not begins_as_teacher or self.hints != HintRecipe()
+        return not self.student.begins_as_teacher or self.hints != HintRecipe()
 
     @property
     def learns_hints(self) -> bool:

@@ -113,6 +113,11 @@ class StudentRecipe:
         check_one_of(("random", "inherit"), "student.init", self.init)
 
     @property
+    def begins_as_teacher(self) -> bool:
+        """Whether its first weights are the teacher's."""
+        return self.init == "inherit" and self.source is None
+
+    @property
     def width(self) -> float:
         """Of all axes, where there is no target."""
         return 0.3 if self.width_mult is None else self.width_mult
@@ -201,7 +206,7 @@ class OptimRecipe:
     """Optimizer and schedule, by timm's names."""
 
     optimizer: str = "adamw"
-    lr: float = 2e-3
+    lr: float | None = 2e-3
     weight_decay: float = 0.05
     schedule: str = "cosine"
     """"cosine", "steps" (a tenth after 5/8, 3/4 and 7/8 of the stage) or "constant"."""
@@ -231,9 +236,10 @@ class Stage1Recipe:
     epochs: int | None = None
     """None: 0 where the student inherits its weights and no hint is named, else a share of those of
     stage 2."""
-    optim: OptimRecipe = field(default_factory=lambda: OptimRecipe(lr=3e-4))
-    """Slower than stage 2: inherited weights fit each other, and what hints move too far in the
-    lower half no longer fits the upper."""
+    optim: OptimRecipe = field(default_factory=lambda: OptimRecipe(lr=None))
+    """A rate of None: that of stage 2 where the student does not begin with the teacher's weights,
+    else 3e-4: inherited weights fit each other, and what hints move too far in the lower half no
+    longer fits the upper."""
 
     def __post_init__(self) -> None:
         check_at_least(0, "stage1.epochs", self.epochs)
@@ -265,6 +271,7 @@ class Stage2Recipe:
 
     def __post_init__(self) -> None:
         check_at_least(0, "stage2.epochs", self.epochs)
+        check(self.optim.lr is not None, "stage2.optim.lr", "a number", None)
         check_at_least(0, "stage2.hint_weight", self.hint_weight)
         check_positive("stage2.tau", self.tau)
         check_positive("stage2.student_tau", self.student_tau)

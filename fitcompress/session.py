@@ -15,7 +15,7 @@ from fitcompress.rundir import RunDir
 from fitcompress.spec import InputSpec
 from fitcompress.training import resolve_device, used_threads
 
-__all__ = ["Session", "on_its_threads", "plain_batches", "resolve_epochs"]
+__all__ = ["Session", "on_its_threads", "plain_batches", "resolve_training"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -25,6 +25,8 @@ _SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 45_000, 1_500_000
 """Images seen in stage 2 when no number of epochs is given: a quarter of an hour of a small network
 on two cores, an hour or so on a GPU."""
 _EPOCH_BOUNDS = (3, 100)
+_GENTLE_LR = 3e-4
+"""Of stage 1, for a student that begins with the teacher's weights."""
 _STAGE1_SHARE = 0.15
 """Epochs of stage 1 for each of stage 2, where the student begins with hints."""
 
@@ -63,20 +65,28 @@ class Session:
         )
 
 
-def resolve_epochs(recipe: Recipe, data: DataBundle) -> Recipe:
-    """The recipe with every number of epochs decided: enough to see so many images, 3 to 100."""
+def resolve_training(recipe: Recipe, data: DataBundle) -> Recipe:
+    """The recipe with every number of epochs decided, enough to see so many images, 3 to 100; and
+    the learning rate of stage 1.
+    """
     samples = _SAMPLES_ON_CPU if resolve_device(recipe.run.device) == "cpu" else _SAMPLES_ON_GPU
     low, high = _EPOCH_BOUNDS
     usual = min(high, max(low, round(samples / max(1, len(data.train)))))
     stage2 = usual if recipe.stage2.epochs is None else recipe.stage2.epochs
     share = max(1, round(_STAGE1_SHARE * stage2)) if stage2 and recipe.asks_for_hints else 0
+    hints = recipe.stage1.optim
+    if hints.lr is None:
+        gentle = recipe.student.begins_as_teacher
+        hints = replace(hints, lr=_GENTLE_LR if gentle else recipe.stage2.optim.lr)
     return replace(
         recipe,
         teacher=replace(
             recipe.teacher, epochs=usual if recipe.teacher.epochs is None else recipe.teacher.epochs
         ),
         stage1=replace(
-            recipe.stage1, epochs=share if recipe.stage1.epochs is None else recipe.stage1.epochs
+            recipe.stage1,
+            epochs=share if recipe.stage1.epochs is None else recipe.stage1.epochs,
+            optim=hints,
         ),
         stage2=replace(recipe.stage2, epochs=stage2),
     )

@@ -30,7 +30,7 @@ from fitcompress.onnxfile import open_onnx
 from fitcompress.pipeline import distill, export, load_report
 from fitcompress.preparing import load_images
 from fitcompress.recipe import resolve_recipe
-from fitcompress.session import resolve_epochs
+from fitcompress.session import resolve_training
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,22 @@ def test_several_hint_pairs_are_trained_together(images, tmp_path):
 def test_stage_1_has_a_share_of_the_epochs_unless_weights_are_inherited(images, told, epochs):
     recipe = resolve_recipe(settings={"data.source": str(images), "stage2.epochs": 20} | told)
 
-    assert resolve_epochs(recipe, load_images(recipe, ignore)).stage1.epochs == epochs
+    assert resolve_training(recipe, load_images(recipe, ignore)).stage1.epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("told", "rate"),
+    [
+        ({}, 3e-4),
+        ({"student.init": "random"}, 2e-3),
+        ({"student.source": "resnet18", "stage2.optim.lr": 0.01}, 0.01),
+        ({"stage1.optim.lr": 0.1}, 0.1),
+    ],
+)
+def test_hints_are_learnt_gently_where_weights_are_inherited(images, told, rate):
+    recipe = resolve_recipe(settings={"data.source": str(images)} | told)
+
+    assert resolve_training(recipe, load_images(recipe, ignore)).stage1.optim.lr == rate
 
 
 def test_a_student_that_inherits_is_not_trained_on_hints_and_told_so(images, tmp_path):

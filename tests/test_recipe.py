@@ -69,6 +69,11 @@ _WRONG = [
     (OptimRecipe, {"grad_clip": 0.0}, "optim.grad_clip must be above 0, got 0.0"),
     (Stage1Recipe, {"epochs": -1}, "stage1.epochs must be at least 0, got -1"),
     (Stage2Recipe, {"epochs": -1}, "stage2.epochs must be at least 0, got -1"),
+    (
+        Stage2Recipe,
+        {"optim": OptimRecipe(lr=None)},
+        "stage2.optim.lr must be a number, got None",
+    ),
     (Stage2Recipe, {"tau": 0.0}, "stage2.tau must be above 0, got 0.0"),
     (Stage2Recipe, {"student_tau": -1.0}, "stage2.student_tau must be above 0, got -1.0"),
     (Stage2Recipe, {"label_weight": -0.1}, "stage2.label_weight must be at least 0, got -0.1"),

@@ -139,9 +139,9 @@ kd with standardised logits.
 LSKD = "lskd: stage1.epochs=0, stage2.standardise_logits=true, stage2.tau=2, stage2.lambda_kd=9"
 MODERN = "modern: " + ", ".join(
     f"{stage}.optim.{setting}"
-    for stage, lr in (("stage1", 0.0003), ("stage2", 0.002))
+    for stage in ("stage1", "stage2")
     for setting in (
-        *("optimizer=adamw", f"lr={lr}", "weight_decay=0.05"),
+        *("optimizer=adamw", "lr=0.002", "weight_decay=0.05"),
         *("schedule=cosine", "warmup_epochs=0.5", "grad_clip=1"),
     )
 )

@@ -206,7 +206,12 @@ TRAINING = Group(
             "Epochs of stage 1, the hint training; without it none where the student inherits its"
             " weights, unless a hint is named, and else some.",
         ),
-        Flag("--lr", "stage1.optim.lr stage2.optim.lr", "Learning rate of both stages."),
+        Flag(
+            "--lr",
+            "stage1.optim.lr stage2.optim.lr",
+            "Learning rate of both stages; else 0.002, and 0.0003 for hints where weights are"
+            " inherited.",
+        ),
         Flag(
             "--baseline",
             "run.baseline",

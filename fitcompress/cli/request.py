@@ -278,10 +278,9 @@ def _flag_value(flag: Flag, value: Any) -> Any:
 def _group_parameters(group: Group) -> Iterator[inspect.Parameter]:
     defaults = flat_settings(Recipe())
     for flag in group.flags:
-        usual = dict.fromkeys(defaults[name] for name in flag.settings.split())
-        is_shown = flag.constant is None and not {None, "", ()} & usual.keys()
-        shown = " and ".join(map(str, usual))
-        text = f"{flag.help} Default: {shown}." if is_shown else flag.help
+        default = defaults[flag.settings.split()[0]]
+        is_shown = flag.constant is None and default not in (None, "", ())
+        text = f"{flag.help} Default: {default}." if is_shown else flag.help
         option = typer.Option(flag.name, help=text, rich_help_panel=group.panel)
         absent = None if flag.constant is None else False
         yield _parameter(flag.argument, _flag_type(flag), option, absent)

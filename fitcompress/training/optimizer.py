@@ -38,7 +38,7 @@ def build_optimizer(trained: nn.Module, optim: OptimRecipe) -> torch.optim.Optim
     optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
         trained,
         opt=name,
-        lr=optim.lr,
+        lr=_peak(optim),
         weight_decay=optim.weight_decay,
         momentum=_momentum(name),
         **fused,
@@ -61,12 +61,17 @@ def set_learning_rate(
         step,
         num_steps=num_steps,
         warmup_steps=optim.warmup_epochs * steps_per_epoch,
-        peak=optim.lr,
+        peak=_peak(optim),
         schedule=optim.schedule,
     )
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
     return rate
+
+
+def _peak(optim: OptimRecipe) -> float:
+    assert optim.lr is not None, "a rate is decided before anything is trained"
+    return optim.lr
 
 
 def _momentum(name: str) -> float:
