@@ -17,7 +17,7 @@ _PAPER_OPTIM = {
 """FitNets (arXiv 1412.6550v4), section 3.1 and appendix: both stages of the CIFAR runs."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "modern": {},
+    "modern": {},  # the defaults, as measured in examples/reproductions, section 6
     # FitNets Eq. 2 and 3: no tau^2, label weight 1, lambda from 4 to 1, raw hints, flips only.
     "fitnets": {
         "student.init": "random",
