@@ -144,7 +144,7 @@ def test_events_tell_the_stages_in_order_and_the_notices(images, tmp_path):
     assert tuple(stages[:4]) == STAGES
     assert [e.stage for e in events if isinstance(e, EpochFinished)].count("stage2") == 2
     assert "48 training" in notices[0].message or "training images" in notices[0].message
-    assert any("minutes" in notice.message and "MB" in notice.message for notice in notices)
+    assert any("will take about" in notice.message and "MB" in notice.message for notice in notices)
 
 
 def test_a_finished_run_is_resumed_by_reading_it(finished, images):
