@@ -69,7 +69,8 @@ def ablate(
     arms: the usual ones, if None; of an ablation that goes on, those that it has.
     seeds: likewise, five from the recipe's seed on.
     teacher: one that is open already, instead of `recipe.teacher.source`.
-    resume: go on with what was asked for before, by its recipe; arms and seeds come to it.
+    resume: go on with what was asked for before, by its recipe; arms and seeds come to it, and
+        every arm has every seed.
 
     A run whose training fails does not end the others: see `Ablation.failed`.
 
@@ -86,15 +87,9 @@ def ablate(
     known = _NOTHING | ((RunDir(root).read_json(ABLATION) if resume else None) or {})
     # what cannot be is refused before anything is removed or trained
     named = arms_by_name(recipe, known["arms"], arms)
-    run = RunDir(root / _TEACHER)
-    if not resume and (run.is_run() or (root / ABLATION).exists()):
-        if not force:
-            raise RunError(
-                f"making the ablation '{root}': there is one already",
-                advice="go on with --resume, replace it with --force, or choose another --out",
-            )
-        _clear(root)
-    RunDir.create(run.path, resume=True)
+    if not resume:
+        _make_room(root, force=force)
+    run = RunDir.create(root / _TEACHER, resume=True)
     prepared = prepare_teacher(_asked(recipe, run, emit), run, teacher, emit, resume=True)
     _require_accuracy(prepared)
     shared = _shared(prepared, known, emit)
@@ -103,9 +98,9 @@ def ablate(
     facts = _facts(prepared.teacher, shared, cells, known)
     write_json(root / ABLATION, facts)
     missing = [cell for cell in cells if not RunDir(cell.path).is_finished()]
-    message = f"{len(missing)} of {len(cells)} runs are to be trained"
     each = duration_text(shared["seconds"])
-    emit(Notice(topic="run", message=f"{message}, {each} each"))
+    message = f"{len(missing)} of {len(cells)} runs are to be trained, {each} each"
+    emit(Notice(topic="run", message=message))
     devices = _devices(base)
     if len(devices) > 1 and teacher is None:
         failed = _train_beside_each_other(missing, devices, emit)
@@ -273,6 +268,22 @@ def _facts(
 def _changes(cell: _Cell) -> dict[str, Any]:
     changed = differing_settings(arm_recipe(cell.base, cell.arm), cell.base)
     return {name: now for name, (now, _) in changed.items()}
+
+
+def _make_room(root: Path, *, force: bool) -> None:
+    """Removes an ablation that is there, where `force` says so.
+
+    Raises:
+        RunError: there is one, and `force` is off.
+    """
+    if not RunDir(root / _TEACHER).is_run() and not (root / ABLATION).exists():
+        return
+    if not force:
+        raise RunError(
+            f"making the ablation '{root}': there is one already",
+            advice="go on with --resume, replace it with --force, or choose another --out",
+        )
+    _clear(root)
 
 
 def _clear(root: Path) -> None:
