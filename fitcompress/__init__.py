@@ -16,27 +16,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fitcompress.ablation import ablate
-    from fitcompress.api import load
-    from fitcompress.arms import read_arms
+    from fitcompress.ablation.runner import ablate
+    from fitcompress.loading_TMP import load
+    from fitcompress.ablation.arms import read_arms
     from fitcompress.errors import FitcompressError
-    from fitcompress.pipeline import (
-        demo,
-        distill,
-        evaluate,
-        export,
-        inspect,
-        load_comparison,
-        load_report,
-        plan,
-        train_teacher,
-    )
-    from fitcompress.recipe import Recipe, load_recipe, resolve_recipe
-    from fitcompress.report import Report
-    from fitcompress.report.ablation import Ablation
+    from fitcompress.api import demo, distill, evaluate, export, inspect, load_comparison, load_report, plan, train_teacher
+    from fitcompress.recipe.recipe import Recipe, load_recipe, resolve_recipe
+    from fitcompress.report.run_report import Report
+    from fitcompress.report.ablation_facts import Ablation
     from fitcompress.report.comparison import Comparison
-    from fitcompress.spec import InputSpec, TensorSpec
-    from fitcompress.teacher import teacher_from_module
+    from fitcompress.interface import InputSpec, TensorSpec
+    from fitcompress.models.open import teacher_from_module
 
 __all__ = [
     "Ablation",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
-from fitcompress.spec import InputSpec, Interface, OutputKind, TensorSpec
+from fitcompress.interface import InputSpec, Interface, OutputKind, TensorSpec
 
 __all__ = ["interface_of", "metadata_of"]
 

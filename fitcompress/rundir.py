@@ -27,7 +27,7 @@ from typing import Any
 
 from fitcompress.errors import RunError
 from fitcompress.events import Event, Progress, event_record
-from fitcompress.processes import is_first_process
+from fitcompress.ranks import is_first_process
 
 __all__ = [
     "RunDir",

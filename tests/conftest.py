@@ -63,7 +63,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pipeline(monkeypatch, in_empty_folder):
-    """A recorder in the place of `fitcompress.pipeline` and of `fitcompress.ablation`, in an empty
+    """A recorder in the place of `fitcompress.api` and of `fitcompress.ablation.runner`, in an empty
     folder.
     """
     fake = FakePipeline(canned_answers(in_empty_folder))

@@ -26,8 +26,9 @@ from small_nets import quietly, trained_a_little
 from torch import Tensor, nn
 from torch.export import Dim
 
-from fitcompress.recipe import Recipe, resolve_recipe
-from fitcompress.teacher import Teacher, open_teacher
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.models.open import open_teacher
+from fitcompress.models.teacher import Teacher
 
 
 @dataclass(frozen=True)

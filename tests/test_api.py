@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import fitcompress
-from fitcompress.model import save_model
-from fitcompress.recipe import recipe_to_toml
+from fitcompress.models.model import save_model
+from fitcompress.recipe.recipe import recipe_to_toml
 
 
 @pytest.mark.parametrize("name", fitcompress.__all__)
@@ -130,9 +130,9 @@ def test_load_of_a_folder_without_a_model_is_a_users_error(tmp_path):
 def test_what_is_loaded_is_a_model_as_timms_tools_expect_it(name, dim, tmp_path):
     import timm
 
-    from fitcompress.pipeline import plan_run
-    from fitcompress.recipe import TeacherRecipe, resolve_recipe
-    from fitcompress.teacher import open_teacher
+    from fitcompress.api import plan_run
+    from fitcompress.recipe.recipe import TeacherRecipe, resolve_recipe
+    from fitcompress.models.open import open_teacher
 
     opened = open_teacher(TeacherRecipe(source=name, pretrained=False), emit=lambda event: None)
     recipe = resolve_recipe(settings={"teacher.source": name})

@@ -18,20 +18,14 @@ from fakes import FakePipeline
 from typer.testing import CliRunner
 
 import fitcompress
-from fitcompress.arms import COMMON
+from fitcompress.ablation.arms import COMMON
 from fitcompress.cli import app, commands, flags
 from fitcompress.cli.flags import Group
 from fitcompress.errors import DataError, RunError
 from fitcompress.events import Notice, StageFinished, StageStarted
-from fitcompress.recipe import (
-    Recipe,
-    load_recipe,
-    recipe_from_preset,
-    recipe_to_toml,
-    resolve_recipe,
-)
+from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml, resolve_recipe
 from fitcompress.rundir import RunDir
-from fitcompress.settings import flat_settings, with_settings
+from fitcompress.recipe.fields import flat_settings, with_settings
 
 GROUPS = [value for name in flags.__all__ if isinstance(value := getattr(flags, name), Group)]
 

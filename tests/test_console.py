@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fitcompress import console
+from fitcompress.cli import console
 
 PLAN = {
     "teacher": {"params": 11_181_642, "macs": 1_814_073_344, "flops": 3_628_146_688, "depth": 18},

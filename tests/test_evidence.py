@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from toy_runs import NAMES, toy_recipe, toy_teacher, write_images
 
-from fitcompress.data import load_data
-from fitcompress.measure import load_predictions
-from fitcompress.pipeline import distill, load_comparison
+from fitcompress.data.bundle import load_data
+from fitcompress.evaluation.accuracy import load_predictions
+from fitcompress.api import distill, load_comparison
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fitcompress
-from fitcompress.settings import flat_settings
+from fitcompress.recipe.fields import flat_settings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 REPRODUCTIONS = EXAMPLES / "reproductions"

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fitcompress import exports
+from fitcompress.exporters import formats as exports
 from fitcompress.errors import ExportError, RunError
-from fitcompress.exports import FORMATS, Format, Source, export_model
-from fitcompress.onnxfile import open_onnx
-from fitcompress.spec import InputSpec, Interface
+from fitcompress.exporters.formats import FORMATS, Format, Source, export_model
+from fitcompress.exporters.onnx_session import open_onnx
+from fitcompress.interface import InputSpec, Interface
 
 INTERFACE = Interface(
     input=InputSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), crop_pct=0.9),

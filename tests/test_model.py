@@ -11,16 +11,10 @@ import torch
 from small_nets import Residual, trained_a_little
 
 from fitcompress.errors import TeacherError
-from fitcompress.graph.capture import capture_module
+from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.lift import build_network
-from fitcompress.model import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    is_model_folder,
-    load_model,
-    save_model,
-)
-from fitcompress.spec import InputSpec, Interface
+from fitcompress.models.model import CONFIG_NAME, WEIGHTS_NAME, is_model_folder, load_model, save_model
+from fitcompress.interface import InputSpec, Interface
 
 INTERFACE = Interface(
     input=InputSpec(shape=(3, 8, 8), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), crop_pct=0.9),
@@ -70,7 +64,7 @@ def test_a_fresh_process_reads_it_without_timm_or_pickle(saved):
     folder, network = saved
     code = (
         "import pathlib, pickle, sys, torch\n"
-        "from fitcompress.model import load_model\n"
+        "from fitcompress.models.model import load_model\n"
         "def refuse(*args, **kwargs): raise SystemExit('something was unpickled')\n"
         "pickle.load = pickle.loads = torch.load = refuse\n"
         f"model = load_model(pathlib.Path({str(folder)!r}))\n"

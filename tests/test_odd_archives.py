@@ -20,10 +20,11 @@ from fitcompress.errors import CaptureError, ObstacleError, RecipeError, Teacher
 from fitcompress.events import ignore
 from fitcompress.graph.program import run_program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.torchscript import capture_torchscript, load_torchscript
-from fitcompress.planning import plan_run
-from fitcompress.spec import TensorSpec
-from fitcompress.teacher import Teacher, open_teacher, teacher_from_module
+from fitcompress.graph.capture.torchscript import capture_torchscript, load_torchscript
+from fitcompress.student.planner import plan_run
+from fitcompress.interface import TensorSpec
+from fitcompress.models.open import open_teacher, teacher_from_module
+from fitcompress.models.teacher import Teacher
 
 
 def opened(path: Path, **settings: object) -> Teacher:

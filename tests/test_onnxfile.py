@@ -11,9 +11,9 @@ from onnx import TensorProto, helper
 
 from fitcompress.errors import ExportError
 from fitcompress.metadata import metadata_of
-from fitcompress.onnxfile import onnx_runner, open_onnx
-from fitcompress.spec import InputSpec, Interface
-from fitcompress.speed import paired_latency
+from fitcompress.exporters.onnx_session import onnx_runner, open_onnx
+from fitcompress.interface import InputSpec, Interface
+from fitcompress.evaluation.benchmark import paired_latency
 
 INTERFACE = Interface(input=InputSpec(shape=(1, 2, 2), mean=(0.0,), std=(1.0,)))
 

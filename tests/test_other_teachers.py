@@ -19,20 +19,22 @@ from torch.utils._pytree import tree_leaves
 from toy_runs import SPEC, toy_recipe, write_images
 
 import fitcompress
-from fitcompress.data import Batch
+from fitcompress.data.views import Batch
 from fitcompress.events import ignore
-from fitcompress.exports import Source, export_model
+from fitcompress.exporters.formats import Source, export_model
 from fitcompress.graph.program import Program, output_nodes, run_program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.model import CONFIG_NAME, load_model, save_model
-from fitcompress.onnxfile import open_onnx
-from fitcompress.parts import cut_at
-from fitcompress.planning import Planned, make_regressors, plan_run, with_state
-from fitcompress.recipe import HintRecipe, Recipe
-from fitcompress.spec import InputSpec
-from fitcompress.stages import output_kinds
-from fitcompress.teacher import teacher_from_module
-from fitcompress.training import DistillObjective, HintMatcher, HintObjective, standardise_hints
+from fitcompress.models.model import CONFIG_NAME, load_model, save_model
+from fitcompress.exporters.onnx_session import open_onnx
+from fitcompress.distillation.frozen_teacher import cut_at
+from fitcompress.student.planner import Planned, make_regressors, plan_run, with_state
+from fitcompress.recipe.recipe import HintRecipe, Recipe
+from fitcompress.interface import InputSpec
+from fitcompress.run.stage import output_kinds
+from fitcompress.models.open import teacher_from_module
+from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.distillation.statistics import standardise_hints
+from fitcompress.training.objective import DistillObjective
 
 
 def output_shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]:

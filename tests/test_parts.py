@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fitcompress.errors import CaptureError
 from fitcompress.events import ignore
-from fitcompress.parts import confirm_part, cut_at, freeze_teacher, stage_cost
-from fitcompress.planning import Planned, plan_run
-from fitcompress.recipe import resolve_recipe
-from fitcompress.spec import InputSpec
-from fitcompress.taps import record_outputs
-from fitcompress.teacher import open_teacher, teacher_from_module
+from fitcompress.distillation.frozen_teacher import confirm_part, cut_at, freeze_teacher, stage_cost
+from fitcompress.student.planner import Planned, plan_run
+from fitcompress.recipe.recipe import resolve_recipe
+from fitcompress.interface import InputSpec
+from fitcompress.distillation.hooks import record_outputs
+from fitcompress.models.open import open_teacher, teacher_from_module
 
 SIDE = 64
 

@@ -22,14 +22,14 @@ from toy_runs import (
 )
 
 import fitcompress
-from fitcompress.data import make_dataset
+from fitcompress.data.views import make_dataset
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.errors import RunError, TeacherError
 from fitcompress.events import EpochFinished, Event, Notice, StageStarted
-from fitcompress.measure import load_predictions
-from fitcompress.model import load_model
-from fitcompress.pipeline import distill, evaluate, export, inspect, load_report, train_teacher
-from fitcompress.recipe import Recipe, load_recipe, resolve_recipe
+from fitcompress.evaluation.accuracy import load_predictions
+from fitcompress.models.model import load_model
+from fitcompress.api import distill, evaluate, export, inspect, load_report, train_teacher
+from fitcompress.recipe.recipe import Recipe, load_recipe, resolve_recipe
 
 STAGES = (
     "stage1",
@@ -229,7 +229,7 @@ def test_load_in_a_fresh_process_needs_no_teacher_and_gives_the_same_bits(finish
         f"x = torch.load({str(finished.parent / 'x.pt')!r})\n"
         "with torch.no_grad(): y = net(x)\n"
         f"torch.save((y, net.interface.class_names), {str(finished.parent / 'y.pt')!r})\n"
-        "heavy = {'timm', 'toy_runs', 'accelerate', 'onnx', 'fitcompress.teacher'}\n"
+        "heavy = {'timm', 'toy_runs', 'accelerate', 'onnx', 'fitcompress.models.open'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     home = str(Path(fitcompress.__file__).parents[1])

@@ -24,13 +24,13 @@ from toy_runs import (
 import fitcompress
 from fitcompress.errors import TeacherError
 from fitcompress.events import ignore
-from fitcompress.measure import load_predictions
-from fitcompress.model import load_model
-from fitcompress.onnxfile import open_onnx
-from fitcompress.pipeline import distill, export, load_report
-from fitcompress.preparing import load_images
-from fitcompress.recipe import resolve_recipe
-from fitcompress.session import resolve_training
+from fitcompress.evaluation.accuracy import load_predictions
+from fitcompress.models.model import load_model
+from fitcompress.exporters.onnx_session import open_onnx
+from fitcompress.api import distill, export, load_report
+from fitcompress.run.prepare import load_images
+from fitcompress.recipe.recipe import resolve_recipe
+from fitcompress.run.session import resolve_training
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from toy_runs import SPEC, TinyNet, make_small
 
 from fitcompress.errors import FitcompressError, PlanError
 from fitcompress.events import Notice, ignore
-from fitcompress.pipeline import plan
-from fitcompress.planning import Planned, make_model, plan_run, with_state
-from fitcompress.recipe import Recipe, resolve_recipe
-from fitcompress.teacher import teacher_from_module
+from fitcompress.api import plan
+from fitcompress.student.planner import Planned, make_model, plan_run, with_state
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.models.open import teacher_from_module
 
 X = torch.randn(3, *SPEC.shape, generator=torch.Generator().manual_seed(0))
 

@@ -9,16 +9,9 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress as Bars
 
-from fitcompress import progress
-from fitcompress.events import (
-    EpochFinished,
-    Notice,
-    Progress,
-    StageFinished,
-    StageStarted,
-    ignore,
-)
-from fitcompress.progress import BarProgress, PlainProgress, live_progress
+from fitcompress.cli import progress
+from fitcompress.events import EpochFinished, Notice, Progress, StageFinished, StageStarted, ignore
+from fitcompress.cli.progress import BarProgress, PlainProgress, live_progress
 
 
 class Clock:

@@ -11,12 +11,12 @@ import torch
 from test_exports import INTERFACE, make_source
 from torch import nn
 
-from fitcompress import quantize
-from fitcompress.data import Preprocess
+from fitcompress.exporters import int8 as quantize
+from fitcompress.data.preprocess import Preprocess
 from fitcompress.errors import ExportError
-from fitcompress.exports import export_model
-from fitcompress.onnxfile import open_onnx
-from fitcompress.onnxwrite import Source
+from fitcompress.exporters.formats import export_model
+from fitcompress.exporters.onnx_session import open_onnx
+from fitcompress.exporters.onnx_writer import Source
 
 X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fitcompress.errors import PlanError
-from fitcompress.regressors import make_regressor
+from fitcompress.distillation.regressors import make_regressor
 
 # name: hint shape, guided shape, further arguments, description, shape of the target
 CASES = {

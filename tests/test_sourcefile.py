@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from fitcompress.errors import ExportError
-from fitcompress.exports import FORMATS, Source, export_model
-from fitcompress.graph.capture import capture_module
-from fitcompress.model import load_model, save_model
-from fitcompress.sourcefile import open_python, write_python
-from fitcompress.spec import InputSpec, Interface
+from fitcompress.exporters.formats import FORMATS, Source, export_model
+from fitcompress.graph.capture.capture import capture_module
+from fitcompress.models.model import load_model, save_model
+from fitcompress.exporters.python.folder import open_python, write_python
+from fitcompress.interface import InputSpec, Interface
 
 INTERFACE = Interface(
     input=InputSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)),
@@ -69,7 +69,7 @@ def test_the_weights_are_those_of_the_model_folder(folder: Path, tmp_path: Path)
 def test_code_that_computes_something_else_gets_no_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fitcompress import sourcefile
+    from fitcompress.exporters.python import folder as sourcefile
 
     write = sourcefile.write_source
 

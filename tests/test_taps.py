@@ -7,7 +7,7 @@ import torch
 from small_nets import Residual
 from torch import nn
 
-from fitcompress.taps import record_outputs
+from fitcompress.distillation.hooks import record_outputs
 
 
 def num_hooks(network: nn.Module) -> int:

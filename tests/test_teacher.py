@@ -23,15 +23,15 @@ from small_nets import (
 from torch import nn
 
 from fitcompress.errors import CaptureError, FitcompressError, RecipeError, TeacherError
-from fitcompress.graph.capture import capture_module
+from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import run_program
-from fitcompress.model import save_model
-from fitcompress.recipe import TeacherRecipe
-from fitcompress.spec import InputSpec, Interface
-from fitcompress.teacher import open_teacher, source_kind, teacher_from_module
-from fitcompress.teacher.checkpoints import file_kind, read_weights, refuse_unsafe_export
-from fitcompress.teacher.hub import hub_is_reachable, quiet_hub
+from fitcompress.models.model import save_model
+from fitcompress.recipe.recipe import TeacherRecipe
+from fitcompress.interface import InputSpec, Interface
+from fitcompress.models.open import open_teacher, source_kind, teacher_from_module
+from fitcompress.models.checkpoints import file_kind, read_weights, refuse_unsafe_export
+from fitcompress.models.hub import hub_is_reachable, quiet_hub
 
 NAME = "test_resnet"
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))

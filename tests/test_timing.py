@@ -8,15 +8,15 @@ import pytest
 import torch
 from toy_runs import SPEC, toy_teacher, trained_net
 
-from fitcompress import timing
+from fitcompress.exporters import latency as timing
 from fitcompress.errors import ExportError
 from fitcompress.events import Notice
-from fitcompress.exports import Source, write_onnx
+from fitcompress.exporters.formats import Source, write_onnx
 from fitcompress.graph.lift import build_network
-from fitcompress.model import Model
-from fitcompress.onnxfile import onnx_runner
-from fitcompress.spec import Interface
-from fitcompress.speed import peak_memory_bytes
+from fitcompress.models.model import Model
+from fitcompress.exporters.onnx_session import onnx_runner
+from fitcompress.interface import Interface
+from fitcompress.evaluation.benchmark import peak_memory_bytes
 
 INTERFACE = Interface(input=SPEC)
 

@@ -7,7 +7,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from fitcompress.errors import RunError
 from fitcompress.events import EpochFinished, Notice, Progress
-from fitcompress.trackers import tracked
+from fitcompress.run.trackers import tracked
 
 
 class Kept(GeneralTracker):

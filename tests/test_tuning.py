@@ -12,17 +12,17 @@ import torch
 import toy_runs
 from torch import nn
 
-from fitcompress import tuning
-from fitcompress.data import load_data
+from fitcompress.run import autotune as tuning
+from fitcompress.data.bundle import load_data
 from fitcompress.errors import RecipeError
 from fitcompress.events import Event, ignore
-from fitcompress.model import Model
-from fitcompress.parts import freeze_teacher
-from fitcompress.pipeline import distill
-from fitcompress.planning import make_model
-from fitcompress.recipe import load_recipe
+from fitcompress.models.model import Model
+from fitcompress.distillation.frozen_teacher import freeze_teacher
+from fitcompress.api import distill
+from fitcompress.student.planner import make_model
+from fitcompress.recipe.recipe import load_recipe
 from fitcompress.rundir import RunDir
-from fitcompress.session import Session
+from fitcompress.run.session import Session
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_compiler_that_fails_is_not_asked_again(monkeypatch, session, student)
 def test_networks_that_train_in_shards_are_whole_only_on_the_host(monkeypatch, session, student):
     run = replace(session.recipe.run, device="cuda", shard=True)
     sharded = replace(session, recipe=replace(session.recipe, run=run))
-    monkeypatch.setattr("fitcompress.session.resolve_device", lambda name: name)
+    monkeypatch.setattr("fitcompress.run.session.resolve_device", lambda name: name)
     assert sharded.device == "cpu"
     assert tuning.tuned(sharded, toy_runs.toy_teacher()).recipe.run.teacher_layout == "contiguous"
     assert tuning.compiling(sharded, student, None) == sharded

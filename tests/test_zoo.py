@@ -13,12 +13,12 @@ import torch
 from small_nets import export_to, frozen, quietly, reloaded, scripted, traced, trained_a_little
 from torch import nn
 
-from fitcompress.graph.capture import capture_module
-from fitcompress.graph.exported import capture_exported
+from fitcompress.graph.capture.capture import capture_module
+from fitcompress.graph.capture.exported import capture_exported
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program, run_program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.torchscript import capture_torchscript
+from fitcompress.graph.capture.torchscript import capture_torchscript
 
 MODELS = timm.list_models("test_*")
 """18 in timm 1.0.31."""

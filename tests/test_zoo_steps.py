@@ -8,12 +8,13 @@ import torch
 from steps import distill_objective, hint_objective
 from test_zoo import MODELS, OWN_SIZE, SIDE
 
-from fitcompress.data import Batch, Preprocess
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import Batch
 from fitcompress.events import ignore
-from fitcompress.exports import Source, export_model
-from fitcompress.planning import Planned, plan_run
-from fitcompress.recipe import Recipe, resolve_recipe
-from fitcompress.teacher import open_teacher
+from fitcompress.exporters.formats import Source, export_model
+from fitcompress.student.planner import Planned, plan_run
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.models.open import open_teacher
 
 NUM_CLASSES = 10
 TOLERANCES = {"test_nfnet": 5e-4}

@@ -13,9 +13,10 @@ import sys
 import torch
 from toy_training import SPEC, Lower, make_distill, make_net, make_views, run_distill
 
-from fitcompress.data import Preprocess
-from fitcompress.regressors import make_regressor
-from fitcompress.training import HintMatcher, HintObjective, crew, shards
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.distillation.regressors import make_regressor
+from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.training import distributed as crew, fsdp as shards
 
 
 def make_hints():

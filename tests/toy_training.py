@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from fitcompress.data import ArrayImages, Preprocess, make_dataset
-from fitcompress.recipe import OptimRecipe, Stage2Recipe
-from fitcompress.spec import InputSpec
-from fitcompress.training import DistillObjective, train
+from fitcompress.data.images import ArrayImages
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import make_dataset
+from fitcompress.recipe.recipe import OptimRecipe, Stage2Recipe
+from fitcompress.interface import InputSpec
+from fitcompress.training.engine import train
+from fitcompress.training.objective import DistillObjective
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
 NUM_CLASSES = 3

@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 
 from fitcompress.graph.lift import build_network
-from fitcompress.onnxfile import onnx_runner
-from fitcompress.recipe import load_recipe
-from fitcompress.report import Report
-from fitcompress.speed import paired_latency
-from fitcompress.teacher import open_teacher
-from fitcompress.timing import onnx_copy
+from fitcompress.exporters.onnx_session import onnx_runner
+from fitcompress.recipe.recipe import load_recipe
+from fitcompress.report.run_report import Report
+from fitcompress.evaluation.benchmark import paired_latency
+from fitcompress.models.open import open_teacher
+from fitcompress.exporters.latency import onnx_copy
 
 
 def main() -> None:

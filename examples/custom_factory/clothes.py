@@ -11,10 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fitcompress.data import Preprocess, load_data, make_dataset, make_loader
+from fitcompress.data.bundle import load_data
+from fitcompress.data.loader import make_loader
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import make_dataset
 from fitcompress.events import ignore
-from fitcompress.recipe import DataRecipe
-from fitcompress.spec import InputSpec
+from fitcompress.recipe.recipe import DataRecipe
+from fitcompress.interface import InputSpec
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.286,), std=(0.353,))
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import nets
 
 from fitcompress.errors import RunError
-from fitcompress.report.ablation import Ablation
+from fitcompress.report.ablation_facts import Ablation
 
 SUSTAINED = 10e12
 """Floating-point operations a second that small networks at 32 pixels are taken to reach."""

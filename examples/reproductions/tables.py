@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 
-from fitcompress.report.ablation import Ablation
+from fitcompress.report.ablation_facts import Ablation
 
 
 def main() -> None:

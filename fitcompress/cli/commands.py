@@ -11,23 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import fitcompress
-from fitcompress import console
-from fitcompress.arms import ARMS, DEFAULT_ARMS, read_arms
+from fitcompress.cli import console
+from fitcompress.ablation.arms import ARMS, DEFAULT_ARMS, read_arms
 from fitcompress.cli import flags
 from fitcompress.cli.failures import resumable
-from fitcompress.cli.request import (
-    Request,
-    ablation_recipe,
-    fresh_path,
-    run_recipe,
-    takes,
-    training_recipe,
-)
+from fitcompress.cli.request import Request, ablation_recipe, fresh_path, run_recipe, takes, training_recipe
 from fitcompress.errors import TrainingError
 
 if TYPE_CHECKING:
-    from fitcompress.report import Report
-    from fitcompress.report.ablation import Ablation
+    from fitcompress.report.run_report import Report
+    from fitcompress.report.ablation_facts import Ablation
     from fitcompress.report.comparison import Comparison
 
 __all__ = ["app"]
@@ -119,7 +112,7 @@ def distill(
     """
     recipe, run_path = run_recipe(request, teacher=teacher, out=out, resume=resume)
     with request.progress() as emit, resumable(run_path):
-        from fitcompress import pipeline
+        from fitcompress import api as pipeline
 
         report = pipeline.distill(recipe, resume=resume, force=force, emit=emit)
     console.show_report(report, form=request.report_form)
@@ -136,7 +129,7 @@ def inspect(request: Request, teacher: Annotated[str, typer.Argument(metavar="TE
     """Show a teacher's layers in the order they run: shapes, share of depth, hint candidates."""
     recipe = request.recipe(teacher__source=teacher)
     with request.progress() as emit:
-        from fitcompress import pipeline
+        from fitcompress import api as pipeline
 
         layers = pipeline.inspect(recipe, emit=emit)
     console.show_layers(layers, as_json=request.as_json)
@@ -166,7 +159,7 @@ def plan(
     """Show what the student would be, in seconds, without data or training."""
     recipe = request.recipe_of_teacher(teacher)
     with request.progress() as emit:
-        from fitcompress import pipeline
+        from fitcompress import api as pipeline
 
         if pareto:
             rows = pipeline.plan_frontier(recipe, emit=emit)
@@ -199,7 +192,7 @@ def train(
     """Fine-tune a timm model on images: a teacher for those who have none."""
     recipe, folder = training_recipe(request, model=model, out=out, resume=resume, force=force)
     with request.progress() as emit, resumable(folder, "train"):
-        from fitcompress import pipeline
+        from fitcompress import api as pipeline
 
         trained = pipeline.train_teacher(recipe.teacher.source, recipe, resume=resume, emit=emit)
     console.show_model_folder(trained, as_json=request.as_json)
@@ -220,7 +213,7 @@ def evaluate(
     """Measure a model's accuracy on the evaluation split of a data set."""
     recipe = request.recipe(teacher__source=model)
     with request.progress() as emit:
-        from fitcompress import pipeline
+        from fitcompress import api as pipeline
 
         measured = pipeline.evaluate(model, recipe, emit=emit)
     console.show_eval(measured, as_json=request.as_json)
@@ -270,7 +263,7 @@ def export(
     }
     formats = [name for name, is_asked in asked.items() if is_asked] or ["onnx"]
     with request.progress() as emit:
-        from fitcompress import pipeline
+        from fitcompress import api as pipeline
 
         exports = pipeline.export(run, formats, opset=opset, force=force, emit=emit)
     console.show_exports(exports, as_json=request.as_json)
@@ -303,7 +296,7 @@ def report(
     the arms of an ablation.
     """
     with request.progress():
-        from fitcompress import pipeline
+        from fitcompress import api as pipeline
 
         loaded: Report | Comparison | Ablation
         if runs and len(runs) > 1:
@@ -363,7 +356,7 @@ def ablate(
     chosen = read_arms(named, arm or (), against) if named or arm or against else None
     first = recipe.run.seed
     with request.progress() as emit, resumable(root, "ablate"):
-        from fitcompress import ablation
+        from fitcompress.ablation import runner as ablation
 
         done = ablation.ablate(
             recipe,
@@ -394,7 +387,7 @@ def demo(
     """The whole road on the built-in images, in a few minutes on a CPU."""
     run_path = out or fresh_path("demo", Path("runs"))
     with request.progress() as emit, resumable(run_path):
-        from fitcompress import pipeline
+        from fitcompress import api as pipeline
 
         made = pipeline.demo(run_path, emit=emit)
     console.show_report(made, form=request.report_form)

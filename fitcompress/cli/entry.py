@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fitcompress.cli.commands import app
-from fitcompress.processes import is_first_process
+from fitcompress.ranks import is_first_process
 
 __all__ = ["main"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-from fitcompress import console
+from fitcompress.cli import console
 from fitcompress.errors import FitcompressError
 from fitcompress.rundir import RunDir
 

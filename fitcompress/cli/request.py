@@ -19,24 +19,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fitcompress.arms import COMMON
+from fitcompress.ablation.arms import COMMON
 from fitcompress.cli.failures import answering_failures
 from fitcompress.cli.flags import Flag, Group
-from fitcompress.console import ReportForm
+from fitcompress.cli.console import ReportForm
 from fitcompress.errors import RunError
 from fitcompress.events import Emit
-from fitcompress.progress import live_progress
-from fitcompress.recipe import (
-    PRESETS,
-    Recipe,
-    apply_sets,
-    continued_recipe,
-    load_recipe,
-    recipe_settings,
-    resolve_recipe,
-)
+from fitcompress.cli.progress import live_progress
+from fitcompress.recipe.recipe import PRESETS, Recipe, apply_sets, continued_recipe, load_recipe, recipe_settings, resolve_recipe
 from fitcompress.rundir import RunDir
-from fitcompress.settings import flat_settings, setting_type, with_settings
+from fitcompress.recipe.fields import flat_settings, setting_type, with_settings
 
 __all__ = [
     "Request",

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
-from fitcompress.data.splits import Indices
+from fitcompress.data.sampling import Indices
 from fitcompress.errors import DataError
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fitcompress.data.draws import Stream, draw_order
+from fitcompress.data.rng import Stream, draw_order
 from fitcompress.data.views import Batch, Views
 
 __all__ = ["BatchOrder", "in_groups", "make_loader"]

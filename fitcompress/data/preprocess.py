@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fitcompress.errors import RecipeError
-from fitcompress.spec import InputSpec
+from fitcompress.interface import InputSpec
 
 __all__ = ["Preprocess"]
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fitcompress.data.cache import PixelCache
-from fitcompress.data.draws import Stream, draw_words, to_beta, to_uniform
+from fitcompress.data.pixel_cache import PixelCache
+from fitcompress.data.rng import Stream, draw_words, to_beta, to_uniform
 from fitcompress.data.images import Images
-from fitcompress.data.pixels import Pixels, mix, move, plain_view, strong_view
-from fitcompress.data.splits import Indices
+from fitcompress.data.transforms import Pixels, mix, move, plain_view, strong_view
+from fitcompress.data.sampling import Indices
 from fitcompress.errors import RecipeError
-from fitcompress.spec import InputSpec
+from fitcompress.interface import InputSpec
 
 __all__ = ["AUGMENTATIONS", "Batch", "Views", "make_dataset"]
 

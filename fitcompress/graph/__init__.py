@@ -1,1 +1,4 @@
-"""The one graph: capture, lift, analyse, transform and cut networks. Layer: torch, errors, spec."""
+"""The network as a graph of ATen calls: the program, its shapes, cutting, folding and lifting.
+
+Imports torch and the modules directly under `fitcompress`; never `recipe`, `data` or a run.
+"""

@@ -1,5 +1,4 @@
-"""The evidence of a run, as a value and as pages. Reads the run directory; knows no torch."""
+"""The evidence of a run as text, JSON, Markdown and one HTML page.
 
-from fitcompress.report.report import Report
-
-__all__ = ["Report"]
+Torch-free: reads run directories. Imports `recipe` and the modules directly under `fitcompress`.
+"""

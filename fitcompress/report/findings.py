@@ -12,17 +12,9 @@ from typing import Any
 
 from fitcompress.report.charts import Bars, Chart, Dots, Key, Line, Lines, Point, Strip, Strips
 from fitcompress.report.document import Cell, Picture, Section, Table, in_words
-from fitcompress.report.measures import share_cell
-from fitcompress.report.report import Report
-from fitcompress.report.words import (
-    integer_text,
-    ms_text,
-    percent_text,
-    points_text,
-    runtime_name,
-    stage_title,
-    threads_text,
-)
+from fitcompress.report.rows import share_cell
+from fitcompress.report.run_report import Report
+from fitcompress.formatting import integer_text, ms_text, percent_text, points_text, runtime_name, stage_title, threads_text
 
 __all__ = ["calibration", "classes", "curves", "disagreements", "doubts", "latencies"]
 

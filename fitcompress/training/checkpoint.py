@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fitcompress.errors import TrainingError
-from fitcompress.training.average import WeightAverage
-from fitcompress.training.best import BestWeights
-from fitcompress.training.shards import load_in_shards, load_optimizer, whole
+from fitcompress.training.ema import WeightAverage
+from fitcompress.training.early_stopping import BestWeights
+from fitcompress.training.fsdp import load_in_shards, load_optimizer, whole
 
 __all__ = ["FORMAT_VERSION", "Learnt", "all_finite", "read_checkpoint", "write_checkpoint"]
 

@@ -21,40 +21,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitcompress.data import Batch, Views, in_groups, make_loader
+from fitcompress.data.loader import in_groups, make_loader
+from fitcompress.data.views import Batch, Views
 from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, EpochFinished, Notice, StageStarted, ignore
-from fitcompress.recipe import OptimRecipe
-from fitcompress.training.average import WeightAverage
-from fitcompress.training.best import BestWeights
+from fitcompress.recipe.recipe import OptimRecipe
+from fitcompress.training.ema import WeightAverage
+from fitcompress.training.early_stopping import BestWeights
 from fitcompress.training.checkpoint import Learnt, all_finite, read_checkpoint, write_checkpoint
-from fitcompress.training.compiled import compile_networks, uncompiled, uncompiled_in_the_end
-from fitcompress.training.crew import Crew
-from fitcompress.training.device import (
-    preserved_modes,
-    preserved_random_state,
-    resolve_device,
-    resolve_layout,
-    resolve_precision,
-    start_accelerator,
-    to_channels_last,
-)
-from fitcompress.training.interrupts import Interrupted, StopRequest, stop_on_signals
+from fitcompress.training.compile import compile_networks, uncompiled, uncompiled_in_the_end
+from fitcompress.training.distributed import Crew
+from fitcompress.training.device import preserved_modes, preserved_random_state, resolve_device, resolve_layout, resolve_precision, start_accelerator, to_channels_last
+from fitcompress.training.signals import Interrupted, StopRequest, stop_on_signals
 from fitcompress.training.memory import in_memory, keep_freed_memory
 from fitcompress.training.meter import ADVICE_DIVERGED, LossMeter
-from fitcompress.training.objectives import Objective, Scores
+from fitcompress.training.objective import Objective, Scores
 from fitcompress.training.optimizer import build_optimizer, set_learning_rate
-from fitcompress.training.progress import ProgressReporter
+from fitcompress.training.progress_reporter import ProgressReporter
 from fitcompress.training.result import StageResult, epoch_record, last_events, result_of
 from fitcompress.training.scoring import add_scores, mean_scores
-from fitcompress.training.setup import (
-    Position,
-    Setup,
-    check_held_out,
-    check_settings,
-    fit_steps,
-    step_seed,
-)
+from fitcompress.training.train_config import Position, Setup, check_held_out, check_settings, fit_steps, step_seed
 
 __all__ = ["train"]
 

@@ -12,7 +12,7 @@ import torch
 from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, Notice
 from fitcompress.training.result import StageResult
-from fitcompress.training.setup import Setup
+from fitcompress.training.train_config import Setup
 
 __all__ = ["in_memory", "keep_freed_memory"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitcompress.events import Event, Notice, StageFinished
-from fitcompress.training.setup import Position, Setup
+from fitcompress.training.train_config import Position, Setup
 
 __all__ = ["StageResult", "epoch_record", "last_events", "result_of"]
 

@@ -7,8 +7,8 @@ from itertools import chain
 
 from torch import Tensor
 
-from fitcompress.training.crew import Crew
-from fitcompress.training.objectives import Scores
+from fitcompress.training.distributed import Crew
+from fitcompress.training.objective import Scores
 
 __all__ = ["add_scores", "mean_scores"]
 

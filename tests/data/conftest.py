@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitcompress.data import ArrayImages
-from fitcompress.spec import InputSpec
+from fitcompress.data.images import ArrayImages
+from fitcompress.interface import InputSpec
 
 WriteImages = Callable[..., list[Path]]
 

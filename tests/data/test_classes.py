@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fitcompress.data import load_data, match_classes
+from fitcompress.data.bundle import load_data
+from fitcompress.data.class_order import match_classes
 from fitcompress.errors import DataError
 from fitcompress.events import ignore
-from fitcompress.recipe import DataRecipe
+from fitcompress.recipe.recipe import DataRecipe
 
 
 @pytest.fixture

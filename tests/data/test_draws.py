@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fitcompress.data.draws import Stream, draw_order, draw_words, to_beta, to_uniform
+from fitcompress.data.rng import Stream, draw_order, draw_words, to_beta, to_uniform
 
 
 def test_words_of_a_sample_do_not_depend_on_the_other_samples():

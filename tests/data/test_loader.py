@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fitcompress.data import load_data, make_dataset, make_loader
+from fitcompress.data.bundle import load_data
+from fitcompress.data.loader import make_loader
+from fitcompress.data.views import make_dataset
 from fitcompress.errors import DataError
 from fitcompress.events import ignore
-from fitcompress.recipe import DataRecipe
+from fitcompress.recipe.recipe import DataRecipe
 
 
 @pytest.fixture(params=["crop", "strong"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fitcompress.data import load_data
+from fitcompress.data.bundle import load_data
 from fitcompress.data.images import FileImages, Subset
 from fitcompress.errors import DataError
 from fitcompress.events import ignore
-from fitcompress.recipe import DataRecipe
+from fitcompress.recipe.recipe import DataRecipe
 
 
 def load(source, *, seed=0, emit=ignore, **settings):

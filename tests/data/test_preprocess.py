@@ -9,9 +9,9 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from fitcompress.data import Preprocess
+from fitcompress.data.preprocess import Preprocess
 from fitcompress.errors import RecipeError
-from fitcompress.spec import InputSpec
+from fitcompress.interface import InputSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

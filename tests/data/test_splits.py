@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitcompress.data.draws import Stream
-from fitcompress.data.splits import hold_out, stratified_sample
+from fitcompress.data.rng import Stream
+from fitcompress.data.sampling import hold_out, stratified_sample
 
 
 def sample(labels, num, seed=0):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitcompress.data import load_data
+from fitcompress.data.bundle import load_data
 from fitcompress.data.timm_sets import is_timm_source, load_timm_splits
 from fitcompress.errors import DataError
 from fitcompress.events import ignore
-from fitcompress.recipe import DataRecipe
+from fitcompress.recipe.recipe import DataRecipe
 
 
 def write_idx(path, array):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitcompress.graph.axes import Atom, Axis, AxisAlgebra, Sum
+from fitcompress.graph.axes.algebra import Atom, Axis, AxisAlgebra, Sum
 
 
 def shape_of(algebra: AxisAlgebra, axis: Axis):

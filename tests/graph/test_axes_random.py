@@ -17,7 +17,7 @@ from graph.toys import kept_places
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitcompress.graph.axes import Atom, Axis, AxisAlgebra
+from fitcompress.graph.axes.algebra import Atom, Axis, AxisAlgebra
 
 
 @dataclass

@@ -8,7 +8,7 @@ from small_nets import export_to, quietly
 from torch import nn
 
 from fitcompress.errors import CaptureError
-from fitcompress.graph.exported import capture_exported
+from fitcompress.graph.capture.exported import capture_exported
 from fitcompress.graph.program import run_program
 
 

@@ -10,10 +10,10 @@ from graph.nets import Attention, Classifier, Mixer, Residual, conv
 from graph.toys import captured, filled, outputs, timm_program, unnamed
 from torch import nn
 
-from fitcompress.graph.costs import measure_costs
-from fitcompress.graph.deepen import Deepened, deepen_program, restore_norms
+from fitcompress.graph.analysis.costs import measure_costs
+from fitcompress.student.depth import Deepened, deepen_program, restore_norms
 from fitcompress.graph.program import Program, operation
-from fitcompress.graph.thin import verify_program
+from fitcompress.student.width import verify_program
 
 MAP = (3, 8, 8)
 

@@ -7,7 +7,7 @@ import torch
 from small_nets import Residual, trained_a_little
 from torch import nn
 
-from fitcompress.graph.capture import capture_module
+from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.fold import fold_norms
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program, operation, run_program

@@ -7,9 +7,9 @@ import torch
 from small_nets import traced
 from torch import nn
 
-from fitcompress.graph import kept
-from fitcompress.graph.kept import KeptValues
-from fitcompress.graph.torchscript import capture_torchscript
+from fitcompress.graph.capture import liveness as kept
+from fitcompress.graph.capture.liveness import KeptValues
+from fitcompress.graph.capture.torchscript import capture_torchscript
 
 
 class Mixed(nn.Module):

@@ -10,7 +10,7 @@ from small_nets import Residual, Tokens, quietly, trained_a_little
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from fitcompress.graph.capture import capture_module
+from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program, run_program
 

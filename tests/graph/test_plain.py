@@ -8,7 +8,7 @@ from graph.toys import captured
 from torch import nn
 
 from fitcompress.graph.lift import build_network
-from fitcompress.graph.plain import in_plain_calls
+from fitcompress.exporters.onnx_decompositions import in_plain_calls
 
 
 class Windows(nn.Module):

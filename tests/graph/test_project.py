@@ -7,8 +7,8 @@ import torch
 from graph.toys import captured
 from torch import nn
 
-from fitcompress.graph.initialise import initial_tensors
-from fitcompress.graph.plan import StudentPlan, plan_student
+from fitcompress.student.init import initial_tensors
+from fitcompress.student.plan import StudentPlan, plan_student
 from fitcompress.graph.program import Program, run_program
 
 

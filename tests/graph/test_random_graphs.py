@@ -28,14 +28,14 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
-from fitcompress.graph.costs import measure_costs
-from fitcompress.graph.deepen import deepen_program
-from fitcompress.graph.initialise import initial_tensors
-from fitcompress.graph.plan import plan_student
+from fitcompress.graph.analysis.costs import measure_costs
+from fitcompress.student.depth import deepen_program
+from fitcompress.student.init import initial_tensors
+from fitcompress.student.plan import plan_student
 from fitcompress.graph.program import Program, clone, operation
-from fitcompress.graph.rules import RULES
-from fitcompress.graph.thin import verify_program
-from fitcompress.graph.trace import free_weight_atoms, trace_axes
+from fitcompress.graph.axes.rules import RULES
+from fitcompress.student.width import verify_program
+from fitcompress.graph.axes.trace import free_weight_atoms, trace_axes
 
 # Whole programs
 

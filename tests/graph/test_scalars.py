@@ -7,10 +7,10 @@ import torch
 from small_nets import reloaded, traced
 from torch import nn
 
-from fitcompress.graph.capture import capture_module
+from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.program import Program, run_program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.torchscript import capture_torchscript
+from fitcompress.graph.capture.torchscript import capture_torchscript
 
 
 class Scaled(nn.Module):

@@ -26,14 +26,8 @@ from torch import nn
 from fitcompress.errors import PlanError
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program, operation
-from fitcompress.graph.thin import (
-    frozen_places,
-    plan_sizes,
-    round_width,
-    thin_program,
-    verify_program,
-)
-from fitcompress.graph.trace import trace_axes
+from fitcompress.student.width import frozen_places, plan_sizes, round_width, thin_program, verify_program
+from fitcompress.graph.axes.trace import trace_axes
 
 MAP = (3, 8, 8)
 

@@ -20,12 +20,12 @@ from small_nets import (
 from torch import nn
 
 from fitcompress.errors import CaptureError, TeacherError
-from fitcompress.graph.capture import capture_module
-from fitcompress.graph.fused import DECOMPOSED
+from fitcompress.graph.capture.capture import capture_module
+from fitcompress.graph.capture.decompositions import DECOMPOSED
 from fitcompress.graph.lift import build_network
-from fitcompress.graph.plan import plan_student
+from fitcompress.student.plan import plan_student
 from fitcompress.graph.program import Program, run_program
-from fitcompress.graph.torchscript import capture_torchscript, load_torchscript
+from fitcompress.graph.capture.torchscript import capture_torchscript, load_torchscript
 
 SHAPE = (3, 8, 8)
 
@@ -190,7 +190,7 @@ def test_a_graph_that_does_not_give_the_outputs_of_its_archive_is_refused(monkey
     def wrong(program, *inputs):
         return tuple(value + 1 for value in run_program(program, *inputs))
 
-    monkeypatch.setattr("fitcompress.graph.torchscript.run_program", wrong)
+    monkeypatch.setattr("fitcompress.graph.capture.torchscript.run_program", wrong)
     with pytest.raises(CaptureError, match="does not give its outputs") as caught:
         capture_torchscript(traced(Residual().eval(), torch.randn(2, *SHAPE)), SHAPE)
     assert ".pt2" in caught.value.advice

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fitcompress.graph.axes import Atom, Axis, AxisAlgebra
-from fitcompress.graph.capture import capture_module
+from fitcompress.graph.axes.algebra import Atom, Axis, AxisAlgebra
+from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.program import Program, clone, run_program
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from fitcompress.events import EpochFinished, Notice, StageFinished, StageStarted
 from fitcompress.rundir import RunDir
-from fitcompress.significance import paired_test, share
+from fitcompress.evaluation.significance import paired_test, share
 
 RECIPE = """\
 preset = "modern"

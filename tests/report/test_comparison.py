@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from fitcompress.errors import RunError
 from fitcompress.report.comparison import Comparison
-from fitcompress.significance import share
+from fitcompress.evaluation.significance import share
 
 
 def run_with(path: Path, right: list[bool], digest: str = "d1", **changes: Any) -> Path:

@@ -10,7 +10,7 @@ from report.runs import EXPORT, PLAN, finished_run, unfinished_run
 
 from fitcompress.errors import RunError
 from fitcompress.events import EpochFinished
-from fitcompress.report import Report
+from fitcompress.report.run_report import Report
 from fitcompress.rundir import RunDir
 
 MODEL_KEYS = {"params", "macs", "flops", "depth", "size_bytes", "accuracy", "latency_ms"}

@@ -11,14 +11,8 @@ import torch
 from toy_training import make_distill, make_views
 
 from fitcompress.errors import RunError
-from fitcompress.training import answers as module
-from fitcompress.training.answers import (
-    Answers,
-    confirm_answers,
-    layout_of,
-    paths_of,
-    write_answers,
-)
+from fitcompress.distillation import teacher_cache as module
+from fitcompress.distillation.teacher_cache import Answers, confirm_answers, layout_of, paths_of, write_answers
 
 
 def make_data(num_views=2, **arguments):

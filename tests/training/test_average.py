@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from toy_training import digest, make_distill, run_distill, summary
 
-from fitcompress.recipe import OptimRecipe
-from fitcompress.training.average import WeightAverage
+from fitcompress.recipe.recipe import OptimRecipe
+from fitcompress.training.ema import WeightAverage
 
 
 def _weights(network) -> torch.Tensor:

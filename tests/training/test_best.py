@@ -6,8 +6,9 @@ import pytest
 from toy_training import digest, make_distill, make_views, run_distill, summary
 
 from fitcompress.errors import DataError, RecipeError
-from fitcompress.recipe import OptimRecipe, Stage2Recipe
-from fitcompress.training import Interrupted, read_checkpoint
+from fitcompress.recipe.recipe import OptimRecipe, Stage2Recipe
+from fitcompress.training.checkpoint import read_checkpoint
+from fitcompress.training.signals import Interrupted
 
 STEADY = {"lr": 0.02, "schedule": "constant", "warmup_epochs": 0.0}
 

@@ -15,7 +15,7 @@ import toy_crew
 
 import fitcompress
 from fitcompress.errors import TrainingError
-from fitcompress.training.crew import Crew
+from fitcompress.training.distributed import Crew
 from fitcompress.training.device import start_accelerator
 
 

@@ -22,19 +22,16 @@ from toy_training import (
     summary,
 )
 
-from fitcompress.data import Preprocess
+from fitcompress.data.preprocess import Preprocess
 from fitcompress.errors import DataError, RecipeError, TrainingError
 from fitcompress.events import EpochFinished, Progress, StageFinished, StageStarted
-from fitcompress.recipe import OptimRecipe
-from fitcompress.regressors import make_regressor
-from fitcompress.training import (
-    HintMatcher,
-    HintObjective,
-    Interrupted,
-    StageResult,
-    SupervisedObjective,
-    read_checkpoint,
-)
+from fitcompress.recipe.recipe import OptimRecipe
+from fitcompress.distillation.regressors import make_regressor
+from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.training.checkpoint import read_checkpoint
+from fitcompress.training.objective import SupervisedObjective
+from fitcompress.training.result import StageResult
+from fitcompress.training.signals import Interrupted
 from fitcompress.training.result import last_events
 
 
@@ -300,7 +297,7 @@ def test_events_tell_the_course_of_a_stage(path):
 
 def test_progress_is_reported_a_few_times_a_second_at_most(path, monkeypatch):
     clock = iter(n / 10 for n in range(10**6))  # each look at the clock takes a tenth of a second
-    monkeypatch.setattr("fitcompress.training.progress.monotonic", lambda: next(clock))
+    monkeypatch.setattr("fitcompress.training.progress_reporter.monotonic", lambda: next(clock))
     events = []
     run_distill(path, epochs=1, emit=events.append)
     reports = [event for event in events if isinstance(event, Progress)]

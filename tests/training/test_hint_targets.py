@@ -7,15 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fitcompress.data import Batch
-from fitcompress.training import (
-    HintTargets,
-    LabelHints,
-    MatchedMoments,
-    RandomHints,
-    ShuffledHints,
-    estimate_hint_statistics,
-)
+from fitcompress.data.views import Batch
+from fitcompress.distillation.hint_targets import HintTargets, LabelHints, MatchedMoments, RandomHints, ShuffledHints
+from fitcompress.distillation.statistics import estimate_hint_statistics
 
 
 def batch_of(ids, labels=None) -> Batch:

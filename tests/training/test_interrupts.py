@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fitcompress.training.interrupts import Interrupted, stop_on_signals
+from fitcompress.training.signals import Interrupted, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -12,8 +12,8 @@ from toy_training import digest, make_distill, make_views, run_distill
 
 from fitcompress.errors import TrainingError
 from fitcompress.events import Notice
-from fitcompress.recipe import OptimRecipe
-from fitcompress.training.setup import Setup
+from fitcompress.recipe.recipe import OptimRecipe
+from fitcompress.training.train_config import Setup
 
 
 def _cramped(most: int, from_batch: int = 0):

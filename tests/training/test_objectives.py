@@ -8,17 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 from toy_training import NUM_CLASSES, SPEC, Lower, make_distill, make_net, make_views
 
-from fitcompress.data import Batch, Preprocess, make_loader
-from fitcompress.losses import hint_loss, value_loss
-from fitcompress.recipe import Stage2Recipe
-from fitcompress.regressors import make_regressor
-from fitcompress.training import (
-    DistillObjective,
-    HintMatcher,
-    HintObjective,
-    SupervisedObjective,
-    estimate_hint_statistics,
-)
+from fitcompress.data.loader import make_loader
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import Batch
+from fitcompress.distillation.losses import hint_loss, value_loss
+from fitcompress.recipe.recipe import Stage2Recipe
+from fitcompress.distillation.regressors import make_regressor
+from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.distillation.statistics import estimate_hint_statistics
+from fitcompress.training.objective import DistillObjective, SupervisedObjective
 
 PREPROCESS = {"teacher_preprocess": Preprocess(SPEC), "student_preprocess": Preprocess(SPEC)}
 

@@ -34,16 +34,19 @@ from rows import (
 from timm.models import _registry as registry
 from torch import Tensor, nn
 
-from fitcompress.data import Batch, Preprocess
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import Batch
 from fitcompress.events import ignore
-from fitcompress.exports import Source, export_model
-from fitcompress.model import save_model
-from fitcompress.parts import cut_at, freeze_teacher
-from fitcompress.planning import Planned, make_regressors, plan_run
-from fitcompress.recipe import Recipe, resolve_recipe
-from fitcompress.spec import InputSpec
-from fitcompress.teacher import teacher_from_module
-from fitcompress.training import DistillObjective, HintMatcher, HintObjective, standardise_hints
+from fitcompress.exporters.formats import Source, export_model
+from fitcompress.models.model import save_model
+from fitcompress.distillation.frozen_teacher import cut_at, freeze_teacher
+from fitcompress.student.planner import Planned, make_regressors, plan_run
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.interface import InputSpec
+from fitcompress.models.open import teacher_from_module
+from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.distillation.statistics import standardise_hints
+from fitcompress.training.objective import DistillObjective
 
 DEPTH_MULT, WIDTH_MULT = 2.0, 0.3
 BATCH_SIZE = 2

@@ -16,16 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fitcompress.data import ArrayImages, Batch, Preprocess, make_dataset
+from fitcompress.data.images import ArrayImages
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import Batch, make_dataset
 from fitcompress.events import ignore
 from fitcompress.graph.program import output_nodes
-from fitcompress.parts import cut_at, freeze_teacher, stage_cost
-from fitcompress.planning import Planned, make_regressors, plan_run
-from fitcompress.recipe import OptimRecipe, Recipe, resolve_recipe
-from fitcompress.spec import InputSpec
-from fitcompress.teacher import Teacher, teacher_from_module
-from fitcompress.training import DistillObjective, HintMatcher, HintObjective, Objective
-from fitcompress.training.crew import Crew
+from fitcompress.distillation.frozen_teacher import cut_at, freeze_teacher, stage_cost
+from fitcompress.student.planner import Planned, make_regressors, plan_run
+from fitcompress.recipe.recipe import OptimRecipe, Recipe, resolve_recipe
+from fitcompress.interface import InputSpec
+from fitcompress.models.open import teacher_from_module
+from fitcompress.models.teacher import Teacher
+from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.training.objective import DistillObjective, Objective
+from fitcompress.training.distributed import Crew
 from fitcompress.training.device import resolve_precision, start_accelerator, to_channels_last
 from fitcompress.training.memory import keep_freed_memory
 
@@ -134,8 +138,8 @@ class Pair:
 def _engine_step(pair: Pair, objective: Objective, batch: Batch) -> Step:
     """A step of the training loop itself, on a batch that is there already."""
     from fitcompress.training.engine import _Loop
-    from fitcompress.training.interrupts import StopRequest
-    from fitcompress.training.setup import Setup
+    from fitcompress.training.signals import StopRequest
+    from fitcompress.training.train_config import Setup
 
     if pair.device == "cpu":
         keep_freed_memory()

@@ -1,0 +1,52 @@
+"""Views kept in memory, for all processes at once. Layer: pixels; knows no files."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+
+import numpy as np
+
+from fitcompress.data.transforms import Pixels
+
+__all__ = ["PixelCache"]
+
+
+class PixelCache:
+    """Arrays that are computed once, by whichever process comes first.
+
+    The memory is anonymous and shared, so forked loader workers fill it for one another and for
+    later epochs (files in /dev/shm, which torch's shared tensors take, are limited to 64 MB in many
+    containers). Two processes that meet at one place write the same bytes. A copy that travels by
+    pickle (workers that are spawned) starts empty.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._values: Pixels = _shared_bytes(int(np.prod(shape))).reshape(shape)
+        self._is_known = _shared_bytes(shape[0])
+
+    def get(self, index: int, compute: Callable[[], Pixels]) -> Pixels:
+        if not self._is_known[index]:
+            self._values[index] = compute()
+            self._is_known[index] = 1
+        value: Pixels = self._values[index]
+        return value
+
+    @property
+    def num_known(self) -> int:
+        """How many have been computed."""
+        return int(self._is_known.sum())
+
+    @property
+    def values(self) -> Pixels:
+        """All of them; those that are not known are zeros."""
+        return self._values
+
+    def __reduce__(self) -> tuple[type[PixelCache], tuple[tuple[int, ...]]]:
+        return PixelCache, (self._shape,)
+
+
+def _shared_bytes(num: int) -> Pixels:
+    """Zeros that forked processes share."""
+    return np.frombuffer(mmap.mmap(-1, max(1, num)), dtype=np.uint8, count=num)

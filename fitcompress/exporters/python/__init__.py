@@ -1,0 +1,4 @@
+"""A readable `model.py` from a program.
+
+Imports `graph`.
+"""

@@ -1,0 +1,170 @@
+"""Chooses the arguments of a class from the numbers in its code. Layer: graph."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fitcompress.exporters.python.classes import Argument, Vector
+
+__all__ = ["Choice", "choose_arguments", "literal"]
+
+_NO_BASE = ("stride", "kernel_size", "padding", "dilation", "output_padding", "eps", "momentum")
+"""Options whose multiples mean nothing: that a width is twice a stride is chance."""
+_MIN_RANGE = 3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stands where a number of the code was."""
+
+    text: str
+    """The number, or for an argument an expression with braces for its name."""
+    argument: Argument | None = None
+
+    def spelled(self, vector: Vector) -> str:
+        """What is written there."""
+        text = self.text
+        if self.argument is not None:
+            text = text.format(("self." if vector.in_body else "") + self.argument.name)
+        elif vector.keyword and vector.values[0] == vector.default:
+            return ""
+        return f", {vector.keyword}={text}" if vector.keyword else text
+
+
+def choose_arguments(
+    vectors: Sequence[Vector], base: str = "width"
+) -> tuple[list[Argument], list[Choice]]:
+    """The arguments of a class, with names, and what stands at each of its numbers.
+
+    Numbers that are a multiple of another in every module are written so.
+
+    base: what a number is called that widths of layers are multiples of.
+    """
+    order = sorted(
+        {vector.values: vector for vector in reversed(vectors) if not vector.is_constant}.values(),
+        key=lambda vector: (not _is_size(vector), _total(vector)),
+    )
+    found: dict[tuple[Any, ...], Choice] = {}
+    for vector in order:
+        found[vector.values] = _multiple(vector, found) or Choice("{}", Argument(vector))
+    choices = [
+        Choice(literal(vector.values[0])) if vector.is_constant else found[vector.values]
+        for vector in vectors
+    ]
+    for vector, choice in zip(vectors, choices, strict=True):
+        if choice.argument is not None:
+            choice.argument.is_stored |= vector.in_body
+    used = dict.fromkeys(c.argument for c in choices if c.argument is not None)
+    arguments = sorted(used, key=lambda argument: not _is_size(argument.vector))
+    bases = {
+        choice.argument
+        for vector, choice in zip(vectors, choices, strict=True)
+        if choice.text != "{}" and vector.role.endswith("_features")
+    }
+    _name(arguments, vectors, {argument: base for argument in bases if argument})
+    return arguments, choices
+
+
+def _is_size(vector: Vector) -> bool:
+    is_whole = all(type(value) is int and value > 0 for value in vector.values)
+    return is_whole and not vector.is_count and vector.role.rpartition(".")[2] not in _NO_BASE
+
+
+def _total(vector: Vector) -> int:
+    return sum(vector.values) if _is_size(vector) else 0
+
+
+def _multiple(vector: Vector, found: dict[tuple[Any, ...], Choice]) -> Choice | None:
+    """The vector as a multiple of one that is an argument, the largest such."""
+    if not _is_size(vector):
+        return None
+    for base in reversed(list(found)):
+        choice = found[base]
+        if choice.text != "{}" or choice.argument is None or not _is_size(choice.argument.vector):
+            continue
+        ratios = {math.inf if a % b else a // b for a, b in zip(vector.values, base, strict=True)}
+        if len(ratios) == 1 and math.inf not in ratios:
+            return Choice(f"{ratios.pop()} * {{}}", choice.argument)
+    return None
+
+
+def literal(value: Any) -> str:
+    """A number, or a tuple of numbers, as a person writes it.
+
+    >>> literal(1e-05), literal((8, 8)), literal((8, 16, 24))
+    ('1e-5', '(8, 8)', 'range(8, 32, 8)')
+    """
+    if isinstance(value, tuple):
+        step = value[1] - value[0] if len(value) >= _MIN_RANGE else 0
+        if step and value == tuple(range(value[0], value[-1] + (step > 0) - (step < 0), step)):
+            end = value[-1] + step
+            return f"range({value[0]}, {end})" if step == 1 else f"range({value[0]}, {end}, {step})"
+        inside = ", ".join(map(literal, value))
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return f'float("{value}")'
+        return repr(value).replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return repr(value)
+
+
+# --- names ----------------------------------------------------------------------------------
+
+_SHORT = {
+    "num_features": "channels",
+    "num_channels": "channels",
+    "kernel_size": "kernel",
+    "num_groups": "groups",
+    "shape": "size",
+    "normalized_shape": "features",
+}
+"""What an option of a layer is called as an argument."""
+
+
+def _name(
+    arguments: Sequence[Argument], vectors: Sequence[Vector], bases: Mapping[Argument, str]
+) -> None:
+    """Gives each argument a name of its own: the short one if no other wants it, else with the
+    layer's."""
+    wanted: dict[Argument, list[str]] = {}
+    for argument in arguments:
+        names = _candidates([v for v in vectors if v.values == argument.vector.values])
+        wanted[argument] = [bases[argument]] if names == ["size"] and argument in bases else names
+    counts = Counter(names[0] for names in wanted.values())
+    taken: set[str] = set()
+    for argument in arguments:
+        short, *longer = wanted[argument]
+        candidates = [short] if counts[short] == 1 or not longer else longer
+        numbered = (f"{candidates[-1]}{n}" for n in range(2, 1000))
+        argument.name = next(n for n in (*candidates, *numbered) if n not in taken)
+        taken.add(argument.name)
+
+
+def _candidates(vectors: Sequence[Vector]) -> list[str]:
+    """Names for a number from the places that it stands at, the best first."""
+    if vectors[0].is_count:
+        return ["depth"]
+    roles = [vector.role.rpartition(".") for vector in vectors]
+    options = {option for _, _, option in roles}
+    for layer, _, option in roles:
+        _, _, side = option.partition("_")
+        if option in ("in_channels", "in_features"):
+            return _with_layer(side if f"out_{side}" in options else option, layer, option)
+        if option in ("out_channels", "out_features"):
+            is_inside = f"in_{side}" in options
+            return _with_layer(f"hidden_{side}" if is_inside else option, layer, side)
+    named = [option for _, dot, option in roles if not dot]
+    if named:
+        return named[:1]
+    layer, _, option = roles[0]
+    short = _SHORT.get(option, option)
+    is_bare = vectors[0].in_body or short == "size"
+    return [short] if is_bare else _with_layer(short, layer, short)
+
+
+def _with_layer(short: str, layer: str, option: str) -> list[str]:
+    return [short, f"{layer}_{option}"] if layer.isidentifier() else [short]

@@ -1,0 +1,198 @@
+"""Turns a program into the text of a stand-alone PyTorch module. Layer: graph (spec, torch).
+
+The road: a readable form of the program -> pieces (`pieces`) -> a draft of each one's code
+(`drafts`, `bodies`) -> classes (`classes`) with arguments (`arguments`) -> text (here, `lines`).
+Nothing here knows a family of networks: all comes from the graph and the names in it.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from torch import Tensor
+from torch.fx import Node
+
+from fitcompress.exporters.python.arguments import choose_arguments
+from fitcompress.exporters.python.classes import Argument, ClassCode, Vector, merge
+from fitcompress.exporters.python.class_names import class_names
+from fitcompress.exporters.python.drafts import Drafter
+from fitcompress.exporters.python.file_template import Frame, framed
+from fitcompress.exporters.python.wrap import WIDTH, broken
+from fitcompress.exporters.python.modules import Piece, Slot, find_pieces
+from fitcompress.graph.program import Program
+from fitcompress.exporters.python.simplify import in_readable_form
+from fitcompress.exporters.python.expressions import COLON
+from fitcompress.interface import Interface
+
+__all__ = ["ModuleSource", "write_source"]
+
+_ENDINGS = {
+    "": "{}",
+    "softmax": "functional.softmax({}, dim=-1)",
+    "log_softmax": "functional.log_softmax({}, dim=-1)",
+    "sigmoid": "torch.sigmoid({})",
+}
+"""What is done to the outputs, by the activation of the interface."""
+_MOST_PATHS = 4
+"""Modules that a docstring names one by one."""
+
+
+@dataclass(frozen=True)
+class ModuleSource:
+    """A network as Python, and the tensors that it loads."""
+
+    text: str
+    """Of a file that needs nothing but torch, and reads `model.safetensors` beside it."""
+    tensors: dict[str, Tensor]
+    """By their names in the module's `state_dict`; more than the program has where several modules
+    read one table."""
+
+
+def write_source(program: Program, interface: Interface) -> ModuleSource:
+    """The program, with the activation that the interface says it ends in, as a module. Nothing is
+    modified."""
+    plain = in_readable_form(program)
+    root, leaves = find_pieces(plain)
+    drafter = Drafter(plain, leaves)
+    names = [_identifier(info.name) for info in plain.inputs]
+    if root.numbers is not None:
+        names = ["x"]
+    drafter.draft(root, names, _ENDINGS[interface.activation])
+    codes = _class_codes(drafter)
+    texts = [_class_text(code, drafter, names if code is codes[-1] else ()) for code in codes]
+    frame = Frame(interface, plain, names, class_name=codes[-1].name)
+    return ModuleSource(framed(frame, texts), plain.tensors)
+
+
+def _identifier(name: str) -> str:
+    plain = re.sub(r"\W", "_", name)
+    return plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"x_{plain}"
+
+
+def _class_codes(drafter: Drafter) -> list[ClassCode]:
+    """The classes, those that others hold first, with the arguments of each module."""
+    ordered = sorted(drafter.drafts, key=lambda draft: draft.number)
+    groups = [list(group) for _, group in groupby(ordered, key=lambda draft: draft.number)]
+    names = class_names(groups)
+    codes = [ClassCode(name, group) for name, group in zip(names, groups, strict=True)]
+    for code in codes:
+        _write_code(code, codes, drafter)
+    return codes
+
+
+def _write_code(code: ClassCode, codes: Sequence[ClassCode], drafter: Drafter) -> None:
+    """Fills in the code of a class whose parts are known, and the arguments of its modules."""
+    vectors: list[Vector] = []
+    texts = []
+    for place, (statement, _) in enumerate(code.drafts[0].entries):
+        contents = [draft.entries[place][1] for draft in code.drafts]
+        texts.append(statement.replace("{}", merge(contents, codes.__getitem__, vectors)))
+    num_outside = len(vectors)
+    merge([draft.body for draft in code.drafts], codes.__getitem__, vectors)
+    vectors[num_outside:] = [replace(vector, in_body=True) for vector in vectors[num_outside:]]
+    attends = any(word in code.drafts[0].body.text for word in ("softmax", "attention"))
+    code.arguments, choices = choose_arguments(vectors, base="heads" if attends else "width")
+    spelled = [choice.spelled(vector) for choice, vector in zip(choices, vectors, strict=True)]
+    code.entries = [_filled(text, spelled) for text in texts]
+    inside = spelled[num_outside:]
+    code.body = _filled(drafter.body_of(code.drafts[0].piece, list(map(len, inside))), inside)
+    for argument in code.arguments:
+        for draft, value in zip(code.drafts, argument.vector.values, strict=True):
+            draft.values[argument.name] = value
+
+
+def _filled(text: str, numbers: Sequence[str]) -> str:
+    filled = re.sub("\0(\\d+)\1", lambda mark: numbers[int(mark[1])], text).replace("(, ", "(")
+    return re.sub(f"([^\\[,]*){COLON}([^\\]:]*)", _slice, filled)
+
+
+def _slice(bounds: re.Match[str]) -> str:
+    start, end = bounds[1].strip(), bounds[2].strip()
+    space = " " if "self." in start + end else ""
+    lead = " " if bounds[1].startswith(" ") else ""
+    return f"{lead}{start}{space if start else ''}:{space if end else ''}{end}"
+
+
+# --- text -----------------------------------------------------------------------------------
+
+
+def _class_text(code: ClassCode, drafter: Drafter, input_names: Sequence[str]) -> str:
+    """The class as Python."""
+    piece = code.drafts[0].piece
+    base = "nn.Sequential" if piece.numbers is not None else _base(code)
+    lines = [f"class {code.name}({base}):", *_docstring(code, drafter)]
+    stored = [f"self.{a.name} = {a.name}" for a in code.arguments if a.is_stored]
+    start = [] if piece.numbers is not None else ["super().__init__()"]
+    given = "".join(f", {a.name}: {_kind(a)}" for a in code.arguments)
+    lines += ["", *_method(f"def __init__(self{given}) -> None:", [*start, *stored, *code.entries])]
+    if code.body:
+        lines += [
+            "",
+            *_method(_signature(piece, drafter, input_names, code), code.body.split("\n")),
+        ]
+    return "\n".join(lines)
+
+
+def _base(code: ClassCode) -> str:
+    is_mapping = any(entry.startswith('self["') for entry in code.entries)
+    return "nn.ModuleDict" if is_mapping else "nn.Module"
+
+
+def _method(head: str, statements: Sequence[str]) -> list[str]:
+    inner = [line for text in statements for line in broken(f"        {text}")]
+    return [*broken(f"    {head}"), *inner]
+
+
+def _docstring(code: ClassCode, drafter: Drafter) -> list[str]:
+    """Which modules are of the class, and what they make of what."""
+    pieces = [draft.piece for draft in code.drafts]
+    shapes = list(dict.fromkeys(_shape_words(piece, drafter) for piece in pieces))
+    made = f"{'the first: ' if len(shapes) > 1 else ''}{shapes[0]}"
+    paths = [f"`{piece.path}`" for piece in pieces]
+    places = " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
+    if len(paths) > _MOST_PATHS or len(places) > WIDTH // 2:
+        places = f"{paths[0]} to {paths[-1]} ({len(paths)} modules)"
+    places = f"{places}: " if pieces[0].path else ""
+    whole = f'    """{places}{made}."""'
+    if len(whole) <= WIDTH:
+        return [whole]
+    made = f"{made[0].upper()}{made[1:]}"
+    words = [f'"""{places.removesuffix(": ") or "The whole network"}.', "", f"{made}.", '"""']
+    filled = (textwrap.wrap(text, WIDTH - 4, break_on_hyphens=False) or [""] for text in words)
+    return [f"    {line}".rstrip() for lines in filled for line in lines]
+
+
+def _shape_words(piece: Piece, drafter: Drafter) -> str:
+    sides = (", ".join(map(drafter.shape_words, side)) for side in (piece.inputs, piece.outputs))
+    return " -> ".join(side or "nothing" for side in sides)
+
+
+def _kind(argument: Argument) -> str:
+    value = argument.vector.values[0]
+    if isinstance(value, tuple):
+        return "Sequence[int]"
+    return type(value).__name__
+
+
+def _signature(piece: Piece, drafter: Drafter, input_names: Sequence[str], code: ClassCode) -> str:
+    names = input_names or code.drafts[0].input_names
+    given = "".join(
+        f", {name}: {_slot_kind(slot, drafter)}"
+        for name, slot in zip(names, piece.inputs, strict=True)
+    )
+    result = "Tensor" if len(piece.outputs) == 1 else "tuple[Tensor, ...]"
+    return f"def forward(self{given}) -> {result}:"
+
+
+def _slot_kind(slot: Slot, drafter: Drafter) -> str:
+    if not isinstance(slot, Node):
+        return "list[Tensor]"
+    shape = drafter.shapes[slot.name]
+    if not isinstance(shape, tuple):
+        return "int"
+    return "tuple[Tensor, ...]" if shape and isinstance(shape[0], tuple) else "Tensor"

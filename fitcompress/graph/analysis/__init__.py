@@ -1,0 +1,4 @@
+"""What a program is made of: blocks on its spine, parameters and multiply-adds.
+
+Imports `graph` and `graph.axes`.
+"""

@@ -1,0 +1,324 @@
+"""The spine of a network and the blocks on it. Layer: graph.
+
+The *spine* is the chain of nodes that all data from the inputs to the outputs flows through.
+Between two neighbours on it lies a *segment*. Segments make *blocks*: a block starts where a
+segment computes something with weights, and goes on as long as the names of its weights stay inside
+one numbered module (`layer1.2`, `blocks.0`) or nothing more is computed. Blocks that alternate
+(attention, MLP, attention, MLP) are one block where names do not say so. A block whose output has
+the shape of its input can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from fitcompress.graph.analysis.costs import data_nodes, is_weighted, node_depths
+from fitcompress.graph.program import Program, output_nodes
+from fitcompress.graph.shapes import Shape, propagate_shapes
+
+__all__ = ["Block", "find_blocks", "spine_nodes"]
+
+_LONGEST_PERIOD = 4
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of segments that belongs together: one input on the spine, one output."""
+
+    name: str
+    """Dotted path of the module that its output leaves, as its author would call it; made up where
+    there are no names."""
+    parts: tuple[tuple[str, tuple[Node, ...]], ...]
+    """The named modules that it consists of, one after the other, each with its nodes."""
+    head: Node
+    """The spine node that it reads."""
+    nodes: tuple[Node, ...]
+    """All nodes in it in order, weights included; the last is its output."""
+    shape: tuple[int, ...]
+    """The output's shape without the batch."""
+    signature: tuple[Any, ...]
+    depth: int
+    """Weighted contractions on its longest path."""
+    depth_end: int
+    """The same from the input of the network to the block's output."""
+    preserves_shape: bool
+    segments: tuple[_Segment, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The dotted prefixes of its weights, one for each named part of it."""
+        return tuple(key for key, _ in self.parts)
+
+    @property
+    def tail(self) -> Node:
+        """The node whose value is the block's output."""
+        return self.nodes[-1]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    head: Node
+    nodes: tuple[Node, ...]
+    shape: tuple[int, ...]
+    head_shape: tuple[int, ...]
+    is_weighted: bool
+    key: str
+    signature: tuple[Any, ...]
+
+
+def spine_nodes(program: Program, shapes: dict[str, Shape]) -> list[Node]:
+    """The nodes, in order, that every path of data from an input to an output passes through.
+
+    Only tensors count: neither weights nor arithmetic on sizes make a path.
+    """
+    data = _data_nodes(program, shapes)
+    order = {node: index for index, node in enumerate(program.graph.nodes)}
+    outputs = set(output_nodes(program.graph))
+    end = len(order)
+    furthest = max(order[node] for node in data if node.op == "placeholder")
+    spine = []
+    for node in data:
+        index = order[node]
+        if furthest <= index and _is_tensor(shapes[node.name]):
+            spine.append(node)
+        last_use = max(
+            (order[user] for user in node.users if user in order and user in data), default=index
+        )
+        furthest = max(furthest, end if node in outputs and len(outputs) > 1 else last_use)
+    return spine
+
+
+def _data_nodes(program: Program, shapes: dict[str, Shape]) -> dict[Node, None]:
+    """Nodes whose values come from an input and reach an output, in order."""
+    from_input: set[Node] = set()
+    for node in program.graph.nodes:
+        is_data = node.op == "placeholder" or any(
+            source in from_input for source in node.all_input_nodes
+        )
+        if is_data and node.op != "output" and isinstance(shapes[node.name], tuple):
+            from_input.add(node)
+    needed = set(output_nodes(program.graph))
+    for node in reversed(program.graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return {node: None for node in program.graph.nodes if node in from_input and node in needed}
+
+
+def _is_tensor(shape: Shape) -> bool:
+    return isinstance(shape, tuple) and not (shape and isinstance(shape[0], tuple))
+
+
+def find_blocks(program: Program) -> list[Block]:
+    """The blocks on the spine in execution order. Nothing is modified."""
+    shapes = propagate_shapes(program, 2)
+    segments = _find_segments(program, shapes)
+    depths = node_depths(program)
+    cells = _merge_periods(_trim_tails(list(_group_segments(segments))))
+    taken: set[str] = set()
+    blocks = []
+    for number, cell in enumerate(cells):
+        block = _make_block(cell, depths, number)
+        name = block.name
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        blocks.append(replace(block, name=name))
+    return blocks
+
+
+def _find_segments(program: Program, shapes: dict[str, Shape]) -> list[_Segment]:
+    spine = spine_nodes(program, shapes)
+    order = list(program.graph.nodes)
+    place = {node: index for index, node in enumerate(order)}
+    data = data_nodes(program)
+    segments = []
+    for head, tail in pairwise(spine):
+        nodes = _with_weights(order[place[head] + 1 : place[tail] + 1], head, place)
+        tensors = [str(node.target) for node in nodes if node.op == "get_attr"]
+        names = [name for name in tensors if name in program.trainable]
+        segments.append(
+            _Segment(
+                head,
+                nodes,
+                tuple(shapes[tail.name][1:]),
+                tuple(shapes[head.name][1:]),
+                any(is_weighted(node, data) for node in nodes),
+                _common_key(names),
+                _signature(head, nodes, shapes),
+            )
+        )
+    return segments
+
+
+def _with_weights(calls: Sequence[Node], head: Node, place: Mapping[Node, int]) -> tuple[Node, ...]:
+    """The calls with the weights and sizes that only they use, in front of them in their order."""
+    inside = dict.fromkeys(node for node in calls if node.op == "call_function")
+    own: dict[Node, None] = {}
+    pending = list(inside)
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if (
+                source not in inside
+                and source not in own
+                and source is not head
+                and _is_own(source)
+            ):
+                own[source] = None
+                pending.append(source)
+    return (*sorted(own, key=place.__getitem__), *inside)
+
+
+def _is_own(node: Node) -> bool:
+    return node.op == "get_attr"
+
+
+def _common_key(names: Sequence[str]) -> str:
+    """The longest dotted prefix of module paths, cut behind its last number: `blocks.0` for the
+    weights of that block."""
+    paths = [name.split(".")[:-1] for name in names]
+    if not paths:
+        return ""
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    numbered = [index for index, part in enumerate(shared) if part.isdigit()]
+    return ".".join(shared[: numbered[-1] + 1] if numbered else shared)
+
+
+def _signature(head: Node, nodes: Sequence[Node], shapes: dict[str, Shape]) -> tuple[Any, ...]:
+    """What the segment computes, up to the identity of its weights."""
+    number = {head: -1, **{node: index for index, node in enumerate(nodes)}}
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, Node):
+            return ("node", number.get(value, "outside"))
+        if isinstance(value, (list, tuple)):
+            return tuple(map(encode, value))
+        return str(value)
+
+    def describe(node: Node) -> Any:
+        if node.op == "get_attr":
+            return ("weight", shapes[node.name])
+        return (str(node.target), encode(node.args), encode(sorted(node.kwargs.items())))
+
+    return tuple(map(describe, nodes))
+
+
+def _group_segments(segments: Sequence[_Segment]) -> Iterator[list[_Segment]]:
+    """Runs of segments, each starting at a weighted one whose name leaves the run before."""
+    run: list[_Segment] = []
+    for segment in segments:
+        starts = segment.is_weighted and not (run and segment.key and segment.key == run[0].key)
+        if starts and run:
+            yield run
+            run = []
+        if segment.is_weighted or run:
+            run.append(segment)
+    if run:
+        yield run
+
+
+def _trim_tails(cells: list[list[_Segment]]) -> list[list[_Segment]]:
+    """Cut what follows a block without belonging to it: what has a name elsewhere, what stands
+    behind the last place where the input's shape is back, and what one of the blocks before did not
+    have if this one begins like it.
+    """
+    trimmed: list[list[_Segment]] = []
+    for cell in cells:
+        last = max(index for index, s in enumerate(cell) if s.is_weighted)
+        behind = range(last, len(cell))
+        end = next((i for i in behind if _is_elsewhere(cell[i].key, cell[last].key)), len(cell))
+        back = [i + 1 for i in range(last, end) if cell[i].shape == cell[0].head_shape]
+        length = max(back, default=end)
+        recent = trimmed[: -_LONGEST_PERIOD - 1 : -1]
+        alike = next((len(before) for before in recent if _begins_like(cell, before)), length)
+        trimmed.append(cell[:alike])
+    return trimmed
+
+
+def _is_elsewhere(key: str, other: str) -> bool:
+    """Whether two named modules are neither one nor neighbours: `norm` and `blocks.11`."""
+    return bool(key and other) and key.rpartition(".")[0] != other.rpartition(".")[0]
+
+
+def _begins_like(cell: Sequence[_Segment], before: Sequence[_Segment]) -> bool:
+    """Whether the cell is the one before and something more, but not the activation that makes it
+    another."""
+    begins = [segment.signature for segment in cell[: len(before)]]
+    more = cell[len(before) : len(before) + 1]
+    return begins == [segment.signature for segment in before] and not any(map(_is_pointwise, more))
+
+
+def _is_pointwise(segment: _Segment) -> bool:
+    targets = [node.target for node in segment.nodes]
+    return all(isinstance(t, OpOverload) and torch.Tag.pointwise in t.tags for t in targets)
+
+
+def _merge_periods(cells: list[list[_Segment]]) -> list[list[_Segment]]:
+    """Neighbouring cells that come again in the same order are one."""
+    signatures = [tuple(s.signature for s in cell) for cell in cells]
+    joined = [cell[-1].nodes[-1] is following[0].head for cell, following in pairwise(cells)]
+    merged: list[list[_Segment]] = []
+    index = 0
+    while index < len(cells):
+        period, repeats = _period_at(signatures, joined, index)
+        merged.extend(
+            [segment for cell in cells[start : start + period] for segment in cell]
+            for start in range(index, index + period * repeats, period)
+        )
+        index += period * repeats
+    return merged
+
+
+def _period_at(signatures: list[Any], joined: list[bool], index: int) -> tuple[int, int]:
+    """The shortest period above one with which cells repeat from `index` on and how often; (1, 1)
+    if they do not."""
+    if signatures[index : index + 1] == signatures[index + 1 : index + 2]:
+        return 1, 1
+    for period in range(2, _LONGEST_PERIOD + 1):
+        unit, repeats = signatures[index : index + period], 1
+        while signatures[index + repeats * period : index + (repeats + 1) * period] == unit and all(
+            joined[index : index + (repeats + 1) * period - 1]
+        ):
+            repeats += 1
+        if repeats > 1:
+            return period, repeats
+    return 1, 1
+
+
+def _make_block(cell: Sequence[_Segment], depths: dict[Node, int], number: int) -> Block:
+    parts = _parts(cell)
+    keys = [key for key, _ in parts]
+    nodes = tuple(dict.fromkeys(node for segment in cell for node in segment.nodes))
+    return Block(
+        name=keys[-1] if keys else f"block{number}",
+        parts=parts,
+        head=cell[0].head,
+        nodes=nodes,
+        shape=cell[-1].shape,
+        signature=tuple(segment.signature for segment in cell),
+        depth=depths[cell[-1].nodes[-1]] - depths[cell[0].head],
+        depth_end=depths[cell[-1].nodes[-1]],
+        preserves_shape=cell[-1].shape == cell[0].head_shape,
+        segments=tuple(cell),
+    )
+
+
+def _parts(cell: Sequence[_Segment]) -> tuple[tuple[str, tuple[Node, ...]], ...]:
+    """Its segments by the name of their weights; those without weights go with the ones before."""
+    found: dict[str, list[Node]] = {}
+    key = ""
+    for segment in cell:
+        key = segment.key if segment.is_weighted and segment.key else key
+        if key:
+            found.setdefault(key, []).extend(segment.nodes)
+    return tuple((key, tuple(dict.fromkeys(nodes))) for key, nodes in found.items())

@@ -1,0 +1,175 @@
+"""Turns a module into a `Program`. Layer: graph.
+
+The module runs on shapes alone, at two batch sizes, and its calls are recorded: control flow, flags
+and hooks are what they are when it is used on a CPU. It knows nothing of files or timm.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+
+from fitcompress.errors import CaptureError
+from fitcompress.graph.capture.dynamic_batch import make_batch_dynamic, merge_recordings
+from fitcompress.graph.capture.functionalize import MutatedViewError, functionalise
+from fitcompress.graph.names import tidied
+from fitcompress.graph.capture.normalize import normalise, refuse_state
+from fitcompress.graph.program import InputInfo, Program, prune
+from fitcompress.graph.capture.recorder import BatchRefusedError, Recording, record
+
+__all__ = ["capture_module", "capture_named_module", "capture_recorded", "evaluating"]
+
+
+def capture_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> Program:
+    """The flat program that `module` computes in eval mode, its batch size dynamic.
+
+    example_inputs: one tensor an input, batch first; only shapes and dtypes matter. The module is
+        left as it was found; the program shares its tensors.
+
+    Raises:
+        CaptureError: it does not run on such inputs, or is no pure function of them.
+    """
+    return capture_named_module(module, example_inputs)[0]
+
+
+def capture_named_module(
+    module: nn.Module, example_inputs: Sequence[Tensor]
+) -> tuple[Program, tuple[str, ...]]:
+    """The same as `capture_module`, and the names of the outputs."""
+    names, what = _argument_names(module, len(example_inputs)), type(module).__name__
+    infos = [
+        InputInfo(name, tuple(value.shape[1:]), value.dtype)
+        for name, value in zip(names, example_inputs, strict=True)
+    ]
+    with evaluating(module):
+        record_at = partial(_record, module, infos)
+        program, recording = capture_recorded(record_at, _BATCH_SIZES, infos, what)
+    is_bare = any(value.is_meta for value in module.state_dict().values())
+    for name, value in program.tensors.items():
+        if isinstance(value, FakeTensor) or (value.is_meta and not is_bare):
+            raise CaptureError(
+                f"capturing {what}: its tensor '{name}' comes from an earlier run",
+                advice="Only networks without memory between calls can be distilled.",
+            )
+    return program, recording.names
+
+
+_BATCH_SIZES = (6, 35)
+"""On shapes any size costs the same. Without a common factor, and large enough that a half or a
+quarter of the batch, or one less, is not the same share of it in both."""
+
+
+def _record(module: nn.Module, infos: Sequence[InputInfo], batch_size: int) -> Recording:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        examples = {
+            info.name: torch.empty((batch_size, *info.shape), dtype=info.dtype) for info in infos
+        }
+    with _keeping_attributes(module):
+        return record(module, examples, type(module).__name__)
+
+
+def _argument_names(module: nn.Module, count: int) -> list[str]:
+    """What the module calls its first inputs."""
+    names: list[str] = []
+    for parameter in inspect.signature(module.forward).parameters.values():
+        is_rest = parameter.kind is parameter.VAR_POSITIONAL
+        rest = count - len(names) if is_rest else 0
+        names += [f"{parameter.name}_{i}" for i in range(rest)] or [parameter.name]
+    return [*names, *(f"input_{i}" for i in range(count))][:count]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module into eval mode and afterwards gives each submodule its own flag back."""
+    flags = {child: child.training for child in module.modules() if hasattr(child, "training")}
+    try:
+        for child in flags:
+            child.training = False
+        yield
+    finally:
+        for child, flag in flags.items():
+            child.training = flag
+
+
+@contextmanager
+def _keeping_attributes(module: nn.Module) -> Iterator[None]:
+    """Gives each submodule its attributes back: what one run keeps must not show in the next."""
+    owned = [child for child in module.modules() if not isinstance(child, torch.jit.ScriptModule)]
+    before = [(vars(child), _copied(vars(child))) for child in owned]
+    try:
+        yield
+    finally:
+        for attributes, kept in before:
+            for name in attributes.keys() - kept.keys():
+                del attributes[name]
+            for name, (value, content) in kept.items():
+                attributes[name] = value
+                if content is not None:
+                    value.clear()
+                    (value.extend if isinstance(value, list) else value.update)(content)
+
+
+def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Each attribute with a copy of what it holds, if it is a collection."""
+    return {
+        name: (value, copy.copy(value) if isinstance(value, (dict, list, set)) else None)
+        for name, value in attributes.items()
+    }
+
+
+def capture_recorded(
+    record_at: Callable[[int], Recording],
+    batch_sizes: tuple[int, int],
+    infos: Sequence[InputInfo],
+    what: str,
+) -> tuple[Program, Recording]:
+    """The program of a network from recordings at two batch sizes, or where its views hold the
+    batch that it was made with, at that one; with the last recording.
+
+    Raises:
+        CaptureError: it does not run, keeps state, or its batch size cannot be freed.
+    """
+    try:
+        one, other = map(record_at, batch_sizes)
+    except BatchRefusedError as error:
+        return _at_fixed_batch(record_at, infos, what, error)
+    programs = _functional(one.program, what), _functional(other.program, what)
+    return tidied(normalise(merge_recordings(*programs, batch_sizes))), other
+
+
+def _at_fixed_batch(
+    record_at: Callable[[int], Recording], infos: Sequence[InputInfo], what: str, cause: Exception
+) -> tuple[Program, Recording]:
+    for batch_size in (1, 2, 4, 8, 16, 32, 64):
+        try:
+            recording = record_at(batch_size)
+        except BatchRefusedError:
+            continue
+        program = tidied(normalise(_functional(recording.program, what)))
+        return make_batch_dynamic(program, batch_size), recording
+    said = " and ".join(f"{info.shape} {str(info.dtype).split('.')[-1]}" for info in infos)
+    raise CaptureError(f"running {what} on inputs of {said}: {cause}") from cause
+
+
+def _functional(recording: Program, what: str) -> Program:
+    """The recording without in-place calls: sizes are still numbers, whatever is written back."""
+    try:
+        functionalise(recording.graph)
+    except MutatedViewError as error:
+        raise CaptureError(
+            f"capturing {what}: {error}",
+            advice="A .pt2 of the same model may work instead.",
+        ) from error
+    written = {node.meta["mutates"] for node in recording.graph.nodes if "mutates" in node.meta}
+    kept = prune(recording)
+    for node in written.intersection(kept.graph.nodes):
+        refuse_state(node)  # its old value is read, and the next run would read the new one
+    return kept

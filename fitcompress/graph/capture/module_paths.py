@@ -1,0 +1,223 @@
+"""Gives calls of an archive back to the modules they came from. Layer: graph.
+
+A TorchScript recording knows the names of weights but not which module made a call. Names tell: a
+convolution belongs to its weight's module, a sum to the smallest module that holds the branches it
+joins, the rest to the place where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from fitcompress.graph.program import Program, clone, copy_graph, output_nodes
+from fitcompress.graph.shapes import propagate_shapes
+from fitcompress.graph.analysis.blocks import find_blocks
+
+__all__ = ["infer_owners", "name_by_use"]
+
+_WEIGHT_ARGUMENTS = ("weight", "bias", "running_mean", "running_var")
+_MIN_LOOSE_WEIGHT = 8
+"""Elements from which an unnamed float tensor in plain arithmetic counts as learnt: not the mean of
+the input channels.
+"""
+
+
+def name_by_use(program: Program) -> Program:
+    """Names the tensors that the source had no names for (frozen archives) after the calls that use
+    them, and where it had no names at all, after the block that these stand in too. Nothing is
+    modified.
+
+    Those used as weights are trainable, and so are float tables, but for masks (two values) and
+    tiny ones.
+    """
+    has_no_names = all(map(_is_unnamed, program.tensors))
+    named = _unpooled(program)
+    renamed: dict[str, str] = {}
+    trainable = set(program.trainable)
+    for node in named.graph.nodes:
+        for role, source in _unnamed_tensors(node):
+            old = str(source.target)
+            if old in renamed:
+                continue
+            value = named.tensors[old]
+            is_weight = role in _WEIGHT_ARGUMENTS and value.is_floating_point()
+            renamed[old] = f"{node.name}.{role}" if is_weight else old
+            if (is_weight and not role.startswith("running")) or _is_table(value):
+                trainable.add(old)
+    named = _renamed(replace(named, trainable=frozenset(trainable)), renamed)
+    return _renamed(named, _names_by_block(named)) if has_no_names else named
+
+
+def _unpooled(program: Program) -> Program:
+    """A copy in which each call has the constant vectors that it takes as weights to itself:
+    freezing merges equal constants, so that all fresh norms and all zero biases look tied.
+    """
+    parted = clone(program)
+    taken: set[Node] = set()
+    for node in list(parted.graph.nodes):
+        for index, source in _unnamed_weights(node):
+            value = parted.tensors[str(source.target)]
+            if source in taken and value.ndim == 1 and bool((value == value[:1]).all()):
+                own = f"{source.target}_of_{node.name}_{index}"
+                parted.tensors[own] = value.clone()
+                with parted.graph.inserting_before(node):
+                    new = parted.graph.create_node("get_attr", own)
+                new.meta.update(source.meta)
+                node.update_arg(index, new)
+            taken.add(source)
+    return parted
+
+
+def _unnamed_weights(node: Node) -> Iterable[tuple[int, Node]]:
+    """(place, source) for each tensor without a name of its own that a call takes as a weight."""
+    if not isinstance(node.target, OpOverload):
+        return
+    roles = [argument.name for argument in node.target._schema.arguments]
+    for index, (role, source) in enumerate(zip(roles, node.args, strict=False)):
+        if role not in _WEIGHT_ARGUMENTS or not isinstance(source, Node):
+            continue
+        if source.op == "get_attr" and _is_unnamed(str(source.target)):
+            yield index, source
+
+
+def _names_by_block(program: Program) -> dict[str, str]:
+    """`blocks.<number>.` in front of the name of each tensor in a block on the spine; what comes
+    before the first block and what makes the output stand outside of all, as in most networks.
+    """
+    ends = output_nodes(program.graph)
+    inner = [block for block in find_blocks(program)[1:] if block.tail not in ends]
+    names: dict[str, str] = {}
+    for number, block in enumerate(inner):
+        for node in block.nodes:
+            if node.op == "get_attr":
+                names.setdefault(str(node.target), f"blocks.{number}.{node.target}")
+    return names
+
+
+def _renamed(program: Program, names: Mapping[str, str]) -> Program:
+    """The program with other names for some of its tensors."""
+    graph, _ = copy_graph(program.graph)
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            node.target = names.get(str(node.target), node.target)
+    tensors = {names.get(name, name): value for name, value in program.tensors.items()}
+    trainable = frozenset(names.get(name, name) for name in program.trainable)
+    return Program(graph, tensors, trainable, program.inputs)
+
+
+def _unnamed_tensors(node: Node) -> Iterable[tuple[str, Node]]:
+    """(argument, source) for each tensor without a name of its own that a call takes."""
+    if not isinstance(node.target, OpOverload):
+        return
+    names = [argument.name for argument in node.target._schema.arguments]
+    for name, value in [*zip(names, node.args, strict=False), *node.kwargs.items()]:
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, Node) and item.op == "get_attr" and _is_unnamed(str(item.target)):
+                yield name, item
+
+
+def _is_unnamed(name: str) -> bool:
+    return name.rpartition(".")[2].startswith("constant_")
+
+
+def _is_table(value: Tensor) -> bool:
+    is_large = value.is_floating_point() and value.numel() >= _MIN_LOOSE_WEIGHT
+    return is_large and not value.is_meta and value.flatten()[:4096].unique().numel() != 2
+
+
+def infer_owners(program: Program) -> Program:
+    """The program with an owner on every call, guessed from the names of weights. Nothing is
+    modified.
+    """
+    owned = clone(program)
+    shapes = propagate_shapes(program)
+    nodes = [node for node in owned.graph.nodes if node.op == "call_function"]
+    reach = _weights_on_the_way(nodes)
+    following = _next_weight_owners(nodes)
+    for index, node in enumerate(nodes):
+        own = _weight_owner(node)
+        node.meta["owner"] = own or _guess(node, shapes, reach, following[index])
+    for node in reversed(nodes):
+        node.meta["owner"] = node.meta["owner"] or _owner_of_only_user(node)
+    return owned
+
+
+def _owner_of_only_user(node: Node) -> str:
+    """A call that stands nowhere else belongs where its single user does (a short cut without
+    weights).
+    """
+    if len(node.users) != 1:
+        return ""
+    (user,) = node.users
+    owner = str(user.meta.get("owner", ""))
+    return owner.rpartition(".")[0] if _weight_owner(user) else owner
+
+
+def _weight_owner(node: Node) -> str:
+    """The module of the weights that a call takes directly."""
+    sources = [n for n in node.all_input_nodes if n.op == "get_attr" and "." in str(n.target)]
+    return _common([str(n.target).rpartition(".")[0] for n in sources]) if sources else ""
+
+
+def _guess(node: Node, shapes: Mapping[str, Any], reach: Mapping[Node, Any], after: str) -> str:
+    sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+    if not sources:
+        return ""
+    if len(sources) > 1:
+        return _common([*_branch_owners(sources, reach)])
+    (source,) = sources
+    before = str(source.meta.get("owner", ""))
+    if _weight_owner(source):
+        before = before.rpartition(".")[0]
+    if shapes[node.name] == shapes[source.name]:
+        return before
+    return _common([before, after])
+
+
+def _branch_owners(sources: Iterable[Node], reach: Mapping[Node, frozenset[str]]) -> set[str]:
+    """Owners of the weights between the place where branches part and the one where they meet
+    again.
+    """
+    sets = [reach[source] for source in sources if source in reach]
+    shared = frozenset.intersection(*sets) if sets else frozenset()
+    return set().union(*(found - shared for found in sets))
+
+
+def _weights_on_the_way(nodes: Iterable[Node]) -> dict[Node, frozenset[str]]:
+    """For each call the owners of all weights that its value went through."""
+    reach: dict[Node, frozenset[str]] = {}
+    for node in nodes:
+        found = frozenset().union(
+            *(reach.get(source, frozenset()) for source in node.all_input_nodes)
+        )
+        owner = _weight_owner(node)
+        reach[node] = found | {owner} if owner else found
+    return reach
+
+
+def _next_weight_owners(nodes: list[Node]) -> list[str]:
+    """For each call the module of the next call in order that takes a weight."""
+    following, owner = [""] * len(nodes), ""
+    for index in reversed(range(len(nodes))):
+        following[index] = owner
+        owner = _weight_owner(nodes[index]) or owner
+    return following
+
+
+def _common(paths: Iterable[str]) -> str:
+    """The longest dotted path that all of them begin with."""
+    split = [path.split(".") for path in paths]
+    if not split:
+        return ""
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)

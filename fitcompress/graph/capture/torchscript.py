@@ -1,0 +1,124 @@
+"""Turns a TorchScript archive into a `Program`: recorded on values, held against what the archive
+gave, with names and owners found from its weights. Layer: graph.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fitcompress.errors import CaptureError, TeacherError
+from fitcompress.graph.capture.dynamic_batch import agree
+from fitcompress.graph.capture.capture import capture_recorded, evaluating
+from fitcompress.graph.capture.archive_devices import without_devices
+from fitcompress.graph.examples import random_input
+from fitcompress.graph.capture.module_paths import infer_owners, name_by_use
+from fitcompress.graph.program import InputInfo, Program, run_program
+from fitcompress.graph.capture.recorder import BatchRefusedError, Recording, record
+
+__all__ = ["capture_named_torchscript", "capture_torchscript", "load_torchscript"]
+
+
+def load_torchscript(path: Path) -> torch.jit.ScriptModule:
+    """The archive on the CPU, wherever it was saved.
+
+    Raises:
+        TeacherError: torch cannot read it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.load(without_devices(path), map_location="cpu")  # type: ignore[no-any-return]
+    except Exception as error:
+        raise TeacherError(
+            f"opening '{path}': torch {torch.__version__} cannot read this TorchScript archive:"
+            f" {_first_line(error)}",
+            advice="Copy it again, or save it again with this version of torch.",
+        ) from error
+
+
+def capture_torchscript(archive: nn.Module, *inputs: tuple[int, ...] | InputInfo) -> Program:
+    """The flat program of an archive, its batch size dynamic.
+
+    inputs: what it takes, without the batch; a bare shape is one of float32.
+
+    Raises:
+        CaptureError: it does not run on such inputs, keeps state, or its batch size cannot be
+            freed.
+    """
+    return capture_named_torchscript(archive, *inputs)[0]
+
+
+def capture_named_torchscript(
+    archive: nn.Module, *inputs: tuple[int, ...] | InputInfo
+) -> tuple[Program, tuple[str, ...]]:
+    """The same as `capture_torchscript`, and the names of the outputs."""
+    infos = [InputInfo("", item) if isinstance(item, tuple) else item for item in inputs]
+    with evaluating(archive):
+        program, recording = capture_recorded(
+            partial(_record, archive, infos), _BATCH_SIZES, infos, "the archive"
+        )
+        return _checked(infer_owners(name_by_use(program)), recording), recording.names
+
+
+def _checked(program: Program, recording: Recording) -> Program:
+    """The program, which must give what the archive gave when it was recorded."""
+    with _same_draws():
+        found = run_program(program, *recording.examples)
+    if not all(map(agree, found, recording.outputs)):
+        raise CaptureError(
+            "capturing the archive: the graph of its calls does not give its outputs",
+            advice="Export the model that it was made from as a .pt2 instead.",
+        )
+    return program
+
+
+_BATCH_SIZES = (2, 5)
+"""As small as a batch can be, since values are computed, without a common factor; half of one is no
+multiple of it."""
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _record(archive: nn.Module, infos: Sequence[InputInfo], batch_size: int) -> Recording:
+    """A run on random inputs."""
+    generator = torch.Generator().manual_seed(0)
+    examples = [random_input(info, batch_size, generator) for info in infos]
+    names = [info.name for info in infos if info.name] or _argument_names(archive)
+    if _writes_to_itself(archive):  # what it keeps of a run must not show in the next one
+        archive = copy.deepcopy(archive)
+    with _same_draws():
+        recording = record(archive, dict(zip(names, examples, strict=False)), "the archive")
+    if any(value.ndim == 0 or value.shape[0] != batch_size for value in recording.outputs):
+        raise BatchRefusedError(
+            f"its output does not have one row a sample for {batch_size} samples"
+        )
+    return recording
+
+
+def _writes_to_itself(archive: nn.Module) -> bool:
+    graph = archive.inlined_graph
+    return any(graph.findAllNodes(kind) for kind in ("prim::SetAttr", "aten::_set_item"))  # type: ignore[operator, union-attr]
+
+
+def _argument_names(archive: nn.Module) -> list[str]:
+    """What the archive calls its inputs."""
+    arguments = archive.forward.schema.arguments[1:]  # type: ignore[attr-defined]
+    return [re.sub(r"\W", "_", argument.name) for argument in arguments]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,311 @@
+"""Thinner: new sizes for the atoms that are free, and the program rewritten to them. Layer: graph.
+
+Sizes are planned as numbers before any tensor exists; the rewriting is then mechanical: every
+tensor gets the sizes of its axes and every bound literal the size of its axis.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import gcd, isclose, prod
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from fitcompress.errors import PlanError
+from fitcompress.graph.axes.algebra import Atom, Axis, Factor
+from fitcompress.graph.analysis.costs import COUNTED_BATCH
+from fitcompress.graph.program import Program, clone, output_nodes, prune
+from fitcompress.graph.axes.rules import Binding
+from fitcompress.graph.shapes import propagate_shapes
+from fitcompress.graph.axes.trace import AxisTrace, STRUCTURAL, free_weight_atoms
+
+__all__ = [
+    "KEPT",
+    "FrozenPlace",
+    "Thinning",
+    "frozen_places",
+    "plan_sizes",
+    "round_width",
+    "thin_program",
+    "verify_program",
+]
+
+_CLOSE_ENOUGH = (0.7, 1.4)
+"""How far the achieved share may be from the asked one before heads or groups are left whole and
+their insides thinned."""
+KEPT = "the other factor beside it is thinned (of groups or heads either the number or the width)"
+"""The reason for an axis that could be thinned and is not."""
+_MUCH_LESS = 0.9
+"""The share of the parameters that scaling the insides of groups must leave, over scaling their
+number, to be preferred: a group's width is in a weight twice, the number of groups once."""
+
+
+def round_width(size: int, width_mult: float, unit: int = 1) -> int:
+    """A count near `size * width_mult` so that `count * unit` is a friendly number of channels.
+
+    The nearest multiple of 8 when that moves it by at most a tenth, else of 4, 2, 1: odd widths are
+    not faster.
+
+    >>> round_width(64, 0.3), round_width(32, 0.3), round_width(3, 0.3, 64)
+    (20, 10, 1)
+    """
+    target = size * width_mult
+    for multiple in (8, 4, 2, 1):
+        step = multiple // gcd(multiple, unit)
+        count = max(step, round(target / step) * step)
+        if count <= size and abs(count - target) <= 0.1 * target:
+            return count
+    return max(1, round(target))
+
+
+def plan_sizes(trace: AxisTrace, width_mult: float) -> dict[Atom, int]:
+    """New sizes of the free atoms. In a product one factor scales and the others stay: heads before
+    head width, groups before group width, unless so few of them are left that the share would be
+    missed by far, or scaling the inner ones leaves much fewer parameters.
+    """
+    return Thinning(trace).sizes(width_mult)
+
+
+def _products(trace: AxisTrace) -> Iterator[Axis]:
+    """All products among the weights' axes, those of several factors first, so that they decide who
+    scales."""
+    seen: dict[Axis, None] = {}
+    for axes in trace.weights.values():
+        for axis in axes:
+            seen.update(dict.fromkeys(trace.algebra.products(axis)))
+    yield from (product for product in seen if len(product) > 1)
+    yield from (product for product in seen if len(product) == 1)
+
+
+class Thinning:
+    """What stands beside what among the weights' axes, on which any width is tried."""
+
+    def __init__(self, trace: AxisTrace) -> None:
+        self.trace = trace
+        self.free = free_weight_atoms(trace)
+        self.products = list(_products(trace))
+        self.beside: dict[Factor, set[Atom]] = {}
+        for product in self.products:
+            for factor in product:
+                others = (other for other in product if other is not factor)
+                self.beside.setdefault(factor, set()).update(*map(self.free_atoms, others))
+        self.tensors_with: dict[Atom, dict[str, None]] = {}
+        for name, axes in trace.weights.items():
+            for atom in (atom for axis in axes for atom in trace.algebra.atoms(axis)):
+                self.tensors_with.setdefault(atom, {})[name] = None
+
+    def free_atoms(self, factor: Factor) -> set[Atom]:
+        return set(self.trace.algebra.atoms((factor,))) & self.free
+
+    def sizes(self, width_mult: float) -> dict[Atom, int]:
+        """As `plan_sizes`."""
+        if width_mult == 1:
+            return {}
+        choice = _Choice(self, width_mult)
+        for product in self.products:
+            choice.settle(product)
+        return {atom: size for atom, size in choice.sizes.items() if atom not in choice.held}
+
+
+class _Choice:
+    """Which atoms scale, decided product by product."""
+
+    def __init__(self, thinning: Thinning, width_mult: float) -> None:
+        self.thinning, self.trace, self.width_mult = thinning, thinning.trace, width_mult
+        self.held: set[Atom] = set()
+        self.sizes: dict[Atom, int] = {}
+
+    def settle(self, product: Axis) -> None:
+        """One factor of the product scales, the others are held."""
+        chosen = self._factor_to_scale(product)
+        for factor in product:
+            if factor is not chosen:
+                self.held.update(self.thinning.free_atoms(factor))
+        if isinstance(chosen, Atom) and chosen not in self.sizes and chosen in self.thinning.free:
+            unit = self.trace.algebra.size(product) // chosen.size
+            self.sizes[chosen] = round_width(chosen.size, self.width_mult, unit)
+
+    def _factor_to_scale(self, product: Axis) -> Factor | None:
+        eligible = [factor for factor in product if self.thinning.free_atoms(factor) - self.held]
+        already = [factor for factor in eligible if factor in self.sizes]
+        if already or not eligible:
+            return already[0] if already else None
+        close = [f for f in eligible if _divides_well(f, self.width_mult)] or eligible[-1:]
+        is_outer = len(close) > 1 and isinstance(close[0], Atom)
+        return close[1] if is_outer and self._should_stay(close[0]) else close[0]
+
+    def _should_stay(self, factor: Factor) -> bool:
+        """Whether scaling all that stands beside the factor in some product leaves much fewer
+        parameters than scaling the factor itself."""
+        alone, beside = self.thinning.free_atoms(factor), self.thinning.beside[factor]
+        atoms = (*alone, *beside)
+        touched = dict.fromkeys(name for atom in atoms for name in self.thinning.tensors_with[atom])
+        return self._params(touched, beside) < _MUCH_LESS * self._params(touched, alone)
+
+    def _params(self, names: Iterable[str], scaled: Iterable[Atom]) -> int:
+        """The size of some tensors when these atoms are scaled."""
+        axes, resize = self.trace.weights, self.trace.algebra.resize
+        sizes = {atom: max(1, round(atom.size * self.width_mult)) for atom in scaled}
+        return sum(prod(resize(axis, sizes) for axis in axes[name]) for name in names)
+
+
+def _divides_well(factor: Factor, width_mult: float) -> bool:
+    if not isinstance(factor, Atom):
+        return True
+    share = max(1, round(factor.size * width_mult)) / factor.size
+    return _CLOSE_ENOUGH[0] <= share / width_mult <= _CLOSE_ENOUGH[1]
+
+
+def thin_program(program: Program, trace: AxisTrace, sizes: Mapping[Atom, int]) -> Program:
+    """The program with the atoms at their new sizes, its tensors on the meta device. The argument
+    is not modified.
+
+    Sizes that hold the batch become -1 where the operation infers them, so that the result takes
+    every batch.
+    """
+    thin = clone(program)
+    nodes = {node.name: node for node in thin.graph.nodes}
+    for binding in trace.bindings:
+        _rewrite_size(nodes[binding.node], binding, trace, sizes)
+    for constant in trace.constants:
+        _rewrite_constant(nodes[constant.node], constant.argument, constant.axes, trace, sizes)
+    tensors = {
+        name: torch.empty(
+            [trace.algebra.resize(axis, sizes) for axis in trace.weights[name]],
+            dtype=value.dtype,
+            device="meta",
+        )
+        for name, value in program.tensors.items()
+        if name in trace.weights
+    }
+    return prune(Program(thin.graph, tensors, program.trainable, program.inputs))
+
+
+def _rewrite_size(
+    node: Node, binding: Binding, trace: AxisTrace, sizes: Mapping[Atom, int]
+) -> None:
+    current = _literal(node, binding.argument, binding.index)
+    size = trace.algebra.resize(binding.axis, sizes)
+    if trace.is_batch(binding.axis):
+        if binding.is_inferable:
+            _set_literal(node, binding.argument, binding.index, -1)
+        elif isinstance(current, Node) and size != trace.algebra.size(binding.axis):
+            count = size // trace.algebra.size(trace.batch)
+            _set_literal(node, binding.argument, binding.index, _batch_times(node, count))
+    elif isinstance(current, int) or _changed(binding.axis, trace, sizes):
+        _set_literal(node, binding.argument, binding.index, size)
+
+
+def _changed(axis: Axis, trace: AxisTrace, sizes: Mapping[Atom, int]) -> bool:
+    return trace.algebra.resize(axis, sizes) != trace.algebra.size(axis)
+
+
+def _batch_times(node: Node, count: int) -> Node:
+    """A node for `count` times the batch size, in front of `node`."""
+    graph = node.graph
+    source = next(other for other in graph.nodes if other.op == "placeholder")
+    with graph.inserting_before(node):
+        batch = graph.call_function(torch.ops.aten.sym_size.int, (source, 0))
+        return graph.call_function(operator.mul, (batch, count))
+
+
+def _rewrite_constant(
+    node: Node, argument: str, axes: tuple[Axis, ...], trace: AxisTrace, sizes: Mapping[Atom, int]
+) -> None:
+    """A float that is a power of an axis's old size becomes the same power of its new one
+    (1/sqrt(d) in attention)."""
+    value = _literal(node, argument, None)
+    for axis in reversed(axes):
+        old, new = trace.algebra.size(axis), trace.algebra.resize(axis, sizes)
+        for power in (-0.5, -1.0, -0.25, 0.5):
+            if isclose(value, old**power, rel_tol=1e-6):
+                _set_literal(node, argument, None, value * (new / old) ** power)
+                return
+
+
+def _position(node: Node, argument: str) -> int | None:
+    """Where the argument stands among the positional ones of the call; None when it is given by
+    name."""
+    assert isinstance(node.target, OpOverload)
+    names = [schema.name for schema in node.target._schema.arguments]
+    place = names.index(argument)
+    return place if place < len(node.args) else None
+
+
+def _literal(node: Node, argument: str, index: int | None) -> Any:
+    place = _position(node, argument)
+    value: Any = node.kwargs.get(argument) if place is None else node.args[place]
+    return value if index is None or value is None else value[index]
+
+
+def _set_literal(node: Node, argument: str, index: int | None, value: Any) -> None:
+    place = _position(node, argument)
+    if index is not None:
+        whole = list(_literal(node, argument, None))
+        whole[index] = value
+        value = whole
+    if place is None:
+        node.kwargs = {**node.kwargs, argument: value}
+    else:
+        node.update_arg(place, value)
+
+
+def verify_program(program: Program, reference: Program) -> None:
+    """Check that the program runs at a batch size that nothing was derived at, and gives outputs of
+    the reference's shapes.
+
+    Raises:
+        PlanError: it does not.
+    """
+    try:
+        found = _output_shapes(program)
+    except (RuntimeError, ValueError, TypeError) as error:
+        cause = str(error).splitlines()[0]
+        raise PlanError(f"the planned student does not run: {cause}") from error
+    expected = _output_shapes(reference)
+    if found != expected:
+        raise PlanError(
+            f"the planned student gives outputs of shape {found}, the teacher {expected}"
+        )
+
+
+def _output_shapes(program: Program) -> list[Any]:
+    shapes = propagate_shapes(program, COUNTED_BATCH)
+    return [shapes[node.name] for node in output_nodes(program.graph)]
+
+
+@dataclass(frozen=True)
+class FrozenPlace:
+    """Sizes that could not be thinned for one reason, and the weights that have them."""
+
+    reason: str
+    sizes: tuple[int, ...]
+    tensors: tuple[str, ...]
+
+
+def frozen_places(
+    trace: AxisTrace, trainable: frozenset[str], sizes: Mapping[Atom, int]
+) -> tuple[FrozenPlace, ...]:
+    """Where trained tensors stay as wide as the teacher's for a reason not in the task, most
+    tensors first; `sizes` is what `plan_sizes` gave."""
+    found: dict[str, dict[str, set[Atom]]] = {}
+    for name in filter(trainable.__contains__, trace.weights):
+        for axis in trace.weights[name]:
+            atoms = list(trace.algebra.atoms(axis))
+            kept = KEPT if sizes and sizes.keys().isdisjoint(atoms) else ""
+            for atom in atoms:
+                reason = trace.algebra.frozen_reason(atom) or kept
+                if reason and reason not in STRUCTURAL:
+                    found.setdefault(reason, {}).setdefault(name, set()).add(atom)
+    places = [
+        FrozenPlace(
+            reason, tuple(sorted({atom.size for atoms in by.values() for atom in atoms})), tuple(by)
+        )
+        for reason, by in found.items()
+    ]
+    return tuple(sorted(places, key=lambda place: -len(place.tensors)))
