@@ -16,17 +16,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fitcompress.ablation.runner import ablate
-    from fitcompress.loading_TMP import load
     from fitcompress.ablation.arms import read_arms
+    from fitcompress.ablation.runner import ablate
+    from fitcompress.api import (
+        demo,
+        evaluate,
+        export,
+        inspect,
+        load,
+        load_comparison,
+        load_report,
+        plan,
+        plan_frontier,
+    )
     from fitcompress.errors import FitcompressError
-    from fitcompress.api import demo, distill, evaluate, export, inspect, load_comparison, load_report, plan, train_teacher
-    from fitcompress.recipe.recipe import Recipe, load_recipe, resolve_recipe
-    from fitcompress.report.run_report import Report
-    from fitcompress.report.ablation_facts import Ablation
-    from fitcompress.report.comparison import Comparison
     from fitcompress.interface import InputSpec, TensorSpec
     from fitcompress.models.open import teacher_from_module
+    from fitcompress.recipe.recipe import Recipe, load_recipe, resolve_recipe
+    from fitcompress.report.ablation_facts import Ablation
+    from fitcompress.report.comparison import Comparison
+    from fitcompress.report.run_report import Report
+    from fitcompress.run.distill import distill
+    from fitcompress.run.train_teacher import train_teacher
 
 __all__ = [
     "Ablation",
@@ -48,6 +59,7 @@ __all__ = [
     "load_recipe",
     "load_report",
     "plan",
+    "plan_frontier",
     "read_arms",
     "resolve_recipe",
     "teacher_from_module",
@@ -57,28 +69,29 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
-    "Ablation": "report.ablation",
+    "Ablation": "report.ablation_facts",
     "Comparison": "report.comparison",
     "FitcompressError": "errors",
-    "InputSpec": "spec",
-    "Recipe": "recipe",
-    "Report": "report",
-    "TensorSpec": "spec",
-    "ablate": "ablation",
-    "demo": "pipeline",
-    "distill": "pipeline",
-    "evaluate": "pipeline",
-    "export": "pipeline",
-    "inspect": "pipeline",
+    "InputSpec": "interface",
+    "Recipe": "recipe.recipe",
+    "Report": "report.run_report",
+    "TensorSpec": "interface",
+    "ablate": "ablation.runner",
+    "demo": "api",
+    "distill": "run.distill",
+    "evaluate": "api",
+    "export": "api",
+    "inspect": "api",
     "load": "api",
-    "load_comparison": "pipeline",
-    "load_recipe": "recipe",
-    "load_report": "pipeline",
-    "plan": "pipeline",
-    "read_arms": "arms",
-    "resolve_recipe": "recipe",
-    "teacher_from_module": "teacher",
-    "train_teacher": "pipeline",
+    "load_comparison": "api",
+    "load_recipe": "recipe.recipe",
+    "load_report": "api",
+    "plan": "api",
+    "plan_frontier": "api",
+    "read_arms": "ablation.arms",
+    "resolve_recipe": "recipe.recipe",
+    "teacher_from_module": "models.open",
+    "train_teacher": "run.train_teacher",
 }
 """The module that each public name is loaded from, at its first use."""
 

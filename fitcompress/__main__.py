@@ -1,6 +1,6 @@
 """`python -m fitcompress`: the same as the `fitcompress` command."""
 
-from fitcompress.cli import main
+from fitcompress.cli.entry import main
 
 if __name__ == "__main__":
     main()

@@ -8,55 +8,55 @@ Each function here is one command. Progress leaves as events.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fitcompress.student.latency_search import frontier
+from torch import Tensor
+from torch.fx import GraphModule
+
 from fitcompress.data.bundle import DataBundle, load_data
 from fitcompress.data.class_order import match_classes
-from fitcompress.errors import RunError
-from fitcompress.events import Emit, Event, Notice, Progress, StageFinished, StageStarted, ignore
-from fitcompress.run.evaluate import check_teacher, measure_results, predict_split
-from fitcompress.exporters.from_run import accuracy_of, source_of
-from fitcompress.exporters.formats import FORMATS, export_model
-from fitcompress.graph.lift import build_network
-from fitcompress.run.hints import inherit_statistics
 from fitcompress.distillation.pairs import map_layers
+from fitcompress.errors import RunError
 from fitcompress.evaluation.accuracy import accuracy
-from fitcompress.models.model import Model, is_model_folder, load_model, save_model
+from fitcompress.evaluation.predict import predict_split
+from fitcompress.events import Emit, StageFinished, StageStarted, ignore
+from fitcompress.exporters.formats import FORMATS, export_model
+from fitcompress.exporters.from_run import accuracy_of, source_of
+from fitcompress.exporters.latency import beside_float
 from fitcompress.exporters.onnx_session import open_onnx
-from fitcompress.student.planner import Planned, make_model, plan_run, with_state
-from fitcompress.run.prepare import load_images, prepare_teacher
-from fitcompress.ranks import is_first_process
-from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml
-from fitcompress.report.run_report import Report
+from fitcompress.graph.cut import cut_program
+from fitcompress.graph.lift import build_network, share_leaves
+from fitcompress.graph.program import output_nodes
+from fitcompress.graph.shapes import propagate_shapes
+from fitcompress.interface import Interface
+from fitcompress.models.model import Model, is_model_folder, load_model, make_model
+from fitcompress.models.open import open_teacher
+from fitcompress.recipe.fields import with_settings
+from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_from_preset
 from fitcompress.report.ablation_facts import ABLATION, Ablation
 from fitcompress.report.comparison import Comparison
+from fitcompress.report.run_report import Report
+from fitcompress.run.distill import distill
+from fitcompress.run.prepare import load_images
+from fitcompress.run.session import on_its_threads
 from fitcompress.rundir import RunDir
-from fitcompress.run.session import Session, on_its_threads, resolve_training
-from fitcompress.recipe.fields import flat_settings, with_settings
-from fitcompress.run.stage import adapt_teacher, estimate_cost, train_baseline, train_hints, train_student, training_seconds
-from fitcompress.models.open import open_teacher
-from fitcompress.models.teacher import Teacher
-from fitcompress.run.cache_policy import drop_answers
-from fitcompress.exporters.latency import beside_float
-from fitcompress.run.trackers import tracked
+from fitcompress.student.frontier import frontier
+from fitcompress.student.planner import plan_run
 from fitcompress.training.device import resolve_device
-from fitcompress.run.autotune import as_chosen, compiling, tuned
 
 __all__ = [
     "demo",
-    "distill",
     "evaluate",
     "export",
     "inspect",
+    "load",
     "load_comparison",
     "load_report",
     "plan",
     "plan_frontier",
-    "train_teacher",
 ]
 
 _DEMO = {
@@ -67,99 +67,6 @@ _DEMO = {
     "stage2.epochs": 10,
     "run.baseline": True,
 }
-
-
-@on_its_threads
-def distill(
-    recipe: Recipe,
-    *,
-    teacher: Teacher | None = None,
-    resume: bool = False,
-    force: bool = False,
-    emit: Emit = ignore,
-) -> Report:
-    """Builds, trains, checks and reports the student of the recipe, in the directory `run.out`.
-
-    teacher: one that is open already (`teacher_from_module`), instead of `recipe.teacher.source`.
-
-    Raises:
-        FitcompressError: see `errors`; what the run directory holds by then can be resumed.
-        Interrupted: stopped by a signal; `resume=True` goes on.
-    """
-    run = RunDir.create(Path(recipe.run.out or "runs/run"), force=force, resume=resume)
-    emit = _recording(run, recipe, emit)
-    if resume and run.is_finished():
-        emit(Notice(topic="run", message=f"the run '{run.path}' is finished already"))
-        return Report.load(run)
-    prepared = prepare_teacher(recipe, run, teacher, emit, resume=resume)
-    session, opened, stages = prepared.session, prepared.teacher, [*prepared.stages]
-    recipe = session.recipe
-    planned = plan_run(opened, recipe, emit=emit, before=_planned_before(run))
-    run.write_json("plan.json", planned.summary)
-    before = predict_split(planned.teacher, session.data.evaluation, session.device)
-    if opened.num_classes:
-        check_teacher(before, opened.name, session.data.evaluation_split)
-    seconds = training_seconds(session, planned)
-    if seconds is not None:
-        emit(estimate_cost(session, planned, seconds))
-    session = compiling(session, planned.student, seconds)
-    run.write_text("recipe.toml", recipe_to_toml(session.recipe))
-    if planned.inherits:
-        inherit_statistics(session, planned.student)
-    models = {"teacher": planned.teacher, "student": planned.student}
-    if recipe.stage1.epochs:
-        stages.append(train_hints(session, planned, opened.fingerprint))
-    stages.append(train_student(session, planned, opened.fingerprint))
-    _save(run.student_path, planned.student, recipe, planned)
-    if recipe.run.baseline and session.data.labelled and opened.num_classes:
-        models["baseline"], result = train_baseline(session, planned, opened.fingerprint)
-        stages.append(result)
-        _save(run.baseline_path, models["baseline"], recipe, planned)
-    if not is_first_process():
-        return Report.load(run)
-    results = measure_results(session, models, before, stages, prepared.facts)
-    run.write_json("results.json", results)
-    drop_answers(run)
-    return Report.load(run)
-
-
-def _recording(run: RunDir, recipe: Recipe, emit: Emit) -> Emit:
-    """Passes events on, keeps all but progress in the run directory, and logs them where the recipe
-    says; of several processes the first one speaks.
-    """
-    if not is_first_process():
-        return ignore
-    emit = tracked(recipe.run.log, run.path, flat_settings(recipe), emit)
-
-    def record(event: Event) -> None:
-        if not isinstance(event, Progress):
-            run.append_event(event)
-        emit(event)
-
-    return record
-
-
-def _planned_before(run: RunDir) -> tuple[float, float] | None:
-    """Depth-mult and most multiply-adds of the run's student before it was interrupted."""
-    if not (run.path / "plan.json").is_file():
-        return None
-    plan = run.read_json("plan.json")
-    return (plan["depth_mult"], plan["most_macs"]) if plan["most_macs"] else None
-
-
-def _save(folder: Path, model: Model, recipe: Recipe, planned: Planned) -> None:
-    from fitcompress import __version__
-
-    if not is_first_process():
-        return
-    mults = {name: planned.summary[name] for name in ("depth_mult", "width_mult")}
-    origin = {
-        "teacher": recipe.teacher.source,
-        **{name: f"{mult:.4g}" for name, mult in mults.items() if mult is not None},
-        "fitcompress": __version__,
-    }
-    interface = replace(model.interface, origin=origin)
-    save_model(folder, with_state(model, model.network), {}, interface, model.blocks)
 
 
 def plan(recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
@@ -188,36 +95,6 @@ def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
         }
         for layer in map_layers(model.program, model.network).layers
     ]
-
-
-@on_its_threads
-def train_teacher(model: str, recipe: Recipe, *, resume: bool = False, emit: Emit = ignore) -> Path:
-    """The model folder `recipe.run.out`: a timm model fine-tuned on the recipe's data.
-
-    Below it, `training/` keeps the recipe, the events and the last checkpoint, from which `resume`
-    goes on.
-    """
-    folder = Path(recipe.run.out or "teachers/teacher")
-    run = RunDir.create(folder / "training", force=not resume, resume=resume)
-    emit = _recording(run, recipe, emit)
-    data = load_images(recipe, emit)
-    source = replace(recipe.teacher, source=model)
-    recipe = resolve_training(replace(recipe, teacher=source), data)
-    if run.is_run():
-        recipe = as_chosen(recipe, load_recipe(run.recipe_path))
-    run.write_text("recipe.toml", recipe_to_toml(recipe))
-    teacher = open_teacher(
-        source,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-        emit=emit,
-        allow_random=True,
-        seed=recipe.run.seed,
-    )
-    session = tuned(Session(recipe, data, emit, run, resume), teacher)
-    run.write_text("recipe.toml", recipe_to_toml(session.recipe))
-    adapt_teacher(session, teacher, folder)
-    return folder
 
 
 @on_its_threads
@@ -327,3 +204,67 @@ def demo(out: Path, *, emit: Emit = ignore) -> Report:
     distill(recipe, emit=emit)
     export(out, ["onnx"], emit=emit)
     return Report.load(RunDir.open(out))
+
+
+def load(path: Path | str) -> GraphModule:
+    """The network in a model folder, or the student of a run, in eval mode on the CPU.
+
+    Its `interface` (a `fitcompress.interface.Interface`) says which images it takes and what its outputs
+    mean. As timm's models do it has `pretrained_cfg`, from which `timm.data.resolve_data_config`
+    makes the transforms, `num_classes`, and, where a block of it gives maps or tokens,
+    `forward_features`, which returns those of the last one. No pickle is read, no code from the
+    folder is run, and the teacher is not needed.
+
+    Raises:
+        TeacherError: the folder holds no model, or a damaged one.
+    """
+    run = RunDir(Path(path))
+    model = load_model(run.student_path if run.is_run() else run.path)
+    network: Any = model.network  # an nn.Module takes any attribute
+    network.interface = model.interface
+    network.num_classes = _num_classes(model)
+    if model.interface.input is not None:
+        network.pretrained_cfg = _pretrained_cfg(model.interface, network.num_classes)
+    if features := _features(model):
+        network.forward_features = features
+    return model.network
+
+
+def _num_classes(model: Model) -> int:
+    """Scores in a row of the first output; 0 where that is no row of scores."""
+    shape = propagate_shapes(model.program)[output_nodes(model.program.graph)[0].name]
+    return 0 if model.interface.kind_of(shape) == "values" else int(shape[1])
+
+
+def _pretrained_cfg(interface: Interface, num_classes: int) -> dict[str, Any]:
+    spec = interface.images
+    return {
+        "architecture": interface.origin.get("teacher", "student"),
+        "input_size": spec.shape,
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": spec.interpolation,
+        "crop_pct": spec.crop_pct,
+        "num_classes": num_classes,
+        "label_names": interface.class_names or None,
+    }
+
+
+def _features(model: Model) -> Callable[[Tensor], Tensor] | None:
+    """The network up to the end of its last block that gives maps or tokens."""
+    shapes = propagate_shapes(model.program, 2)
+    ends = [members[-1] for _, members in model.blocks if members]
+    ends = [name for name in ends if isinstance(shapes.get(name), tuple) and len(shapes[name]) >= 3]
+    if not ends:
+        return None
+    order = {node.name: place for place, node in enumerate(model.program.graph.nodes)}
+    end = max(ends, key=order.__getitem__)
+    cut = cut_program(model.program, [end], with_output=False)
+    part = share_leaves(model.network, cut)
+
+    def forward_features(*inputs: Tensor) -> Tensor:
+        value = part(*inputs)
+        features: Tensor = value if isinstance(value, Tensor) else value[0]
+        return features
+
+    return forward_features

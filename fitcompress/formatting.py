@@ -10,6 +10,7 @@ __all__ = [
     "bytes_text",
     "count_text",
     "duration_text",
+    "first_line",
     "integer_text",
     "ms_text",
     "p_text",
@@ -222,3 +223,14 @@ def _three_digits(value: float) -> str:
     value = float(f"{value:.3g}") if abs(value) < 1000 else value
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(digits, 6)}f}"
+
+
+def first_line(error: Exception, *, with_type: bool = False) -> str:
+    """The first line of the error's message, at most 300 characters; its type where it has none.
+
+    >>> first_line(ValueError("too large\\nat line 3")), first_line(ValueError(), with_type=True)
+    ('too large', 'ValueError')
+    """
+    name, lines = type(error).__name__, str(error).strip().splitlines()
+    line = lines[0][:300] if lines else name
+    return f"{name}: {line}" if with_type and lines else line

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast
 
 from fitcompress.errors import RecipeError, TeacherError
 
-__all__ = ["InputSpec", "Interface", "OutputKind", "TensorSpec", "read_tensor_spec"]
+__all__ = [
+    "InputSpec",
+    "Interface",
+    "OutputKind",
+    "TensorSpec",
+    "interface_of",
+    "metadata_of",
+    "read_tensor_spec",
+]
 
 OutputKind = Literal["classes", "labels", "values"]
 """What an output means: logits of one class out of K, logits of K independent yes/no labels, or
 plain numbers.
 """
+
 
 _DTYPES = (
     *("float32", "float64", "float16", "bfloat16"),
@@ -122,3 +132,71 @@ def read_tensor_spec(text: str) -> TensorSpec:
 
 def _listed(inputs: Sequence[TensorSpec]) -> str:
     return " and ".join(f"'{spec}'" for spec in inputs) or "nothing"
+
+
+def metadata_of(
+    interface: Interface, version: str, *, takes_pixels: bool = False
+) -> dict[str, str]:
+    """The interface as text entries for a file's metadata; `interface_of` reads them back.
+
+    version: of fitcompress.
+    takes_pixels: whether the file holds its preprocessing too.
+    """
+    values: Mapping[str, object] = {
+        **_metadata_of_inputs(interface, takes_pixels),
+        "class_names": interface.class_names,
+        "activation": interface.activation,
+        "output_names": interface.output_names,
+        "output_kind": interface.output_kind or "",
+        "origin": interface.origin,
+        "fitcompress_version": version,
+    }
+    return {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
+
+
+def _metadata_of_inputs(interface: Interface, takes_pixels: bool) -> dict[str, object]:
+    spec = interface.input
+    if spec is None:
+        return {"inputs": [asdict(item) for item in interface.inputs]}
+    return {
+        "input_shape": spec.shape,
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": spec.interpolation,
+        "crop_pct": spec.crop_pct,
+        "preprocessing": (
+            "in the file: uint8 NCHW"
+            if takes_pixels
+            else "float32 NCHW, (pixel / 255 - mean) / std per channel"
+        ),
+    }
+
+
+def interface_of(entries: Mapping[str, str]) -> Interface:
+    """What `metadata_of` wrote.
+
+    Raises:
+        KeyError, ValueError: something is missing, or is not what was written.
+    """
+    read: Callable[[str], Any] = lambda key: json.loads(entries[key])  # noqa: E731 - a local word
+    tensors = read("inputs") if "inputs" in entries else ()
+    return Interface(
+        input=None if tensors else _parsed_images(entries),
+        inputs=tuple(TensorSpec(**{**item, "shape": tuple(item["shape"])}) for item in tensors),
+        class_names=tuple(read("class_names")),
+        activation=entries["activation"],
+        output_names=tuple(json.loads(entries.get("output_names", "[]"))),
+        output_kind=cast(OutputKind, entries.get("output_kind")) or None,
+        origin=read("origin"),
+    )
+
+
+def _parsed_images(entries: Mapping[str, str]) -> InputSpec:
+    channels, height, width = json.loads(entries["input_shape"])
+    return InputSpec(
+        shape=(channels, height, width),
+        mean=tuple(json.loads(entries["mean"])),
+        std=tuple(json.loads(entries["std"])),
+        interpolation=entries["interpolation"],
+        crop_pct=json.loads(entries["crop_pct"]),
+    )

@@ -14,31 +14,27 @@ a line: readers skip it, the next event starts a new one.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fitcompress.atomic import disk_errors, write_json, write_text
 from fitcompress.errors import RunError
 from fitcompress.events import Event, Progress, event_record
 from fitcompress.ranks import is_first_process
 
-__all__ = [
-    "RunDir",
-    "atomic_path",
-    "disk_errors",
-    "write_json",
-    "write_text",
-]
+__all__ = ["RunDir"]
 
 _LEFTOVER = ".*.tmp"
+
+
 _DIRECTORIES = ("checkpoints", "cache", "teacher", "student", "baseline", "thumbnails", "exports")
+
+
 _FILES = (
     "recipe.toml",
     "environment.json",
@@ -54,6 +50,8 @@ _FILES = (
     "report.html",
     "comparison.html",
 )
+
+
 _MARK = "recipe.toml"
 """A directory that holds this file is a run: it is the first one written."""
 
@@ -296,92 +294,6 @@ class RunDir:
         """When something was written last, in seconds since the epoch."""
         paths = (self.recipe_path, self.events_path, self.results_path)
         return max(path.stat().st_mtime for path in paths if path.is_file())
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which becomes `path` when the block ends well.
-
-    When it does not, the temporary file is removed and `path` is as it was.
-
-    Raises:
-        RunError: no space, or no permission.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors("writing", path):
-        try:
-            yield temporary
-            _flush_to_disk(temporary)
-            temporary.replace(path)
-            _flush_to_disk(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def disk_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turns a full disk or a missing permission inside the block into a `RunError`."""
-    try:
-        yield
-    except PermissionError as error:
-        raise RunError(
-            f"{doing} {str(path)!r}: not permitted", advice="choose a directory you may write to"
-        ) from error
-    except Exception as error:
-        # torch and safetensors report a full disk by exceptions of their own.
-        if not _is_disk_full(error):
-            raise
-        raise RunError(
-            f"{doing} {str(path)!r}: no space left on the disk",
-            advice="free some space; an unfinished run goes on with --resume",
-        ) from error
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON to `path`, atomically.
-
-    Raises:
-        RunError: no space, or no permission.
-    """
-    write_text(path, json.dumps(_json_ready(value), indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, atomically.
-
-    Raises:
-        RunError: no space, or no permission.
-    """
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _json_ready(value: object) -> object:
-    """`value` with NaN and infinities as None (JSON has no word), paths as text."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, Mapping):
-        return {str(key): _json_ready(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_json_ready(part) for part in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _flush_to_disk(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # pragma: no cover - Windows cannot open directories
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_disk_full(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    words = ("no space left", "disk quota exceeded", "file write failed", "iostream error")
-    return any(word in str(error).lower() for word in words)
 
 
 def _ends_in_half_a_line(path: Path) -> bool:

@@ -26,9 +26,9 @@ from small_nets import quietly, trained_a_little
 from torch import Tensor, nn
 from torch.export import Dim
 
-from fitcompress.recipe.recipe import Recipe, resolve_recipe
 from fitcompress.models.open import open_teacher
 from fitcompress.models.teacher import Teacher
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
 
 
 @dataclass(frozen=True)

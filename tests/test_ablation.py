@@ -16,19 +16,26 @@ from torch import nn
 
 from fitcompress import api as pipeline
 from fitcompress.ablation import runner as ablation
-from fitcompress.student import latency_search as budgets
+from fitcompress.ablation.arms import (
+    ARMS,
+    COMMON,
+    DEFAULT_ARMS,
+    arm_recipe,
+    arms_by_name,
+    read_arms,
+)
 from fitcompress.ablation.runner import ablate
-from fitcompress.ablation.arms import ARMS, COMMON, DEFAULT_ARMS, arm_recipe, arms_by_name, read_arms
-from fitcompress.student.latency_search import Latency
-from fitcompress.errors import DataError, LayerError, RecipeError, RunError, TeacherError
-from fitcompress.events import Event, Notice, StageFinished, StageStarted
-from fitcompress.evaluation.accuracy import load_predictions
 from fitcompress.api import load_report
+from fitcompress.errors import DataError, LayerError, RecipeError, RunError, TeacherError
+from fitcompress.evaluation.accuracy import load_predictions
+from fitcompress.events import Event, Notice, StageFinished, StageStarted
+from fitcompress.models.teacher import fingerprint_of
+from fitcompress.recipe.fields import differing_settings, with_settings
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.report.ablation_facts import Ablation, cell_path, compared
 from fitcompress.report.verdicts import verdict
-from fitcompress.recipe.fields import differing_settings, with_settings
-from fitcompress.models.teacher import fingerprint_of
+from fitcompress.student import latency_search as budgets
+from fitcompress.student.latency_search import Latency
 from fitcompress.training.signals import Interrupted
 
 

@@ -130,9 +130,10 @@ def test_load_of_a_folder_without_a_model_is_a_users_error(tmp_path):
 def test_what_is_loaded_is_a_model_as_timms_tools_expect_it(name, dim, tmp_path):
     import timm
 
-    from fitcompress.api import plan_run
-    from fitcompress.recipe.recipe import TeacherRecipe, resolve_recipe
     from fitcompress.models.open import open_teacher
+    from fitcompress.recipe.recipe import resolve_recipe
+    from fitcompress.recipe.schema import TeacherRecipe
+    from fitcompress.student.planner import plan_run
 
     opened = open_teacher(TeacherRecipe(source=name, pretrained=False), emit=lambda event: None)
     recipe = resolve_recipe(settings={"teacher.source": name})

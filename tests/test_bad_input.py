@@ -15,7 +15,7 @@ from toy_runs import NAMES, SIDE, SPEC, TinyNet, make_net, trained_net, write_im
 from typer.testing import CliRunner
 
 import fitcompress
-from fitcompress.cli import app
+from fitcompress.cli.commands import app
 
 TEACHER = "toy_runs:make_net"
 INPUT = ["--input-size", f"3,{SIDE},{SIDE}", "--mean", "0.3,0.3,0.3", "--std", "0.25,0.25,0.25"]

@@ -9,16 +9,17 @@ from dataclasses import replace
 import pytest
 from graph.toys import timm_program
 
-from fitcompress.student import latency_search as budgets
-from fitcompress.student.latency_search import Latency, student_of
+from fitcompress.api import plan
 from fitcompress.errors import PlanError, RecipeError
 from fitcompress.events import ignore
 from fitcompress.graph.analysis.costs import measure_costs
-from fitcompress.student.plan import plan_student
-from fitcompress.api import plan
-from fitcompress.recipe.recipe import StudentRecipe, resolve_recipe
 from fitcompress.interface import InputSpec, Interface
+from fitcompress.recipe.recipe import resolve_recipe
+from fitcompress.recipe.schema import StudentRecipe
 from fitcompress.recipe.targets import Target, parse_target
+from fitcompress.student import latency_search as budgets
+from fitcompress.student.latency_search import Latency, student_of
+from fitcompress.student.plan import plan_student
 
 INTERFACE = Interface(input=InputSpec(shape=(3, 224, 224), mean=(0.5,) * 3, std=(0.25,) * 3))
 

@@ -19,13 +19,20 @@ from typer.testing import CliRunner
 
 import fitcompress
 from fitcompress.ablation.arms import COMMON
-from fitcompress.cli import app, commands, flags
+from fitcompress.cli import commands, flags
+from fitcompress.cli.commands import app
 from fitcompress.cli.flags import Group
 from fitcompress.errors import DataError, RunError
 from fitcompress.events import Notice, StageFinished, StageStarted
-from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_from_preset, recipe_to_toml, resolve_recipe
-from fitcompress.rundir import RunDir
 from fitcompress.recipe.fields import flat_settings, with_settings
+from fitcompress.recipe.recipe import (
+    Recipe,
+    load_recipe,
+    recipe_from_preset,
+    recipe_to_toml,
+    resolve_recipe,
+)
+from fitcompress.rundir import RunDir
 
 GROUPS = [value for name in flags.__all__ if isinstance(value := getattr(flags, name), Group)]
 

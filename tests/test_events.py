@@ -7,7 +7,16 @@ import json
 
 import pytest
 
-from fitcompress.events import EpochFinished, Event, Notice, Progress, StageFinished, StageStarted, event_record, ignore
+from fitcompress.events import (
+    EpochFinished,
+    Event,
+    Notice,
+    Progress,
+    StageFinished,
+    StageStarted,
+    event_record,
+    ignore,
+)
 
 _EVENTS = [
     Notice(topic="data", message="2 images could not be read"),

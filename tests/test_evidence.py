@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from toy_runs import NAMES, toy_recipe, toy_teacher, write_images
 
+from fitcompress.api import load_comparison
 from fitcompress.data.bundle import load_data
 from fitcompress.evaluation.accuracy import load_predictions
-from fitcompress.api import distill, load_comparison
+from fitcompress.run.distill import distill
 
 
 @pytest.fixture(scope="module")

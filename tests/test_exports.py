@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fitcompress.exporters import formats as exports
 from fitcompress.errors import ExportError, RunError
-from fitcompress.exporters.formats import FORMATS, Format, Source, export_model
+from fitcompress.exporters import formats as exports
+from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.formats import FORMATS, Format, export_model
 from fitcompress.exporters.onnx_session import open_onnx
 from fitcompress.interface import InputSpec, Interface
 
@@ -25,7 +26,7 @@ INTERFACE = Interface(
 )
 
 
-def make_source(network: nn.Module | None = None, num_samples: int = 8) -> Source:
+def make_source(network: nn.Module | None = None, num_samples: int = 8) -> Exportable:
     """A tiny network in training mode whose batch norm has seen images, and images for it."""
     if network is None:
         network = nn.Sequential(
@@ -38,7 +39,7 @@ def make_source(network: nn.Module | None = None, num_samples: int = 8) -> Sourc
             nn.Linear(6, 3),
         )
         network(torch.randn(16, 3, 8, 8))
-    return Source(network, INTERFACE, torch.randn(num_samples, 3, 8, 8))
+    return Exportable(network, INTERFACE, torch.randn(num_samples, 3, 8, 8))
 
 
 class SizeReader(nn.Module):
@@ -58,8 +59,8 @@ class SizeReader(nn.Module):
 def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Adds a format whose file answers with the given function of the right answer."""
 
-    def plant(source: Source, wrong: Callable[[Tensor], Tensor]) -> None:
-        def write(_: Source, path: Path) -> None:
+    def plant(source: Exportable, wrong: Callable[[Tensor], Tensor]) -> None:
+        def write(_: Exportable, path: Path) -> None:
             path.write_bytes(b"x")
             Path(f"{path}.data").write_bytes(b"y")
 
@@ -141,7 +142,7 @@ class Cancels(nn.Module):
 def test_a_file_may_be_as_far_off_as_float32_itself(
     tmp_path: Path, planted: Callable[..., None], shift: float, is_allowed: bool
 ) -> None:
-    source = Source(Cancels(), INTERFACE, torch.full((2, 3, 8, 8), 3.0))
+    source = Exportable(Cancels(), INTERFACE, torch.full((2, 3, 8, 8), 3.0))
     assert torch.equal(source.network(source.inputs[0]), torch.full((2, 2), 4.0))
     planted(source, lambda y: y + shift)
     if is_allowed:
@@ -199,7 +200,7 @@ def test_an_unknown_format_is_named_with_near_misses(tmp_path: Path) -> None:
 def test_a_converter_that_fails_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(_: Source, path: Path) -> None:
+    def write(_: Exportable, path: Path) -> None:
         path.write_bytes(b"half")
         raise KeyError("inside\nof the converter")
 
@@ -210,7 +211,7 @@ def test_a_converter_that_fails_is_one_line(
 
 
 def test_a_full_disk_is_a_run_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(_: Source, path: Path) -> None:
+    def write(_: Exportable, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exports, "FORMATS", {"x": replace(FORMATS["pt2"], write=write)})

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from fitcompress.distillation.hooks import record_outputs
+from fitcompress.distillation.pairs import LayerMap, choose_pairs, map_layers
 from fitcompress.errors import LayerError, PlanError
+from fitcompress.graph.analysis.blocks import find_blocks, node_blocks
 from fitcompress.graph.capture.capture import capture_module
-from fitcompress.student.init import initial_tensors
 from fitcompress.graph.lift import build_network
-from fitcompress.student.plan import plan_student
 from fitcompress.graph.program import Program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.analysis.blocks import find_blocks
-from fitcompress.distillation.pairs import LayerMap, choose_pairs, map_layers, node_blocks
-from fitcompress.distillation.hooks import record_outputs
+from fitcompress.student.init import initial_tensors
+from fitcompress.student.plan import plan_student
 
 
 def layers_of(program: Program) -> LayerMap:

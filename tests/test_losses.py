@@ -8,7 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fitcompress.distillation.losses import hint_loss, kd_loss, label_loss, lambda_at, mixed_shares, soft_binary_cross_entropy, soft_cross_entropy, standardise_logits, value_loss
+from fitcompress.distillation.losses import (
+    hint_loss,
+    kd_loss,
+    label_loss,
+    lambda_at,
+    mixed_shares,
+    soft_binary_cross_entropy,
+    soft_cross_entropy,
+    standardise_logits,
+    value_loss,
+)
 
 FITNETS = {"tau": 3.0, "tau_squared": False, "label_weight": 1.0}
 

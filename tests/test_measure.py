@@ -10,8 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fitcompress.evaluation.accuracy import Predictions, accuracy, agreement, evaluating, is_near_chance, load_predictions, mcnemar, predict, save_predictions, size_bytes
+from fitcompress.evaluation.accuracy import (
+    Predictions,
+    accuracy,
+    agreement,
+    is_near_chance,
+    load_predictions,
+    mcnemar,
+    predict,
+    save_predictions,
+    size_bytes,
+)
 from fitcompress.evaluation.significance import paired_test, wilson_interval
+from fitcompress.modes import evaluating
 
 
 @dataclass(frozen=True)

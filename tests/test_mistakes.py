@@ -13,7 +13,12 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, recall_score
 
 from fitcompress.evaluation.accuracy import Predictions
-from fitcompress.evaluation.errors_by_class import calibration, class_accuracies, disagreements, doubts
+from fitcompress.evaluation.errors_by_class import (
+    calibration,
+    class_accuracies,
+    disagreements,
+    doubts,
+)
 
 NAMES = ("cat", "dog", "eel", "fox")
 

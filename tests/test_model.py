@@ -13,8 +13,14 @@ from small_nets import Residual, trained_a_little
 from fitcompress.errors import TeacherError
 from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.lift import build_network
-from fitcompress.models.model import CONFIG_NAME, WEIGHTS_NAME, is_model_folder, load_model, save_model
 from fitcompress.interface import InputSpec, Interface
+from fitcompress.models.model import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    is_model_folder,
+    load_model,
+    save_model,
+)
 
 INTERFACE = Interface(
     input=InputSpec(shape=(3, 8, 8), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), crop_pct=0.9),

@@ -15,16 +15,16 @@ from small_nets import quietly, scripted, traced
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from fitcompress.cli import app
+from fitcompress.cli.commands import app
 from fitcompress.errors import CaptureError, ObstacleError, RecipeError, TeacherError
 from fitcompress.events import ignore
+from fitcompress.graph.capture.torchscript import capture_torchscript, load_torchscript
 from fitcompress.graph.program import run_program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.capture.torchscript import capture_torchscript, load_torchscript
-from fitcompress.student.planner import plan_run
 from fitcompress.interface import TensorSpec
 from fitcompress.models.open import open_teacher, teacher_from_module
 from fitcompress.models.teacher import Teacher
+from fitcompress.student.planner import plan_run
 
 
 def opened(path: Path, **settings: object) -> Teacher:

@@ -10,10 +10,9 @@ import torch
 from onnx import TensorProto, helper
 
 from fitcompress.errors import ExportError
-from fitcompress.metadata import metadata_of
-from fitcompress.exporters.onnx_session import onnx_runner, open_onnx
-from fitcompress.interface import InputSpec, Interface
 from fitcompress.evaluation.benchmark import paired_latency
+from fitcompress.exporters.onnx_session import onnx_runner, open_onnx
+from fitcompress.interface import InputSpec, Interface, metadata_of
 
 INTERFACE = Interface(input=InputSpec(shape=(1, 2, 2), mean=(0.0,), std=(1.0,)))
 

@@ -20,21 +20,22 @@ from toy_runs import SPEC, toy_recipe, write_images
 
 import fitcompress
 from fitcompress.data.views import Batch
+from fitcompress.distillation.cuts import cut_at
+from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.distillation.objectives import DistillObjective
+from fitcompress.distillation.statistics import standardise_hints
 from fitcompress.events import ignore
-from fitcompress.exporters.formats import Source, export_model
+from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.formats import export_model
+from fitcompress.exporters.onnx_session import open_onnx
 from fitcompress.graph.program import Program, output_nodes, run_program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.models.model import CONFIG_NAME, load_model, save_model
-from fitcompress.exporters.onnx_session import open_onnx
-from fitcompress.distillation.frozen_teacher import cut_at
-from fitcompress.student.planner import Planned, make_regressors, plan_run, with_state
-from fitcompress.recipe.recipe import HintRecipe, Recipe
 from fitcompress.interface import InputSpec
-from fitcompress.run.stage import output_kinds
+from fitcompress.models.model import CONFIG_NAME, load_model, output_kinds, save_model, with_state
 from fitcompress.models.open import teacher_from_module
-from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
-from fitcompress.distillation.statistics import standardise_hints
-from fitcompress.training.objective import DistillObjective
+from fitcompress.recipe.recipe import Recipe
+from fitcompress.recipe.schema import HintRecipe
+from fitcompress.student.planner import Planned, make_regressors, plan_run
 
 
 def output_shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]:
@@ -181,7 +182,7 @@ def test_onnx_takes_and_gives_what_the_student_does_under_the_same_names(name, f
     planned, inputs = trained(name, folder)
     path = tmp_path / "student.onnx"
     interface = planned.student.interface
-    record = export_model("onnx", Source(planned.student.network, interface, inputs), path)
+    record = export_model("onnx", Exportable(planned.student.network, interface, inputs), path)
 
     assert record.checked_batches == (1, 8) and record.max_rel_diff < 1e-5
     assert open_onnx(path).interface == interface
@@ -197,7 +198,7 @@ def test_onnx_takes_and_gives_what_the_student_does_under_the_same_names(name, f
 @pytest.mark.parametrize("name", ["lstm", "text", "two inputs", "dict"])
 def test_torch_files_of_the_student_give_the_same_bits(name, form, folder, tmp_path):
     planned, inputs = trained(name, folder)
-    source = Source(planned.student.network, planned.student.interface, inputs)
+    source = Exportable(planned.student.network, planned.student.interface, inputs)
     assert export_model(form, source, tmp_path / "student").max_abs_diff == 0.0
 
 

@@ -8,14 +8,16 @@ from small_nets import Residual, trained_a_little
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fitcompress.distillation.cuts import confirm_part, cut_at
+from fitcompress.distillation.frozen_teacher import freeze_teacher
+from fitcompress.distillation.hooks import record_outputs
 from fitcompress.errors import CaptureError
 from fitcompress.events import ignore
-from fitcompress.distillation.frozen_teacher import confirm_part, cut_at, freeze_teacher, stage_cost
-from fitcompress.student.planner import Planned, plan_run
-from fitcompress.recipe.recipe import resolve_recipe
 from fitcompress.interface import InputSpec
-from fitcompress.distillation.hooks import record_outputs
 from fitcompress.models.open import open_teacher, teacher_from_module
+from fitcompress.recipe.recipe import resolve_recipe
+from fitcompress.run.estimate import stage_cost
+from fitcompress.student.planner import Planned, plan_run
 
 SIDE = 64
 

@@ -22,14 +22,16 @@ from toy_runs import (
 )
 
 import fitcompress
-from fitcompress.data.views import make_dataset
+from fitcompress.api import evaluate, export, inspect, load_report
 from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import make_dataset
 from fitcompress.errors import RunError, TeacherError
-from fitcompress.events import EpochFinished, Event, Notice, StageStarted
 from fitcompress.evaluation.accuracy import load_predictions
+from fitcompress.events import EpochFinished, Event, Notice, StageStarted
 from fitcompress.models.model import load_model
-from fitcompress.api import distill, evaluate, export, inspect, load_report, train_teacher
 from fitcompress.recipe.recipe import Recipe, load_recipe, resolve_recipe
+from fitcompress.run.distill import distill
+from fitcompress.run.train_teacher import train_teacher
 
 STAGES = (
     "stage1",

@@ -22,14 +22,15 @@ from toy_runs import (
 )
 
 import fitcompress
+from fitcompress.api import export, load_report
 from fitcompress.errors import TeacherError
-from fitcompress.events import ignore
 from fitcompress.evaluation.accuracy import load_predictions
-from fitcompress.models.model import load_model
+from fitcompress.events import ignore
 from fitcompress.exporters.onnx_session import open_onnx
-from fitcompress.api import distill, export, load_report
-from fitcompress.run.prepare import load_images
+from fitcompress.models.model import load_model
 from fitcompress.recipe.recipe import resolve_recipe
+from fitcompress.run.distill import distill
+from fitcompress.run.prepare import load_images
 from fitcompress.run.session import resolve_training
 
 

@@ -11,12 +11,13 @@ from small_nets import trained_a_little
 from torch import nn
 from toy_runs import SPEC, TinyNet, make_small
 
+from fitcompress.api import plan
 from fitcompress.errors import FitcompressError, PlanError
 from fitcompress.events import Notice, ignore
-from fitcompress.api import plan
-from fitcompress.student.planner import Planned, make_model, plan_run, with_state
-from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.models.model import make_model, with_state
 from fitcompress.models.open import teacher_from_module
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.student.planner import Planned, plan_run
 
 X = torch.randn(3, *SPEC.shape, generator=torch.Generator().manual_seed(0))
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 
 from fitcompress.cli import progress
-from fitcompress.events import EpochFinished, Notice, Progress, StageFinished, StageStarted, ignore
 from fitcompress.cli.progress import BarProgress, PlainProgress, live_progress
+from fitcompress.events import EpochFinished, Notice, Progress, StageFinished, StageStarted, ignore
 
 
 class Clock:

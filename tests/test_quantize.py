@@ -11,17 +11,17 @@ import torch
 from test_exports import INTERFACE, make_source
 from torch import nn
 
-from fitcompress.exporters import int8 as quantize
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.errors import ExportError
+from fitcompress.exporters import int8 as quantize
+from fitcompress.exporters.artifact import Exportable
 from fitcompress.exporters.formats import export_model
 from fitcompress.exporters.onnx_session import open_onnx
-from fitcompress.exporters.onnx_writer import Source
 
 X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def judged(source: Source, score=None) -> Source:
+def judged(source: Exportable, score=None) -> Exportable:
     """The source with random images to calibrate, judged by how often it says what it said."""
     with torch.no_grad():
         expected = source.network.eval()(X).argmax(1)
@@ -32,7 +32,7 @@ def judged(source: Source, score=None) -> Source:
     return replace(source, calibration=lambda: X.split(16), score=score or agreement)
 
 
-def deep_source(num: int = 10) -> Source:
+def deep_source(num: int = 10) -> Exportable:
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()) for _ in range(num)]
     return make_source(

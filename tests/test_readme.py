@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fitcompress
-from fitcompress.cli import app
+from fitcompress.cli.commands import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]

@@ -8,8 +8,26 @@ import math
 import pytest
 
 from fitcompress.errors import RecipeError
-from fitcompress.recipe.recipe import DataRecipe, HintRecipe, OptimRecipe, PRESETS, Recipe, RunRecipe, Stage1Recipe, Stage2Recipe, StudentRecipe, TeacherRecipe, apply_sets, load_recipe, recipe_from_preset, recipe_to_toml, resolve_recipe
 from fitcompress.recipe.fields import flat_settings
+from fitcompress.recipe.presets import PRESETS
+from fitcompress.recipe.recipe import (
+    Recipe,
+    apply_sets,
+    load_recipe,
+    recipe_from_preset,
+    recipe_to_toml,
+    resolve_recipe,
+)
+from fitcompress.recipe.schema import (
+    DataRecipe,
+    HintRecipe,
+    OptimRecipe,
+    RunRecipe,
+    Stage1Recipe,
+    Stage2Recipe,
+    StudentRecipe,
+    TeacherRecipe,
+)
 
 _WRONG = [
     (StudentRecipe, {"depth_mult": 0.99}, "student.depth_mult must be at least 1, got 0.99"),

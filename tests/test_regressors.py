@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fitcompress.errors import PlanError
 from fitcompress.distillation.regressors import make_regressor
+from fitcompress.errors import PlanError
 
 # name: hint shape, guided shape, further arguments, description, shape of the target
 CASES = {

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from fitcompress import rundir
+from fitcompress.atomic import atomic_path, write_json, write_text
 from fitcompress.errors import RunError
 from fitcompress.events import EpochFinished, Notice, Progress
-from fitcompress.rundir import RunDir, atomic_path, write_json, write_text
+from fitcompress.rundir import RunDir
 
 NOTICE = Notice(topic="data", message="hello")
 

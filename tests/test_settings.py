@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitcompress.errors import RecipeError
-from fitcompress.recipe.fields import differing_settings, flat_settings, setting_type, settings_from_toml, settings_to_toml, with_settings
+from fitcompress.recipe.fields import (
+    differing_settings,
+    flat_settings,
+    setting_type,
+    settings_from_toml,
+    settings_to_toml,
+    with_settings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

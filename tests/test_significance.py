@@ -10,7 +10,14 @@ import pytest
 import scipy.stats
 from scipy.stats import binomtest
 
-from fitcompress.evaluation.significance import holm, mean_interval, paired_t_test, paired_test, share, wilson_interval
+from fitcompress.evaluation.significance import (
+    holm,
+    mean_interval,
+    paired_t_test,
+    paired_test,
+    share,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(

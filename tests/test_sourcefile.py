@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from fitcompress.errors import ExportError
-from fitcompress.exporters.formats import FORMATS, Source, export_model
-from fitcompress.graph.capture.capture import capture_module
-from fitcompress.models.model import load_model, save_model
+from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.formats import FORMATS, export_model
 from fitcompress.exporters.python.folder import open_python, write_python
+from fitcompress.graph.capture.capture import capture_module
 from fitcompress.interface import InputSpec, Interface
+from fitcompress.models.model import load_model, save_model
 
 INTERFACE = Interface(
     input=InputSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)),
@@ -33,9 +34,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "student"
 
 
-def source_of(folder: Path) -> Source:
+def source_of(folder: Path) -> Exportable:
     model = load_model(folder)
-    return Source(model.network, model.interface, torch.randn(8, 3, 8, 8), folder)
+    return Exportable(model.network, model.interface, torch.randn(8, 3, 8, 8), folder)
 
 
 def test_the_export_computes_the_same_bits(folder: Path, tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_the_export_ends_in_the_activation(folder: Path, tmp_path: Path) -> None
     interface = replace(model.interface, activation="softmax")
     save_model(folder, model.program, {}, interface)
     network = nn.Sequential(model.network, nn.Softmax(-1)).eval()
-    source = Source(network, interface, torch.randn(8, 3, 8, 8), folder)
+    source = Exportable(network, interface, torch.randn(8, 3, 8, 8), folder)
 
     assert export_model("python", source, tmp_path / "out_py").max_abs_diff == 0.0
 

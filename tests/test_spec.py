@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fitcompress.errors import RecipeError
-from fitcompress.recipe.recipe import TeacherRecipe
 from fitcompress.interface import Interface, TensorSpec, read_tensor_spec
+from fitcompress.recipe.schema import TeacherRecipe
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ import torch
 from scipy.stats import quantile_test
 from torch import Tensor, nn
 
-from fitcompress.evaluation.benchmark import Runner, latency, paired_latency, peak_memory_bytes, torch_runner
+from fitcompress.evaluation.benchmark import (
+    Runner,
+    latency,
+    paired_latency,
+    peak_memory_bytes,
+    torch_runner,
+)
 
 
 class FakeTime:

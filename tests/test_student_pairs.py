@@ -17,10 +17,10 @@ from steps import distill_objective, hint_objective
 from fitcompress.data.views import Batch
 from fitcompress.errors import PlanError, TeacherError
 from fitcompress.events import ignore
-from fitcompress.models.model import save_model
-from fitcompress.student.planner import Planned, make_model, make_regressors, plan_run
-from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.models.model import make_model, save_model
 from fitcompress.models.open import open_teacher
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.student.planner import Planned, make_regressors, plan_run
 
 CONVNEXT, DEIT, EFFICIENTNET = "convnext_atto", "deit_tiny_patch16_224", "efficientnet_b0"
 MIXER, MOBILENET, RESNET = "mixer_s32_224", "mobilenetv3_small_100", "resnet18"

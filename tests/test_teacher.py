@@ -26,12 +26,12 @@ from fitcompress.errors import CaptureError, FitcompressError, RecipeError, Teac
 from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import run_program
-from fitcompress.models.model import save_model
-from fitcompress.recipe.recipe import TeacherRecipe
 from fitcompress.interface import InputSpec, Interface
-from fitcompress.models.open import open_teacher, source_kind, teacher_from_module
 from fitcompress.models.checkpoints import file_kind, read_weights, refuse_unsafe_export
 from fitcompress.models.hub import hub_is_reachable, quiet_hub
+from fitcompress.models.model import save_model
+from fitcompress.models.open import open_teacher, source_kind, teacher_from_module
+from fitcompress.recipe.schema import TeacherRecipe
 
 NAME = "test_resnet"
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,7 @@ import pytest
 from toy_runs import toy_recipe, toy_teacher, write_images
 
 from fitcompress.events import EpochFinished, Event, Notice, StageStarted
-from fitcompress.api import distill
+from fitcompress.run.distill import distill
 
 ANSWERS = "teacher's answers"
 

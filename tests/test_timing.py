@@ -8,15 +8,16 @@ import pytest
 import torch
 from toy_runs import SPEC, toy_teacher, trained_net
 
-from fitcompress.exporters import latency as timing
 from fitcompress.errors import ExportError
-from fitcompress.events import Notice
-from fitcompress.exporters.formats import Source, write_onnx
-from fitcompress.graph.lift import build_network
-from fitcompress.models.model import Model
-from fitcompress.exporters.onnx_session import onnx_runner
-from fitcompress.interface import Interface
 from fitcompress.evaluation.benchmark import peak_memory_bytes
+from fitcompress.events import Notice
+from fitcompress.exporters import latency as timing
+from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.onnx_session import onnx_runner
+from fitcompress.exporters.onnx_writer import write_onnx
+from fitcompress.graph.lift import build_network
+from fitcompress.interface import Interface
+from fitcompress.models.model import Model
 
 INTERFACE = Interface(input=SPEC)
 
@@ -46,7 +47,7 @@ def test_both_runtimes_are_timed_at_both_batch_sizes() -> None:
 
 def test_a_file_is_timed_beside_the_model_in_float(tmp_path, monkeypatch) -> None:
     model, file = toy_model(), tmp_path / "student.onnx"
-    write_onnx(Source(model.network, INTERFACE, torch.zeros(2, *SPEC.shape)), file)
+    write_onnx(Exportable(model.network, INTERFACE, torch.zeros(2, *SPEC.shape)), file)
     turns = []
 
     def opened(path):

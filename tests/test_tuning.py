@@ -12,17 +12,16 @@ import torch
 import toy_runs
 from torch import nn
 
-from fitcompress.run import autotune as tuning
 from fitcompress.data.bundle import load_data
+from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.errors import RecipeError
 from fitcompress.events import Event, ignore
-from fitcompress.models.model import Model
-from fitcompress.distillation.frozen_teacher import freeze_teacher
-from fitcompress.api import distill
-from fitcompress.student.planner import make_model
+from fitcompress.models.model import Model, make_model
 from fitcompress.recipe.recipe import load_recipe
-from fitcompress.rundir import RunDir
+from fitcompress.run import autotune as tuning
+from fitcompress.run.distill import distill
 from fitcompress.run.session import Session
+from fitcompress.rundir import RunDir
 
 
 @pytest.fixture

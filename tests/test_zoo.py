@@ -15,10 +15,10 @@ from torch import nn
 
 from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.capture.exported import capture_exported
+from fitcompress.graph.capture.torchscript import capture_torchscript
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program, run_program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.capture.torchscript import capture_torchscript
 
 MODELS = timm.list_models("test_*")
 """18 in timm 1.0.31."""

@@ -11,10 +11,11 @@ from test_zoo import MODELS, OWN_SIZE, SIDE
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import Batch
 from fitcompress.events import ignore
-from fitcompress.exporters.formats import Source, export_model
-from fitcompress.student.planner import Planned, plan_run
-from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.formats import export_model
 from fitcompress.models.open import open_teacher
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.student.planner import Planned, plan_run
 
 NUM_CLASSES = 10
 TOLERANCES = {"test_nfnet": 5e-4}
@@ -88,7 +89,7 @@ def test_both_stages_train_and_the_export_matches(name, tmp_path):
 
     assert len(distilled[0]) == len(dict(student.named_parameters()))
     samples = Preprocess(plan.student.interface.input)(batch.images)
-    source = Source(student.eval(), plan.student.interface, samples)
+    source = Exportable(student.eval(), plan.student.interface, samples)
     record = export_model("onnx", source, tmp_path / "student.onnx")
     assert record.max_rel_diff < TOLERANCES.get(name, 1e-4)
     assert record.top1_agreement == 1.0

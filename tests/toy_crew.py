@@ -14,9 +14,10 @@ import torch
 from toy_training import SPEC, Lower, make_distill, make_net, make_views, run_distill
 
 from fitcompress.data.preprocess import Preprocess
-from fitcompress.distillation.regressors import make_regressor
 from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
-from fitcompress.training import distributed as crew, fsdp as shards
+from fitcompress.distillation.regressors import make_regressor
+from fitcompress.training import distributed as group
+from fitcompress.training import fsdp as shards
 
 
 def make_hints():
@@ -33,9 +34,9 @@ def make_hints():
 
 def spy_on_shards() -> list[dict[str, float]]:
     """For each objective that is sharded from now on: the share of each weight, and of all the
-    teacher's, that this process holds. Layers of 64 weights are gathered on their own.
+    teacher's, that this process holds. Layers of 64 weights are all_gather on their own.
     """
-    seen, into_shards = [], crew.into_shards
+    seen, into_shards = [], group.into_shards
 
     def spy(*arguments):
         copy = into_shards(*arguments)
@@ -47,7 +48,7 @@ def spy_on_shards() -> list[dict[str, float]]:
         seen.append(shares)
         return copy
 
-    shards._UNIT, crew.into_shards = 64, spy
+    shards._UNIT, group.into_shards = 64, spy
     return seen
 
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fitcompress.recipe.recipe import Recipe, resolve_recipe
 from fitcompress.interface import InputSpec
 from fitcompress.models.open import teacher_from_module
 from fitcompress.models.teacher import Teacher
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
 
 NAMES = ("left", "middle", "right")
 """The third of the image that is bright."""

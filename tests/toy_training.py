@@ -20,10 +20,10 @@ from torch import nn
 from fitcompress.data.images import ArrayImages
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import make_dataset
-from fitcompress.recipe.recipe import OptimRecipe, Stage2Recipe
+from fitcompress.distillation.objectives import DistillObjective
 from fitcompress.interface import InputSpec
+from fitcompress.recipe.schema import OptimRecipe, Stage2Recipe
 from fitcompress.training.engine import train
-from fitcompress.training.objective import DistillObjective
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
 NUM_CLASSES = 3

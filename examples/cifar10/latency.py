@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fitcompress.graph.lift import build_network
+from fitcompress.evaluation.benchmark import paired_latency
+from fitcompress.exporters.latency import onnx_copy
 from fitcompress.exporters.onnx_session import onnx_runner
+from fitcompress.graph.lift import build_network
+from fitcompress.models.open import open_teacher
 from fitcompress.recipe.recipe import load_recipe
 from fitcompress.report.run_report import Report
-from fitcompress.evaluation.benchmark import paired_latency
-from fitcompress.models.open import open_teacher
-from fitcompress.exporters.latency import onnx_copy
 
 
 def main() -> None:

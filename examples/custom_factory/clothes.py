@@ -16,8 +16,8 @@ from fitcompress.data.loader import make_loader
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import make_dataset
 from fitcompress.events import ignore
-from fitcompress.recipe.recipe import DataRecipe
 from fitcompress.interface import InputSpec
+from fitcompress.recipe.schema import DataRecipe
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.286,), std=(0.353,))
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fitcompress.errors import RecipeError, near_misses
-from fitcompress.recipe.recipe import Recipe, apply_sets
 from fitcompress.recipe.fields import with_settings
+from fitcompress.recipe.recipe import Recipe, apply_sets
 
 __all__ = [
     "ARMS",

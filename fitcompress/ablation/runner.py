@@ -18,24 +18,26 @@ from typing import Any
 
 import torch
 
-from fitcompress.ablation.arms import Arm, COMMON, QUESTIONS, Question, arm_recipe, arms_by_name
+from fitcompress.ablation.arms import COMMON, QUESTIONS, Arm, Question, arm_recipe, arms_by_name
+from fitcompress.atomic import write_json
 from fitcompress.errors import DataError, RunError, TeacherError, TrainingError
+from fitcompress.evaluation.predict import images_digest
 from fitcompress.events import Emit, Event, Notice, StageFinished, StageStarted, ignore
-from fitcompress.run.evaluate import images_digest
-from fitcompress.api import distill
-from fitcompress.student.planner import plan_run
-from fitcompress.run.prepare import Prepared, prepare_teacher
+from fitcompress.formatting import duration_text
+from fitcompress.models.model import output_kinds
+from fitcompress.models.teacher import Teacher
 from fitcompress.ranks import num_processes
+from fitcompress.recipe.fields import differing_settings, flat_settings, with_settings
 from fitcompress.recipe.recipe import Recipe, continued_recipe, load_recipe
 from fitcompress.report.ablation_facts import ABLATION, Ablation, cell_path
-from fitcompress.formatting import duration_text
-from fitcompress.rundir import RunDir, write_json
-from fitcompress.run.session import on_its_threads
-from fitcompress.recipe.fields import differing_settings, flat_settings, with_settings
-from fitcompress.run.stage import output_kinds, training_seconds
-from fitcompress.models.teacher import Teacher
-from fitcompress.training.device import resolve_device
 from fitcompress.run.autotune import compiling
+from fitcompress.run.distill import distill
+from fitcompress.run.estimate import training_seconds
+from fitcompress.run.prepare import Prepared, prepare_teacher
+from fitcompress.run.session import on_its_threads
+from fitcompress.rundir import RunDir
+from fitcompress.student.planner import plan_run
+from fitcompress.training.device import resolve_device
 
 __all__ = ["ablate"]
 

@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import fitcompress
-from fitcompress.cli import console
 from fitcompress.ablation.arms import ARMS, DEFAULT_ARMS, read_arms
-from fitcompress.cli import flags
+from fitcompress.cli import console, flags
 from fitcompress.cli.failures import resumable
-from fitcompress.cli.request import Request, ablation_recipe, fresh_path, run_recipe, takes, training_recipe
+from fitcompress.cli.request import (
+    Request,
+    ablation_recipe,
+    fresh_path,
+    run_recipe,
+    takes,
+    training_recipe,
+)
 from fitcompress.errors import TrainingError
 
 if TYPE_CHECKING:
-    from fitcompress.report.run_report import Report
     from fitcompress.report.ablation_facts import Ablation
     from fitcompress.report.comparison import Comparison
+    from fitcompress.report.run_report import Report
 
 __all__ = ["app"]
 
@@ -112,9 +118,7 @@ def distill(
     """
     recipe, run_path = run_recipe(request, teacher=teacher, out=out, resume=resume)
     with request.progress() as emit, resumable(run_path):
-        from fitcompress import api as pipeline
-
-        report = pipeline.distill(recipe, resume=resume, force=force, emit=emit)
+        report = fitcompress.distill(recipe, resume=resume, force=force, emit=emit)
     console.show_report(report, form=request.report_form)
 
 
@@ -129,9 +133,7 @@ def inspect(request: Request, teacher: Annotated[str, typer.Argument(metavar="TE
     """Show a teacher's layers in the order they run: shapes, share of depth, hint candidates."""
     recipe = request.recipe(teacher__source=teacher)
     with request.progress() as emit:
-        from fitcompress import api as pipeline
-
-        layers = pipeline.inspect(recipe, emit=emit)
+        layers = fitcompress.inspect(recipe, emit=emit)
     console.show_layers(layers, as_json=request.as_json)
 
 
@@ -159,12 +161,10 @@ def plan(
     """Show what the student would be, in seconds, without data or training."""
     recipe = request.recipe_of_teacher(teacher)
     with request.progress() as emit:
-        from fitcompress import api as pipeline
-
         if pareto:
-            rows = pipeline.plan_frontier(recipe, emit=emit)
+            rows = fitcompress.plan_frontier(recipe, emit=emit)
         else:
-            planned = pipeline.plan(recipe, emit=emit)
+            planned = fitcompress.plan(recipe, emit=emit)
     if pareto:
         console.show_frontier(rows, plot, as_json=request.as_json)
     else:
@@ -192,9 +192,7 @@ def train(
     """Fine-tune a timm model on images: a teacher for those who have none."""
     recipe, folder = training_recipe(request, model=model, out=out, resume=resume, force=force)
     with request.progress() as emit, resumable(folder, "train"):
-        from fitcompress import api as pipeline
-
-        trained = pipeline.train_teacher(recipe.teacher.source, recipe, resume=resume, emit=emit)
+        trained = fitcompress.train_teacher(recipe.teacher.source, recipe, resume=resume, emit=emit)
     console.show_model_folder(trained, as_json=request.as_json)
 
 
@@ -213,9 +211,7 @@ def evaluate(
     """Measure a model's accuracy on the evaluation split of a data set."""
     recipe = request.recipe(teacher__source=model)
     with request.progress() as emit:
-        from fitcompress import api as pipeline
-
-        measured = pipeline.evaluate(model, recipe, emit=emit)
+        measured = fitcompress.evaluate(model, recipe, emit=emit)
     console.show_eval(measured, as_json=request.as_json)
 
 
@@ -263,9 +259,7 @@ def export(
     }
     formats = [name for name, is_asked in asked.items() if is_asked] or ["onnx"]
     with request.progress() as emit:
-        from fitcompress import api as pipeline
-
-        exports = pipeline.export(run, formats, opset=opset, force=force, emit=emit)
+        exports = fitcompress.export(run, formats, opset=opset, force=force, emit=emit)
     console.show_exports(exports, as_json=request.as_json)
 
 
@@ -296,13 +290,11 @@ def report(
     the arms of an ablation.
     """
     with request.progress():
-        from fitcompress import api as pipeline
-
         loaded: Report | Comparison | Ablation
         if runs and len(runs) > 1:
-            loaded = pipeline.load_comparison(runs)
+            loaded = fitcompress.load_comparison(runs)
         else:
-            loaded = pipeline.load_report(runs[0] if runs else None)
+            loaded = fitcompress.load_report(runs[0] if runs else None)
     console.show_report(loaded, form="json" if request.as_json else form, output=output)
 
 
@@ -346,7 +338,7 @@ def ablate(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Ask what a student owes to its teacher: train it in several ways, over several seeds.
+    """ForwardTeacher what a student owes to its teacher: train it in several ways, over several seeds.
 
     Each arm changes one thing: no teacher, no hints, hints that know nothing.
     The report says what is shown, and what is not.
@@ -356,9 +348,7 @@ def ablate(
     chosen = read_arms(named, arm or (), against) if named or arm or against else None
     first = recipe.run.seed
     with request.progress() as emit, resumable(root, "ablate"):
-        from fitcompress.ablation import runner as ablation
-
-        done = ablation.ablate(
+        done = fitcompress.ablate(
             recipe,
             arms=chosen,
             seeds=range(first, first + seeds) if seeds else None,
@@ -387,7 +377,5 @@ def demo(
     """The whole road on the built-in images, in a few minutes on a CPU."""
     run_path = out or fresh_path("demo", Path("runs"))
     with request.progress() as emit, resumable(run_path):
-        from fitcompress import api as pipeline
-
-        made = pipeline.demo(run_path, emit=emit)
+        made = fitcompress.demo(run_path, emit=emit)
     console.show_report(made, form=request.report_form)

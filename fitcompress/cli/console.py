@@ -17,14 +17,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fitcompress.atomic import disk_errors, write_text
+from fitcompress.formatting import (
+    bytes_text,
+    count_text,
+    integer_text,
+    percent_text,
+    shape_text,
+    speeds_text,
+)
 from fitcompress.report.frontier import draw_frontier
-from fitcompress.formatting import bytes_text, count_text, integer_text, percent_text, shape_text, speeds_text
-from fitcompress.rundir import disk_errors, write_text
 
 if TYPE_CHECKING:
-    from fitcompress.report.run_report import Report
     from fitcompress.report.ablation_facts import Ablation
     from fitcompress.report.comparison import Comparison
+    from fitcompress.report.run_report import Report
 
 __all__ = [
     "ReportForm",

@@ -15,7 +15,16 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from fitcompress.cli.console import error_console, show_notice
-from fitcompress.events import Emit, EpochFinished, Event, Notice, Progress, StageFinished, StageStarted, ignore
+from fitcompress.events import (
+    Emit,
+    EpochFinished,
+    Event,
+    Notice,
+    Progress,
+    StageFinished,
+    StageStarted,
+    ignore,
+)
 from fitcompress.formatting import integer_text, percent_text
 
 __all__ = ["BarProgress", "PlainProgress", "live_progress"]

@@ -20,15 +20,23 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fitcompress.ablation.arms import COMMON
+from fitcompress.cli.console import ReportForm
 from fitcompress.cli.failures import answering_failures
 from fitcompress.cli.flags import Flag, Group
-from fitcompress.cli.console import ReportForm
+from fitcompress.cli.progress import live_progress
 from fitcompress.errors import RunError
 from fitcompress.events import Emit
-from fitcompress.cli.progress import live_progress
-from fitcompress.recipe.recipe import PRESETS, Recipe, apply_sets, continued_recipe, load_recipe, recipe_settings, resolve_recipe
-from fitcompress.rundir import RunDir
 from fitcompress.recipe.fields import flat_settings, setting_type, with_settings
+from fitcompress.recipe.presets import PRESETS
+from fitcompress.recipe.recipe import (
+    Recipe,
+    apply_sets,
+    continued_recipe,
+    load_recipe,
+    recipe_settings,
+    resolve_recipe,
+)
+from fitcompress.rundir import RunDir
 
 __all__ = [
     "Request",

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from fitcompress.data.builtin import BUILTIN, builtin_class_names, builtin_name, load_builtin
-from fitcompress.data.rng import Stream
 from fitcompress.data.folders import Tree, find_splits, list_tree, open_trees
 from fitcompress.data.images import Images, Subset
+from fitcompress.data.rng import Stream
 from fitcompress.data.sampling import hold_out, stratified_sample
 from fitcompress.data.timm_sets import is_timm_source, load_timm_splits
 from fitcompress.errors import DataError
 from fitcompress.events import Emit, Notice
-from fitcompress.recipe.recipe import DataRecipe
+from fitcompress.recipe.schema import DataRecipe
 
 __all__ = ["DataBundle", "load_data"]
 

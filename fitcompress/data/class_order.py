@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fitcompress.data.images import Images
 from fitcompress.data.bundle import DataBundle
+from fitcompress.data.images import Images
 from fitcompress.data.sampling import Indices
 from fitcompress.errors import DataError, near_misses
 

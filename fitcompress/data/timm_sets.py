@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fitcompress.data.images import DecodingError, Images, READ_ERRORS, read_rgb, to_rgb
+from fitcompress.data.images import READ_ERRORS, DecodingError, Images, read_rgb, to_rgb
 from fitcompress.data.sampling import Indices
 from fitcompress.errors import DataError
 

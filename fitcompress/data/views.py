@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fitcompress.data.images import Images
 from fitcompress.data.pixel_cache import PixelCache
 from fitcompress.data.rng import Stream, draw_words, to_beta, to_uniform
-from fitcompress.data.images import Images
-from fitcompress.data.transforms import Pixels, mix, move, plain_view, strong_view
 from fitcompress.data.sampling import Indices
+from fitcompress.data.transforms import Pixels, mix, move, plain_view, strong_view
 from fitcompress.errors import RecipeError
 from fitcompress.interface import InputSpec
 
@@ -52,7 +52,7 @@ class Batch:
     """int64 N: labels of the mixup partners; None when mixup is off."""
     mix_lam: Tensor | None = None
     """float32 N: weight of `labels`; that of `mix_labels` is 1 minus it."""
-    answers: tuple[Tensor, ...] = ()
+    teacher_outputs: tuple[Tensor, ...] = ()
     """What the teacher says about these views, where that is known already."""
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class Batch:
             function(self.ids),
             None if self.mix_labels is None else function(self.mix_labels),
             None if self.mix_lam is None else function(self.mix_lam),
-            tuple(map(function, self.answers)),
+            tuple(map(function, self.teacher_outputs)),
         )
 
 
@@ -90,7 +90,7 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         mixup: float,
         cache_bytes: int,
         num_views: int | None = None,
-        answers: Callable[[Sequence[int], int], tuple[Tensor, ...]] | None = None,
+        teacher_outputs: Callable[[Sequence[int], int], tuple[Tensor, ...]] | None = None,
         padding: float = _PADDING,
     ) -> None:
         self.images = images
@@ -101,7 +101,7 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         self.num_views = 1 if augment == "none" and not mixup else num_views
         """Different views of a sample; None: each epoch has its own."""
         self.padding = padding
-        self.answers = answers
+        self.teacher_outputs = teacher_outputs
         """The teacher's, by ids and view."""
         self.epoch = 0
         self.labels = np.asarray(images.labels, dtype=np.int64)
@@ -144,13 +144,13 @@ class Views(Dataset[tuple[Tensor, int, int]]):
         """The views of some samples. Each is the same in whatever batch it comes."""
         images, labels = self._views(ids), torch.from_numpy(self.labels[list(ids)])
         ids_N = torch.tensor(list(ids), dtype=torch.int64)
-        answers = self.answers(ids, self.epoch) if self.answers else ()
+        outputs = self.teacher_outputs(ids, self.epoch) if self.teacher_outputs else ()
         if not self.mixup:
-            return Batch(images, labels, ids_N, answers=answers)
+            return Batch(images, labels, ids_N, teacher_outputs=outputs)
         partners, lam = self._partners(ids)
         mixed = mix(images, self._views(partners.tolist()), lam)
         mix_labels = torch.from_numpy(self.labels[partners])
-        return Batch(mixed, labels, ids_N, mix_labels, lam, answers)
+        return Batch(mixed, labels, ids_N, mix_labels, lam, outputs)
 
     def _views(self, ids: Sequence[int]) -> Tensor:
         """uint8 NCHW."""

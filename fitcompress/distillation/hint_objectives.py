@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fitcompress.data.views import Batch
-from fitcompress.distillation.losses import HintReduction, hint_loss
-from fitcompress.distillation.regressors import Regressor
 from fitcompress.distillation.hint_targets import HintTargets
-from fitcompress.training.objective import Chain, DistillObjective, Scores, as_tuple
+from fitcompress.distillation.losses import HintReduction, hint_loss
+from fitcompress.distillation.objectives import Chain, DistillObjective, as_tuple
+from fitcompress.distillation.regressors import Regressor
 from fitcompress.distillation.statistics import HintStatistics
+from fitcompress.training.objective import Scores
 
 __all__ = ["HintMatcher", "HintObjective", "JointObjective"]
 
@@ -95,8 +96,8 @@ class HintObjective(nn.Module):
         return self.teacher, self.trained["student"]
 
     @property
-    def asks_teacher(self) -> bool:
-        return self.targets.asks_teacher
+    def needs_teacher(self) -> bool:
+        return self.targets.needs_teacher
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -109,13 +110,13 @@ class HintObjective(nn.Module):
     def evaluate(self, batch: Batch) -> Scores:
         return {"loss": (torch.stack(self._pair_losses(batch)).sum() * len(batch), len(batch))}
 
-    def ask(self, batch: Batch) -> tuple[Tensor, ...]:
+    def forward_teacher(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the teacher says: one hint a pair."""
         with torch.no_grad():
             return as_tuple(self.teacher(batch.images))
 
     def _pair_losses(self, batch: Batch) -> list[Tensor]:
-        hints = self.targets(batch, lambda: batch.answers or self.ask(batch))
+        hints = self.targets(batch, lambda: batch.teacher_outputs or self.forward_teacher(batch))
         inputs = as_tuple(self.student_preprocess(batch.images))
         losses: list[Tensor] = self.trained["matcher"](
             as_tuple(self.trained["student"](*inputs)), hints
@@ -160,7 +161,7 @@ class JointObjective(nn.Module):
         return self.distill.networks
 
     @property
-    def asks_teacher(self) -> bool:
+    def needs_teacher(self) -> bool:
         return True
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
@@ -180,9 +181,9 @@ class JointObjective(nn.Module):
         hints = self._hint_losses(batch, student[:num], teacher[:num])
         return {**scores, "loss": (loss + self.weight * torch.stack(hints).sum() * count, count)}
 
-    def ask(self, batch: Batch) -> tuple[Tensor, ...]:
+    def forward_teacher(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the teacher says: one hint a pair, then its outputs."""
-        return self.distill.ask(batch)
+        return self.distill.forward_teacher(batch)
 
     def _hint_losses(
         self, batch: Batch, guided: Sequence[Tensor], hints: Sequence[Tensor]

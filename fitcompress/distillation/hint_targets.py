@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fitcompress.data.views import Batch
 from fitcompress.data.rng import Stream, draw_words, to_uniform
-from fitcompress.training.objective import label_targets
+from fitcompress.data.views import Batch
+from fitcompress.distillation.objectives import label_targets
 from fitcompress.distillation.statistics import HintStatistics
 
 __all__ = [
@@ -29,11 +29,13 @@ __all__ = [
 class HintTargets(nn.Module):
     """The teacher's hints as they are."""
 
-    asks_teacher = True
+    needs_teacher = True
 
-    def forward(self, batch: Batch, ask: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:  # noqa: ARG002
-        """One target (N, ...) for each pair; `ask` gives the teacher's hints."""
-        return ask()
+    def forward(
+        self, batch: Batch, forward_teacher: Callable[[], Sequence[Tensor]]
+    ) -> Sequence[Tensor]:  # noqa: ARG002
+        """One target (N, ...) for each pair; `forward_teacher` gives the teacher's hints."""
+        return forward_teacher()
 
 
 class ShuffledHints(HintTargets):
@@ -41,8 +43,10 @@ class ShuffledHints(HintTargets):
     for another other one. They have the distribution of hints and say nothing of the image.
     """
 
-    def forward(self, batch: Batch, ask: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:  # noqa: ARG002
-        return [hint.roll(1, dims=0) for hint in ask()]
+    def forward(
+        self, batch: Batch, forward_teacher: Callable[[], Sequence[Tensor]]
+    ) -> Sequence[Tensor]:  # noqa: ARG002
+        return [hint.roll(1, dims=0) for hint in forward_teacher()]
 
 
 class RandomHints(HintTargets):
@@ -57,7 +61,7 @@ class RandomHints(HintTargets):
         seed: of the draws, which depend on it and on the sample's id alone.
     """
 
-    asks_teacher = False
+    needs_teacher = False
 
     def __init__(self, hints: Sequence[Tensor], seed: int) -> None:
         super().__init__()
@@ -66,7 +70,9 @@ class RandomHints(HintTargets):
         assert self.num >= 2, "one hint has no covariance"
         self.normals = nn.ModuleList(map(_Normal, hints))
 
-    def forward(self, batch: Batch, ask: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:  # noqa: ARG002
+    def forward(
+        self, batch: Batch, forward_teacher: Callable[[], Sequence[Tensor]]
+    ) -> Sequence[Tensor]:  # noqa: ARG002
         words = draw_words(self.seed, Stream.RANDOM_HINT, batch.ids.tolist(), epoch=0, num=self.num)
         uniform_NM = torch.from_numpy(to_uniform(words)).clamp(min=2.0**-54)
         weights_NM = torch.special.ndtri(uniform_NM).float().to(batch.images.device)
@@ -97,13 +103,15 @@ class LabelHints(HintTargets):
     Source: the label-as-hint controls of FitNets (arXiv 1412.6550v4), section 4.1.
     """
 
-    asks_teacher = False
+    needs_teacher = False
 
     def __init__(self, num_classes: int, num_pairs: int) -> None:
         super().__init__()
         self.num_classes, self.num_pairs = num_classes, num_pairs
 
-    def forward(self, batch: Batch, ask: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:  # noqa: ARG002
+    def forward(
+        self, batch: Batch, forward_teacher: Callable[[], Sequence[Tensor]]
+    ) -> Sequence[Tensor]:  # noqa: ARG002
         targets = label_targets(batch, self.num_classes)
         if targets.dim() == 1:
             targets = nn.functional.one_hot(targets, self.num_classes).float()

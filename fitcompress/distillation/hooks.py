@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fitcompress.modes import evaluating
+
 __all__ = ["record_outputs"]
 
 
@@ -32,7 +34,7 @@ def record_outputs(
         if isinstance(output, Tensor) and (names is None or name in names):
             outputs.setdefault(name, output)
 
-    with _hooked(network, note), _evaluating(network), torch.no_grad():
+    with _hooked(network, note), evaluating(network), torch.no_grad():
         network(*inputs)
     return outputs
 
@@ -52,14 +54,3 @@ def _hooked(network: nn.Module, note: Callable[[str, Any], None]) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    before = {module: module.training for module in network.modules()}
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training

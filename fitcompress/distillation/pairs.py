@@ -15,22 +15,26 @@ from math import log2, prod
 from torch.fx import GraphModule
 
 from fitcompress.errors import PlanError
-from fitcompress.graph.axes.algebra import Sum
+from fitcompress.graph.analysis.blocks import Block, find_blocks, node_blocks
 from fitcompress.graph.analysis.costs import node_depths
+from fitcompress.graph.axes.algebra import Sum
+from fitcompress.graph.axes.trace import AxisTrace, trace_axes
 from fitcompress.graph.cut import resolve_layer
 from fitcompress.graph.leaves import find_leaves, named_arguments
-from fitcompress.graph.lift import Block as NodeBlock
+from fitcompress.graph.lift import BlockNodes
 from fitcompress.graph.program import Program, operation, output_nodes
 from fitcompress.graph.shapes import Shape, propagate_shapes
-from fitcompress.graph.analysis.blocks import Block, find_blocks
-from fitcompress.graph.axes.trace import AxisTrace, trace_axes
 
-__all__ = ["HintPair", "Layer", "LayerMap", "choose_pairs", "map_layers", "node_blocks"]
+__all__ = ["HintPair", "Layer", "LayerMap", "choose_pairs", "map_layers"]
 
 _NEAR_THE_MIDDLE = 0.1
 """How far, as a share of the depth, a stage may end from the wanted place to be preferred over the
 block right there."""
+
+
 _NON_NEGATIVE = frozenset(("relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus"))
+
+
 _KEEPS_SIGN = frozenset(
     ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "flatten", "view", "reshape")
 )
@@ -61,7 +65,7 @@ class LayerMap:
     program: Program
     layers: tuple[Layer, ...]
     spine: tuple[Block, ...]
-    blocks: tuple[NodeBlock, ...]
+    blocks: tuple[BlockNodes, ...]
     """Those on the spine, as `build_network` takes them."""
     trace: AxisTrace
 
@@ -86,13 +90,6 @@ class HintPair:
     guided_grid: tuple[int, ...] | None
     is_non_negative: bool
     """Whether the hint has no negative values."""
-
-
-def node_blocks(blocks: Sequence[Block]) -> tuple[NodeBlock, ...]:
-    """The blocks as `build_network` takes them: each named part with the names of its nodes."""
-    return tuple(
-        (key, tuple(node.name for node in nodes)) for block in blocks for key, nodes in block.parts
-    )
 
 
 def map_layers(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fitcompress.data.views import Batch
-from fitcompress.errors import PlanError
 from fitcompress.distillation.regressors import Regressor
-from fitcompress.training.device import preserved_modes
+from fitcompress.errors import PlanError
+from fitcompress.modes import preserved_modes
 
 __all__ = [
     "HintStatistics",

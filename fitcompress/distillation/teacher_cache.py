@@ -1,6 +1,6 @@
 """What a frozen teacher says about every view of a data set, kept in files. Layer: training.
 
-A view that comes again gets the same answer, so it need not be asked for again. Answers lie in
+A view that comes again gets the same answer, so it need not be asked for again. CachedOutputs lie in
 shards of consecutive samples, one `.npy` file for each view, output and shard; a file gets its name
 when it is whole, so what was written before a kill is used after it. Rows are read through the
 memory map by whoever makes batches, worker processes too.
@@ -20,22 +20,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fitcompress.atomic import atomic_path, write_json
 from fitcompress.data.views import Batch, Views
 from fitcompress.errors import RunError
-from fitcompress.rundir import atomic_path, write_json
 
 __all__ = [
-    "Answers",
-    "Ask",
-    "Layout",
+    "CacheLayout",
+    "CachedOutputs",
+    "ForwardTeacher",
+    "cache_layout",
     "claim_folder",
-    "confirm_answers",
-    "layout_of",
     "paths_of",
-    "write_answers",
+    "verify_outputs",
+    "write_outputs",
 ]
 
-Ask = Callable[[Batch], tuple[Tensor, ...]]
+ForwardTeacher = Callable[[Batch], tuple[Tensor, ...]]
 """What the teacher says about a batch: one tensor (N, ...) for each output, on any device."""
 
 _SHARD_BYTES = 2**26
@@ -46,7 +46,7 @@ _TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
-class Layout:
+class CacheLayout:
     """How the answers of a data set lie in their folder. All are float32."""
 
     num_samples: int
@@ -75,23 +75,23 @@ class Layout:
         return -(-self.num_samples // self.shard_size)
 
 
-def layout_of(ask: Ask, data: Views, num_views: int) -> Layout:
+def cache_layout(forward_teacher: ForwardTeacher, data: Views, num_views: int) -> CacheLayout:
     """The layout of the answers to `data`, found by asking about one sample."""
-    answers = ask(data.batch([0]))
-    return Layout(len(data), num_views, tuple(tuple(value.shape[1:]) for value in answers))
+    answers = forward_teacher(data.batch([0]))
+    return CacheLayout(len(data), num_views, tuple(tuple(value.shape[1:]) for value in answers))
 
 
-def paths_of(folder: Path, layout: Layout) -> Iterator[Path]:
+def paths_of(folder: Path, layout: CacheLayout) -> Iterator[Path]:
     """All files of the answers."""
     for view in range(layout.num_views):
         for shard in range(layout.num_shards):
             yield from _shard_paths(folder, layout, view, shard)
 
 
-class Answers:
+class CachedOutputs:
     """Reads kept answers; pickles to a worker as a path."""
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, layout: CacheLayout) -> None:
         self.folder, self.layout = folder, layout
         self._shards: dict[Path, npt.NDArray[np.float32]] = {}
 
@@ -115,11 +115,11 @@ class Answers:
         return {"folder": self.folder, "layout": self.layout, "_shards": {}}
 
 
-def write_answers(
-    ask: Ask,
+def write_outputs(
+    forward_teacher: ForwardTeacher,
     data: Views,
     folder: Path,
-    layout: Layout,
+    layout: CacheLayout,
     batch_size: int,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[int]:
@@ -148,7 +148,7 @@ def write_answers(
             parts: list[list[Tensor]] = [[] for _ in paths]
             for first in range(ids.start, ids.stop, batch_size):
                 batch = data.batch(range(first, min(first + batch_size, ids.stop)))
-                for part, value in zip(parts, ask(batch), strict=True):
+                for part, value in zip(parts, forward_teacher(batch), strict=True):
                     part.append(value.float().cpu())
                 num_done += len(batch)
                 yield num_done
@@ -156,7 +156,7 @@ def write_answers(
                 _write(path, torch.cat(part))
 
 
-def claim_folder(folder: Path, layout: Layout) -> None:
+def claim_folder(folder: Path, layout: CacheLayout) -> None:
     """Notes in a folder how the answers in it lie, or compares that with what is noted.
 
     Raises:
@@ -171,7 +171,9 @@ def claim_folder(folder: Path, layout: Layout) -> None:
         raise _other_answers(folder)
 
 
-def confirm_answers(ask: Ask, data: Views, answers: Answers, num_samples: int = 8) -> None:
+def verify_outputs(
+    forward_teacher: ForwardTeacher, data: Views, answers: CachedOutputs, num_samples: int = 8
+) -> None:
     """Holds some kept answers against what the teacher says now.
 
     Raises:
@@ -179,7 +181,7 @@ def confirm_answers(ask: Ask, data: Views, answers: Answers, num_samples: int = 
     """
     data.set_epoch(0)
     ids = np.linspace(0, len(data) - 1, min(num_samples, len(data))).astype(int).tolist()
-    for kept, said in zip(answers(ids, 0), ask(data.batch(ids)), strict=True):
+    for kept, said in zip(answers(ids, 0), forward_teacher(data.batch(ids)), strict=True):
         expected = said.float().cpu()
         if (kept - expected).norm() > _TOLERANCE * expected.norm() + 1e-6:
             raise _other_answers(answers.folder)
@@ -193,7 +195,7 @@ def _other_answers(folder: Path) -> RunError:
     )
 
 
-def _shard_paths(folder: Path, layout: Layout, view: int, shard: int) -> list[Path]:
+def _shard_paths(folder: Path, layout: CacheLayout, view: int, shard: int) -> list[Path]:
     """One for each output."""
     return [_shard_path(folder, view, output, shard) for output in range(len(layout.shapes))]
 

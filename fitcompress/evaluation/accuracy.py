@@ -7,25 +7,24 @@ Shape suffixes: N images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fitcompress.rundir import atomic_path
+from fitcompress.atomic import atomic_path
 from fitcompress.evaluation.significance import paired_test, share
+from fitcompress.modes import evaluating
 
 __all__ = [
     "Predictions",
     "accuracy",
     "agreement",
     "divergence",
-    "evaluating",
     "is_near_chance",
     "load_predictions",
     "mcnemar",
@@ -176,24 +175,9 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
     return {name: Predictions(*(tensors[f"{name}.{part}"] for part in _PARTS)) for name in names}
 
 
-@contextmanager
-def evaluating(*networks: Any) -> Iterator[None]:
-    """Eval mode inside the block; after it every single module is in the mode it was in.
-
-    Callables that are no modules are left alone.
-    """
-    modules = [module for net in networks if isinstance(net, nn.Module) for module in net.modules()]
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-
-
 _PARTS = ("logits", "labels", "ids")
+
+
 _ROWS = 4096
 """At a time, where float64 would double what a large split takes."""
 

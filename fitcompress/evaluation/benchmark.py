@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fitcompress.evaluation.accuracy import evaluating, size_bytes
+from fitcompress.evaluation.accuracy import size_bytes
+from fitcompress.modes import evaluating
 
 __all__ = ["Runner", "latency", "paired_latency", "peak_memory_bytes", "torch_runner"]
 

@@ -8,45 +8,37 @@ move it to its place. A file that does not match never gets a name.
 from __future__ import annotations
 
 import copy
-import io
-import logging
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
+from fitcompress.atomic import disk_errors
 from fitcompress.errors import ExportError, FitcompressError, near_misses
-from fitcompress.evaluation.accuracy import evaluating
-from fitcompress.metadata import metadata_of
-from fitcompress.models.model import load_model
-from fitcompress.exporters.onnx_session import open_onnx
-from fitcompress.exporters.onnx_writer import Source, VERSION, batch_sizes, from_pixels, write_float16, write_onnx
+from fitcompress.exporters.artifact import Exportable, on_cpu, output_list, quiet
 from fitcompress.exporters.int8 import write_int8
-from fitcompress.rundir import disk_errors
+from fitcompress.exporters.onnx_session import open_onnx
+from fitcompress.exporters.onnx_writer import from_pixels, write_float16, write_onnx
+from fitcompress.exporters.pt2_writer import open_pt2, write_pt2
 from fitcompress.exporters.python.folder import open_python, write_python
+from fitcompress.exporters.torchscript_writer import open_torchscript, write_torchscript
+from fitcompress.formatting import first_line
 from fitcompress.interface import Interface
+from fitcompress.models.model import load_model
+from fitcompress.modes import evaluating
 
-__all__ = [
-    "FORMATS",
-    "ExportRecord",
-    "Format",
-    "Source",
-    "export_model",
-    "on_cpu",
-    "quiet",
-    "write_onnx",
-]
+__all__ = ["FORMATS", "ExportRecord", "Format", "export_model"]
 
 _CHECKED_BATCHES = (1, 8)
+
+
 _TOLERANCE = 1e-3
 """Largest difference allowed, as a share of the largest output.
 
@@ -83,15 +75,15 @@ class Format:
     """How a kind of file is written and run."""
 
     suffix: str
-    write: Callable[[Source, Path], str | None]
+    write: Callable[[Exportable, Path], str | None]
     """May say what is special about the file."""
     open: Callable[[Path, Interface], Callable[..., Any]]
     tolerance: float = _TOLERANCE
-    view: Callable[[Source], Source] = lambda source: source
+    view: Callable[[Exportable], Exportable] = lambda source: source
     """What of the source is written."""
 
 
-def export_model(form: str, source: Source, path: Path, *, force: bool = False) -> ExportRecord:
+def export_model(form: str, source: Exportable, path: Path, *, force: bool = False) -> ExportRecord:
     """Write `source` as `form` (a key of `FORMATS`) to `path`, checked against the network.
 
     Raises:
@@ -125,7 +117,7 @@ def export_model(form: str, source: Source, path: Path, *, force: bool = False) 
 
 
 def _write_and_check(
-    form: str, source: Source, draft: Path
+    form: str, source: Exportable, draft: Path
 ) -> tuple[tuple[float, float, float], str]:
     kind = FORMATS[form]
     try:
@@ -134,7 +126,7 @@ def _write_and_check(
         raise
     except Exception as error:  # converters raise whatever their insides raise
         raise ExportError(
-            f"exporting {form}: the converter failed: {_first_line(error)}"
+            f"exporting {form}: the converter failed: {first_line(error, with_type=True)}"
         ) from error
     try:
         run = kind.open(draft, source.interface)
@@ -143,7 +135,7 @@ def _write_and_check(
         raise
     except Exception as error:
         raise ExportError(
-            f"checking the {form} file: running it failed: {_first_line(error)}"
+            f"checking the {form} file: running it failed: {first_line(error, with_type=True)}"
         ) from error
     max_abs, max_rel, agreement = differences
     # "not", so that NaN is a mismatch too
@@ -158,14 +150,14 @@ def _write_and_check(
     return differences, remark
 
 
-def _compare(source: Source, run: Callable[..., Any]) -> tuple[float, float, float]:
+def _compare(source: Exportable, run: Callable[..., Any]) -> tuple[float, float, float]:
     """Largest difference, the same relative to the largest output, share of equal top-1."""
     max_abs = largest = 0.0
     same: list[Tensor] = []
     for batch_size in _CHECKED_BATCHES:
         inputs = source.rows(batch_size)
         with torch.no_grad():
-            expected, got = _outputs(source.network(*inputs)), _outputs(run(*inputs))
+            expected, got = output_list(source.network(*inputs)), output_list(run(*inputs))
         if [part.shape for part in expected] != [part.shape for part in got]:
             raise ExportError(
                 f"checking the file: at batch {batch_size} its outputs have other shapes"
@@ -179,7 +171,7 @@ def _compare(source: Source, run: Callable[..., Any]) -> tuple[float, float, flo
     return max_abs, max_abs / max(largest, 1e-12), float(torch.cat(same).float().mean())
 
 
-def _own_rounding(source: Source) -> float:
+def _own_rounding(source: Exportable) -> float:
     """How far float32 moves the network's own outputs, as a share of the largest: a file cannot be
     nearer to them than they are to what float64 gives. 0 where it does not run in float64."""
     exact = copy.deepcopy(source.network).double()
@@ -193,89 +185,17 @@ def _own_rounding(source: Source) -> float:
         return 0.0
 
 
-def _outputs(value: Any) -> list[Tensor]:
-    parts = list(value) if isinstance(value, (tuple, list)) else [value]
-    return [part.float() for part in parts]
-
-
-def _write_torchscript(source: Source, path: Path) -> None:
-    """Traced where a trace holds at any batch size, else scripted from the graph."""
-    with torch.no_grad():
-        archive: Any = None
-        if not _reads_sizes(source.network):
-            archive = torch.jit.trace(source.network, source.rows(2), check_trace=False)
-        if archive is None or not _runs_as(archive, source.network, source.rows(4)):
-            archive = torch.jit.script(_scriptable(source.network)).eval()
-    torch.jit.save(archive, str(path), _extra_files=metadata_of(source.interface, VERSION))
-
-
-def _reads_sizes(network: nn.Module) -> bool:
-    """Whether a graph in it asks for a size, which a trace would write down as a number."""
-    graphs = [module.graph for module in network.modules() if isinstance(module, fx.GraphModule)]
-    return any(n.target is torch.ops.aten.sym_size.int for graph in graphs for n in graph.nodes)
-
-
-def _runs_as(archive: Callable[..., Any], network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    expected = _outputs(network(*inputs))
-    try:
-        got = _outputs(archive(*inputs))
-    except RuntimeError:  # a batch size baked into a view
-        return False
-    return all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4)
-        for a, b in zip(expected, got, strict=True)
-    )
-
-
-def _scriptable(network: nn.Module) -> nn.Module:
-    """A copy whose graphs name operators, and types of sizes, as TorchScript knows them."""
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, fx.GraphModule):
-            for node in module.graph.nodes:
-                is_size = isinstance(node.meta.get("val"), (int, torch.SymInt))
-                node.type = int if node.op == "placeholder" and is_size else None
-                if isinstance(node.target, torch._ops.OpOverload):
-                    packet = node.target.overloadpacket
-                    node.target = (
-                        torch.ops.aten.size if packet is torch.ops.aten.sym_size else packet
-                    )
-            module.recompile()
-    return network
-
-
-def _write_pt2(source: Source, path: Path) -> None:
-    program = torch.export.export(
-        source.network, source.rows(2), dynamic_shapes=batch_sizes(source)
-    )
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths of whoever exported
-    program.example_inputs = None  # they are images of the user
-    torch.export.save(program, path, extra_files=metadata_of(source.interface, VERSION))
-
-
-def _model_folder(source: Source, form: str) -> Path:
+def _model_folder(source: Exportable, form: str) -> Path:
     if source.folder is None:
         raise ExportError(f"exporting {form}: the network has no model folder")
     return source.folder
 
 
-def _write_safetensors(source: Source, path: Path) -> None:
+def _write_safetensors(source: Exportable, path: Path) -> None:
     folder = _model_folder(source, "safetensors")
     path.mkdir()
     for name in ("model.safetensors", "config.json"):
         shutil.copyfile(folder / name, path / name)
-
-
-def _open_torchscript(path: Path, interface: Interface) -> Callable[..., Any]:
-    del interface
-    archive: Callable[..., Any] = torch.jit.load(str(path))
-    return archive
-
-
-def _open_pt2(path: Path, interface: Interface) -> Callable[..., Any]:
-    del interface
-    return torch.export.load(path).module()
 
 
 FORMATS: Mapping[str, Format] = {
@@ -283,8 +203,8 @@ FORMATS: Mapping[str, Format] = {
     "onnx-fp16": Format(".fp16.onnx", write_float16, open_onnx, tolerance=0.03),
     "onnx-int8": Format(".int8.onnx", write_int8, open_onnx, tolerance=inf),
     "onnx-pixels": Format(".pixels.onnx", write_onnx, open_onnx, view=from_pixels),
-    "torchscript": Format(".torchscript.pt", _write_torchscript, _open_torchscript),
-    "pt2": Format(".pt2", _write_pt2, _open_pt2),
+    "torchscript": Format(".torchscript.pt", write_torchscript, open_torchscript),
+    "pt2": Format(".pt2", write_pt2, open_pt2),
     "safetensors": Format("", _write_safetensors, lambda path, _: load_model(path).network),
     "python": Format(
         "_py",
@@ -295,15 +215,6 @@ FORMATS: Mapping[str, Format] = {
 """Every format by its name on the command line."""
 
 
-def on_cpu(source: Source) -> Source:
-    """The source on the CPU; a copy when it lies elsewhere."""
-    network, tensors = source.network, [*source.network.parameters(), *source.network.buffers()]
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        network = copy.deepcopy(network).cpu()
-    samples = tuple(values.detach().cpu() for values in source.inputs)
-    return replace(source, network=network, samples=samples)
-
-
 def _move_all(folder: Path, target: Path) -> None:
     """Move what is in `folder` to `target`, side files first, replacing what is there."""
     for entry in sorted(folder.iterdir(), key=lambda entry: len(entry.name), reverse=True):
@@ -311,25 +222,3 @@ def _move_all(folder: Path, target: Path) -> None:
         if place.is_dir():
             shutil.rmtree(place)
         entry.replace(place)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No output, warnings or log lines of converters inside the block."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -16,12 +16,12 @@ from fitcompress.data.images import Images
 from fitcompress.data.loader import make_loader
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import Views, make_dataset
-from fitcompress.run.evaluate import predict_split
-from fitcompress.exporters.formats import FORMATS, quiet
 from fitcompress.evaluation.accuracy import accuracy, agreement
-from fitcompress.models.model import Model
-from fitcompress.exporters.onnx_writer import Source
+from fitcompress.evaluation.predict import predict_split
+from fitcompress.exporters.artifact import Exportable, quiet
+from fitcompress.exporters.formats import FORMATS
 from fitcompress.interface import Interface
+from fitcompress.models.model import Model
 
 __all__ = ["accuracy_of", "source_of"]
 
@@ -33,7 +33,7 @@ _CALIBRATION, _CALIBRATION_BATCH = 256, 32
 
 def source_of(
     model: Model, data: DataBundle, folder: Path | None = None, *, opset: int | None = None
-) -> Source:
+) -> Exportable:
     """The model with images of the run's data. What an export is chosen by is held out of the
     training images, not the evaluation split.
     """
@@ -54,7 +54,7 @@ def source_of(
             return measured["top1"]
         return agreement(predict_split(model, data.held_out, "cpu"), found)["top1"]
 
-    source = Source(
+    source = Exportable(
         _ending(model),
         model.interface,
         preprocess(pixels),
@@ -64,7 +64,7 @@ def source_of(
         score=score,
     )
 
-    def with_pixels() -> Source:
+    def with_pixels() -> Exportable:
         network = nn.Sequential(preprocess, _ending(model, as_probabilities=True)).eval()
         interface = replace(model.interface, activation=_activation(model, as_probabilities=True))
         return replace(source, network=network, interface=interface, samples=pixels)

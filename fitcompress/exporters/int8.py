@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fitcompress.errors import ExportError
+from fitcompress.exporters.artifact import Exportable
 from fitcompress.exporters.onnx_session import OnnxNetwork, open_onnx
-from fitcompress.exporters.onnx_writer import Source, write_onnx
+from fitcompress.exporters.onnx_writer import write_onnx
 
 __all__ = ["write_int8"]
 
@@ -27,7 +28,7 @@ _FEW_BATCHES = 2
 _Array = np.ndarray[Any, Any]
 
 
-def write_int8(source: Source, path: Path) -> str:
+def write_int8(source: Exportable, path: Path) -> str:
     """The network with int8 weights and activations; says which layers stayed in float.
 
     Where int8 loses more than half a point of `source.score`, layers are left in float, first those
@@ -89,17 +90,19 @@ def _most_sensitive_first(
     path: Path, layers: Sequence[str], batches: Sequence[_Array]
 ) -> list[str]:
     """The layers by how much each, alone in int8, changes what the network says."""
-    expected = _outputs(open_onnx(path), batches)
+    expected = output_list(open_onnx(path), batches)
     changes = {}
     with TemporaryDirectory() as folder:
         for layer in layers:
             draft = Path(folder) / "one.onnx"
             _quantize(path, draft, batches, only=[layer])
-            changes[layer] = float(((_outputs(open_onnx(draft), batches) - expected) ** 2).mean())
+            changes[layer] = float(
+                ((output_list(open_onnx(draft), batches) - expected) ** 2).mean()
+            )
     return sorted(layers, key=changes.__getitem__, reverse=True)
 
 
-def _outputs(network: OnnxNetwork, batches: Sequence[_Array]) -> _Array:
+def output_list(network: OnnxNetwork, batches: Sequence[_Array]) -> _Array:
     return np.concatenate([network.run(batch)[0] for batch in batches])
 
 

@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 from fitcompress.errors import ExportError
-from fitcompress.events import Emit, Notice
-from fitcompress.exporters.formats import Source, on_cpu, quiet, write_onnx
-from fitcompress.evaluation.accuracy import evaluating
-from fitcompress.models.model import Model
-from fitcompress.exporters.onnx_session import onnx_runner
-from fitcompress.interface import Interface
 from fitcompress.evaluation.benchmark import Runner, paired_latency, peak_memory_bytes, torch_runner
+from fitcompress.events import Emit, Notice
+from fitcompress.exporters.artifact import Exportable, on_cpu, quiet
+from fitcompress.exporters.onnx_session import onnx_runner
+from fitcompress.exporters.onnx_writer import write_onnx
+from fitcompress.formatting import first_line
+from fitcompress.interface import Interface
+from fitcompress.models.model import Model
+from fitcompress.modes import evaluating
 
 __all__ = ["BATCH_SIZES", "beside_float", "latencies", "onnx_copy", "peak_memory"]
 
@@ -80,15 +82,14 @@ def onnx_copy(network: nn.Module, interface: Interface) -> Iterator[Runner]:
     with TemporaryDirectory(prefix="fitcompress-") as folder:
         path = Path(folder) / "network.onnx"
         try:
-            source = on_cpu(Source(network, interface, torch.zeros(2, *interface.images.shape)))
+            source = on_cpu(Exportable(network, interface, torch.zeros(2, *interface.images.shape)))
             with quiet(), evaluating(source.network):
                 write_onnx(source, path)
             runner = onnx_runner(path)
             for size in BATCH_SIZES:
                 runner.run(runner.make_input(size))
         except Exception as error:  # converters raise whatever their insides raise
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise ExportError(f"exporting onnx: {type(error).__name__}: {first}") from error
+            raise ExportError(f"exporting onnx: {first_line(error, with_type=True)}") from error
         yield runner
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fitcompress.errors import ExportError
-from fitcompress.metadata import interface_of
-from fitcompress.interface import Interface
 from fitcompress.evaluation.benchmark import Runner
+from fitcompress.formatting import first_line
+from fitcompress.interface import Interface, interface_of
 
 __all__ = ["OnnxNetwork", "onnx_runner", "open_onnx"]
 
@@ -95,7 +95,7 @@ def _open_session(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise ExportError(
-            f"opening {str(path)!r} with onnxruntime: {str(error).strip().splitlines()[0]}",
+            f"opening {str(path)!r} with onnxruntime: {first_line(error)}",
             advice="the file is damaged, or uses operators that this onnxruntime lacks",
         ) from error
 

@@ -6,21 +6,19 @@ Layer: torch, `onnxfile`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fitcompress.environment import package_version
 from fitcompress.errors import ExportError
+from fitcompress.exporters.artifact import Exportable
 from fitcompress.exporters.onnx_decompositions import in_plain_calls
-from fitcompress.metadata import metadata_of
-from fitcompress.interface import Interface
+from fitcompress.interface import Interface, metadata_of
 
-__all__ = ["VERSION", "Source", "batch_sizes", "from_pixels", "write_float16", "write_onnx"]
+__all__ = ["VERSION", "batch_sizes", "from_pixels", "write_float16", "write_onnx"]
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
 """A single ONNX file cannot be larger; beyond it the weights lie beside it."""
@@ -29,39 +27,7 @@ _PROTOBUF_LIMIT = 2**31 - 2**20
 VERSION = package_version("fitcompress") or "unknown"
 
 
-@dataclass(frozen=True)
-class Source:
-    """What is exported."""
-
-    network: nn.Module
-    """Normalised float32 images (N, C, H, W), or other inputs, -> outputs. Never changed."""
-    interface: Interface
-    samples: Tensor | tuple[Tensor, ...]
-    """Real images as the network takes them, for the checks, some eight; or the tensors of a
-    network that takes others, with as many rows each.
-    """
-    folder: Path | None = None
-    """Its model folder, which the safetensors and the python format are made from."""
-    opset: int | None = None
-    """Of ONNX; None is the exporter's own choice."""
-    with_pixels: Callable[[], Source] | None = None
-    """The same network behind its preprocessing and before its probabilities, with its samples."""
-    calibration: Callable[[], Iterable[Tensor]] | None = None
-    """Batches of training images as the network takes them."""
-    score: Callable[[nn.Module], float] | None = None
-    """How good a network is that takes what this one takes, from 0 to 1: what int8 may lose."""
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """The samples, one tensor an input."""
-        return (self.samples,) if isinstance(self.samples, Tensor) else self.samples
-
-    def rows(self, count: int) -> tuple[Tensor, ...]:
-        """The inputs of so many samples; repeated where there are fewer."""
-        return tuple(values[torch.arange(count) % len(values)] for values in self.inputs)
-
-
-def from_pixels(source: Source) -> Source:
+def from_pixels(source: Exportable) -> Exportable:
     """The source with its preprocessing inside.
 
     Raises:
@@ -72,7 +38,7 @@ def from_pixels(source: Source) -> Source:
     return source.with_pixels()
 
 
-def batch_sizes(source: Source) -> tuple[dict[int, Any], ...]:
+def batch_sizes(source: Exportable) -> tuple[dict[int, Any], ...]:
     return ({0: torch.export.Dim("batch")},) * len(source.rows(2))
 
 
@@ -88,7 +54,7 @@ _OUTPUT_NAMES = {
 """What an output is called, by the activation that the network ends in."""
 
 
-def _output_names(model: Any, source: Source) -> tuple[str, ...]:
+def _output_names(model: Any, source: Exportable) -> tuple[str, ...]:
     """What the source calls them; a single nameless one is called by what it means."""
     if source.interface.output_names or len(model.graph.outputs) != 1:
         return source.interface.output_names
@@ -98,7 +64,7 @@ def _output_names(model: Any, source: Source) -> tuple[str, ...]:
     return ("values" if kind == "values" else "logits",)
 
 
-def write_onnx(source: Source, path: Path) -> None:
+def write_onnx(source: Exportable, path: Path) -> None:
     """The network as an ONNX file, not compared with anything."""
     import onnx
 
@@ -127,7 +93,7 @@ def write_onnx(source: Source, path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def write_float16(source: Source, path: Path) -> None:
+def write_float16(source: Exportable, path: Path) -> None:
     """The same with weights and sums in float16; inputs and outputs stay float32."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.errors import LayerError, near_misses
-from fitcompress.graph.lift import Block
+from fitcompress.graph.lift import BlockNodes
 from fitcompress.graph.program import Program, clone, output_nodes, prune
 from fitcompress.graph.shapes import propagate_shapes
 
@@ -39,7 +39,7 @@ def cut_program(program: Program, names: Sequence[str], *, with_output: bool) ->
     return prune(cut)
 
 
-def resolve_layer(program: Program, name: str, blocks: Iterable[Block] = ()) -> str:
+def resolve_layer(program: Program, name: str, blocks: Iterable[BlockNodes] = ()) -> str:
     """The name of the node that computes the output of a layer.
 
     name: of a block, a module (`layer2.1.conv1`, or `layer2`: its last value that is used outside

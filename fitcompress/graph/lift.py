@@ -18,15 +18,15 @@ from torch.fx import Graph, GraphModule, Node
 from fitcompress.graph.leaves import Leaf, find_leaves, make_leaf
 from fitcompress.graph.program import Program, output_nodes
 
-__all__ = ["Block", "build_network", "place", "share_leaves"]
+__all__ = ["BlockNodes", "build_network", "place", "share_leaves"]
 
-Block = tuple[str, tuple[str, ...]]
+BlockNodes = tuple[str, tuple[str, ...]]
 """Dotted name and the names of its nodes: contiguous in topological order, with one value that is
 used outside.
 """
 
 
-def build_network(program: Program, blocks: Iterable[Block] = ()) -> GraphModule:
+def build_network(program: Program, blocks: Iterable[BlockNodes] = ()) -> GraphModule:
     """The program as a network whose `state_dict()` has the program's names; in eval mode the
     outputs are equal bit by bit.
 
@@ -182,7 +182,7 @@ class _Nest:
         return tuple(dict.fromkeys(source for source in used if source not in inside))
 
 
-def _nestable(blocks: Iterable[Block], graph: Graph) -> list[_Nest]:
+def _nestable(blocks: Iterable[BlockNodes], graph: Graph) -> list[_Nest]:
     """The blocks that hold exactly the modules and tensors under their own name."""
     by_name = {node.name: node for node in graph.nodes}
     order = {node: place for place, node in enumerate(graph.nodes)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import accumulate, chain, count
 
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
@@ -10,7 +12,7 @@ from torch.fx.node import map_arg
 
 from fitcompress.graph.program import Program
 
-__all__ = ["plain_name", "tidied"]
+__all__ = ["TakenNames", "plain_name", "tidied"]
 
 
 def plain_name(node: Node) -> str:
@@ -29,3 +31,74 @@ def tidied(program: Program) -> Program:
         new[node] = graph.create_node(node.op, node.target, args, kwargs, name)
         new[node].meta = {"owner": node.meta.get("owner", "")}
     return replace(program, graph=graph)
+
+
+class TakenNames:
+    """The names of a program's tensors, and of the modules above them.
+
+    >>> names = TakenNames(["layer.0.weight", "layer.1.weight", "norm.weight"])
+    >>> names.next_keys(["layer.0", "norm"])
+    {'layer.0': 'layer.2', 'norm': 'norm_2'}
+    """
+
+    def __init__(self, tensors: Iterable[str]) -> None:
+        self._modules: set[str] = set()
+        self._tensors: set[str] = set()
+        self._highest: dict[str, int] = {}
+        self.take(tensors)
+
+    def take(self, tensors: Iterable[str]) -> None:
+        """From now on these are taken too."""
+        for name in tensors:
+            *modules, tensor = _prefixes(name)
+            self._modules.update(modules)
+            self._tensors.add(tensor)
+            _note_numbers(self._highest, (*modules, tensor))
+
+    def next_keys(self, keys: Iterable[str]) -> dict[str, str]:
+        """For each dotted prefix the next free one in its sequence: `layer1.2` -> `layer1.3`, `b2`
+        -> `b3`. They are not taken by that.
+        """
+        renamed: dict[str, str] = {}
+        given: dict[str, int] = {}
+        for key in keys:
+            stem = key.rstrip(_DIGITS)
+            if stem == key:
+                renamed[key] = next(n for n in _numbered(key) if n not in self._modules)
+            else:
+                last = max(self._highest.get(stem, 0), given.get(stem, 0))
+                renamed[key] = f"{stem}{last + 1}"
+            _note_numbers(given, _prefixes(renamed[key]))
+        return renamed
+
+    def free_name(self, name: str) -> str:
+        """The name with the first number from 2 on under which there is nothing yet."""
+        return next(filter(self._is_free, _numbered(name)))
+
+    def free_path(self, path: str) -> str:
+        """The path itself, or with the first number from 2 on under which there is nothing yet."""
+        paths = chain([path], (f"{path}{number}" for number in count(2)))
+        return next(filter(self._is_free, paths))
+
+    def _is_free(self, name: str) -> bool:
+        return name not in self._modules and name not in self._tensors
+
+
+_DIGITS = "0123456789"
+
+
+def _prefixes(name: str) -> list[str]:
+    """`a`, `a.b` and `a.b.c` for `a.b.c`."""
+    return list(accumulate(name.split("."), "{}.{}".format))
+
+
+def _note_numbers(highest: dict[str, int], prefixes: Iterable[str]) -> None:
+    """Keep for each stem the highest number that stands behind it."""
+    for prefix in prefixes:
+        stem = prefix.rstrip(_DIGITS)
+        if stem != prefix:
+            highest[stem] = max(highest.get(stem, 0), int(prefix[len(stem) :]))
+
+
+def _numbered(name: str) -> Iterator[str]:
+    return (f"{name}_{number}" for number in count(2))

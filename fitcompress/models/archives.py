@@ -11,14 +11,25 @@ import torch
 from torch import nn
 
 from fitcompress.errors import RecipeError, TeacherError
+from fitcompress.formatting import first_line
 from fitcompress.graph.capture.exported import capture_exported
 from fitcompress.graph.capture.output_names import exported_output_names
-from fitcompress.graph.program import InputInfo, Program
 from fitcompress.graph.capture.torchscript import capture_named_torchscript, load_torchscript
-from fitcompress.metadata import interface_of
-from fitcompress.models.model import load_model
+from fitcompress.graph.program import InputInfo, Program
+from fitcompress.interface import interface_of
 from fitcompress.models.checkpoints import refuse_unsafe_export
-from fitcompress.models.teacher import Request, Size, Teacher, asking_what_it_takes, assumed_spec, described, dtype_of, first_channels, first_line, made_teacher, on_images, tensor_specs, with_kind
+from fitcompress.models.model import load_model
+from fitcompress.models.request import (
+    OpenRequest,
+    Size,
+    asking_what_it_takes,
+    assumed_spec,
+    described,
+    first_channels,
+    on_images,
+    with_kind,
+)
+from fitcompress.models.teacher import Teacher, dtype_of, made_teacher, tensor_specs
 
 __all__ = ["open_folder", "open_pt2", "open_torchscript"]
 
@@ -26,7 +37,7 @@ _COMMON_SIDES = (224, 32, 28, 64, 96, 128, 160, 192, 240, 256, 288, 299, 320, 38
 """Tried in this order on an archive that does not say what it takes."""
 
 
-def open_torchscript(request: Request) -> Teacher:
+def open_torchscript(request: OpenRequest) -> Teacher:
     _refuse_weights(request)
     request = _as_it_says(request)
     archive = load_torchscript(Path(request.recipe.source))
@@ -48,7 +59,7 @@ def open_torchscript(request: Request) -> Teacher:
     return _archive_teacher(request, program, size, names, "torchscript")
 
 
-def open_pt2(request: Request) -> Teacher:
+def open_pt2(request: OpenRequest) -> Teacher:
     _refuse_weights(request)
     path = Path(request.recipe.source)
     refuse_unsafe_export(path)
@@ -72,7 +83,7 @@ def open_pt2(request: Request) -> Teacher:
     return _archive_teacher(request, program, (size[0], size[1], size[2]), names, "pt2")
 
 
-def _refuse_other_inputs(request: Request, program: Program) -> None:
+def _refuse_other_inputs(request: OpenRequest, program: Program) -> None:
     own, said = (" and ".join(map(str, i)) for i in (tensor_specs(program), request.inputs))
     if said and said != own:
         raise RecipeError(
@@ -82,7 +93,7 @@ def _refuse_other_inputs(request: Request, program: Program) -> None:
         )
 
 
-def open_folder(request: Request) -> Teacher:
+def open_folder(request: OpenRequest) -> Teacher:
     _refuse_weights(request)
     model = load_model(Path(request.recipe.source))
     return made_teacher(
@@ -94,7 +105,7 @@ def open_folder(request: Request) -> Teacher:
     )
 
 
-def _as_it_says(request: Request) -> Request:
+def _as_it_says(request: OpenRequest) -> OpenRequest:
     """The request with what an archive of fitcompress's says of itself, where the user says nothing
     else.
     """
@@ -115,7 +126,11 @@ def _as_it_says(request: Request) -> Request:
 
 
 def _archive_teacher(
-    request: Request, program: Program, size: Size | None, output_names: tuple[str, ...], kind: str
+    request: OpenRequest,
+    program: Program,
+    size: Size | None,
+    output_names: tuple[str, ...],
+    kind: str,
 ) -> Teacher:
     images = None if size is None else assumed_spec(request, size)
     return made_teacher(
@@ -127,7 +142,7 @@ def _archive_teacher(
     )
 
 
-def _archive_sizes(request: Request, archive: nn.Module) -> list[Size]:
+def _archive_sizes(request: OpenRequest, archive: nn.Module) -> list[Size]:
     """The sizes that an archive may take: the one asked for, that of the data, then common ones."""
     if request.recipe.input_size is not None:
         return [request.recipe.input_size]
@@ -136,7 +151,7 @@ def _archive_sizes(request: Request, archive: nn.Module) -> list[Size]:
     return [*followed, *((channels, side, side) for side in _COMMON_SIDES)]
 
 
-def _refuse_weights(request: Request) -> None:
+def _refuse_weights(request: OpenRequest) -> None:
     if request.recipe.weights is not None:
         raise RecipeError(
             f"opening teacher '{request.recipe.source}': it brings its own weights, so"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fitcompress.errors import TeacherError
+from fitcompress.formatting import first_line
 
 __all__ = ["file_kind", "load_weights", "read_weights", "refuse_unsafe_export"]
 
@@ -173,7 +174,7 @@ def _read_pickled(path: Path) -> Any:
 
 
 def _truncated(path: Path, error: Exception) -> TeacherError:
-    cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    cause = first_line(error)
     return TeacherError(
         f"opening '{path}': the file is truncated or damaged ({cause})",
         advice="Copy or download it again.",

@@ -13,13 +13,23 @@ from typing import Any
 from torch import nn
 
 from fitcompress.errors import TeacherError, near_misses
+from fitcompress.formatting import first_line
 from fitcompress.interface import InputSpec, TensorSpec
-from fitcompress.models.teacher import Named, Request, Teacher, asking_what_it_takes, assumed_spec, captured, count_classes, described, first_channels, first_line, load_file, made_teacher, on_images, seeded
+from fitcompress.models.request import (
+    OpenRequest,
+    asking_what_it_takes,
+    assumed_spec,
+    described,
+    first_channels,
+    load_file,
+    on_images,
+)
+from fitcompress.models.teacher import Named, Teacher, captured, count_classes, made_teacher, seeded
 
 __all__ = ["open_factory"]
 
 
-def open_factory(request: Request) -> Teacher:
+def open_factory(request: OpenRequest) -> Teacher:
     recipe = request.recipe
     factory = _imported(recipe.source)
     takes_classes = _takes_num_classes(factory)
@@ -45,7 +55,7 @@ def open_factory(request: Request) -> Teacher:
 
 
 def _captured(
-    request: Request, module: nn.Module
+    request: OpenRequest, module: nn.Module
 ) -> tuple[Named, tuple[TensorSpec, ...], InputSpec | None]:
     """The module's program, what it takes, and how its images look where it takes images."""
     if request.inputs:
@@ -79,7 +89,7 @@ def _imported(source: str) -> Callable[..., Any]:
     return factory
 
 
-def _made(request: Request, factory: Callable[..., Any], num_classes: int | None) -> nn.Module:
+def _made(request: OpenRequest, factory: Callable[..., Any], num_classes: int | None) -> nn.Module:
     options = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with seeded(request.seed):

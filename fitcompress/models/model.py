@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,34 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fitcompress.errors import CaptureError, TeacherError
-from fitcompress.graph.lift import Block, build_network
-from fitcompress.graph.program import Program, program_from_json, program_to_json
-from fitcompress.interface import InputSpec, Interface, TensorSpec
+from fitcompress.formatting import first_line
+from fitcompress.graph.analysis.blocks import Block, find_blocks, node_blocks
+from fitcompress.graph.lift import BlockNodes, build_network
+from fitcompress.graph.program import Program, output_nodes, program_from_json, program_to_json
+from fitcompress.graph.shapes import propagate_shapes
+from fitcompress.interface import InputSpec, Interface, OutputKind, TensorSpec
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Model", "is_model_folder", "load_model", "save_model"]
+__all__ = [
+    "CONFIG_NAME",
+    "WEIGHTS_NAME",
+    "Model",
+    "is_model_folder",
+    "load_model",
+    "make_model",
+    "output_kinds",
+    "save_model",
+    "with_state",
+]
 
 CONFIG_NAME = "config.json"
+
+
 WEIGHTS_NAME = "model.safetensors"
+
+
 _FORMAT = "fitcompress-model"
+
+
 _VERSION = 1
 
 
@@ -39,7 +58,7 @@ class Model:
     program: Program
     network: GraphModule
     interface: Interface
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[BlockNodes, ...] = ()
 
 
 def save_model(
@@ -47,7 +66,7 @@ def save_model(
     program: Program,
     weights: nn.Module | Mapping[str, Tensor],
     interface: Interface,
-    blocks: Iterable[Block] = (),
+    blocks: Iterable[BlockNodes] = (),
 ) -> None:
     """Writes a model folder; each file gets its final name only when it is whole, the weights
     first.
@@ -172,8 +191,36 @@ def _tensor(data: Mapping[str, Any]) -> TensorSpec:
 
 
 def _damaged(path: Path, error: Exception) -> TeacherError:
-    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    cause = first_line(error)
     return TeacherError(
         f"opening model folder '{path.parent}': '{path.name}' is damaged ({cause})",
         advice="Write it again, or restore it from a copy.",
     )
+
+
+def output_kinds(model: Model) -> tuple[OutputKind, ...]:
+    """What each output means."""
+    shapes = propagate_shapes(model.program, 2)
+    outputs = output_nodes(model.program.graph)
+    return tuple(model.interface.kind_of(shapes[node.name]) for node in outputs)
+
+
+def make_model(
+    program: Program, interface: Interface, spine: Sequence[Block] | None = None
+) -> Model:
+    """The program as a network whose blocks can be hooked, with its interface.
+
+    spine: the blocks of the program, where they are known already.
+    """
+    blocks = node_blocks(find_blocks(program) if spine is None else spine)
+    return Model(program, build_network(program, blocks), interface, blocks)
+
+
+def with_state(model: Model, state: nn.Module) -> Program:
+    """The model's program with the tensors that a trained network of it holds, on the CPU."""
+    trained = state.state_dict()
+    tensors = {
+        name: trained[name].detach().cpu() if name in trained else value
+        for name, value in model.program.tensors.items()
+    }
+    return replace(model.program, tensors=tensors)

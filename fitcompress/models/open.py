@@ -14,14 +14,15 @@ from torch import nn
 
 from fitcompress.errors import RecipeError, TeacherError
 from fitcompress.events import Emit, ignore
-from fitcompress.models.model import is_model_folder
-from fitcompress.recipe.recipe import TeacherRecipe
-from fitcompress.rundir import RunDir
 from fitcompress.interface import InputSpec, Interface, OutputKind, TensorSpec
 from fitcompress.models.archives import open_folder, open_pt2, open_torchscript
 from fitcompress.models.checkpoints import file_kind
 from fitcompress.models.factories import open_factory
-from fitcompress.models.teacher import Request, Teacher, captured, fingerprint_of, made_teacher, tensor_specs
+from fitcompress.models.model import is_model_folder
+from fitcompress.models.request import OpenRequest
+from fitcompress.models.teacher import Teacher, captured, fingerprint_of, made_teacher, tensor_specs
+from fitcompress.recipe.schema import TeacherRecipe
+from fitcompress.rundir import RunDir
 
 __all__ = ["Teacher", "fingerprint_of", "open_teacher", "source_kind", "teacher_from_module"]
 
@@ -56,7 +57,7 @@ def open_teacher(
     run = RunDir(Path(recipe.source))
     if run.is_run():
         recipe = replace(recipe, source=str(run.student_path))
-    request = Request(
+    request = OpenRequest(
         recipe, image_size, num_classes, emit, meta, allow_random, seed, normalised_as
     )
     kind = source_kind(recipe.source)
@@ -157,13 +158,13 @@ def _kind_of_file(path: Path) -> str:
     )
 
 
-def _open_timm(request: Request) -> Teacher:
+def _open_timm(request: OpenRequest) -> Teacher:
     from fitcompress.models.timm_zoo import open_timm  # takes seconds, and may not be there
 
     return open_timm(request)
 
 
-_OPENERS: dict[str, Callable[[Request], Teacher]] = {
+_OPENERS: dict[str, Callable[[OpenRequest], Teacher]] = {
     "timm": _open_timm,
     "factory": open_factory,
     "torchscript": open_torchscript,

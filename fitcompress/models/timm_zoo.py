@@ -12,15 +12,24 @@ import torch
 from torch import nn
 
 from fitcompress.errors import CaptureError, TeacherError, near_misses
+from fitcompress.formatting import first_line
 from fitcompress.graph.program import Program
 from fitcompress.interface import InputSpec, TensorSpec
 from fitcompress.models.hub import quiet_hub
-from fitcompress.models.teacher import Request, Size, Teacher, at_first_size, captured, checked, described, first_line, load_file, made_teacher, seeded
+from fitcompress.models.request import (
+    OpenRequest,
+    Size,
+    at_first_size,
+    checked,
+    described,
+    load_file,
+)
+from fitcompress.models.teacher import Teacher, captured, made_teacher, seeded
 
 __all__ = ["open_timm"]
 
 
-def open_timm(request: Request) -> Teacher:
+def open_timm(request: OpenRequest) -> Teacher:
     recipe = request.recipe
     _refuse_unknown_name(recipe.source)
     module, weights_from = _timm_module(request)
@@ -52,7 +61,7 @@ def _per_channel(values: Sequence[float], num_channels: int) -> tuple[float, ...
     return (sum(values) / len(values),) * num_channels
 
 
-def _timm_module(request: Request) -> tuple[nn.Module, str]:
+def _timm_module(request: OpenRequest) -> tuple[nn.Module, str]:
     """The model at its own size with its weights, and where these came from."""
     recipe = request.recipe
     try:
@@ -79,7 +88,7 @@ def _timm_module(request: Request) -> tuple[nn.Module, str]:
         return _create_timm(request, pretrained=False), "random"
 
 
-def _timm_at(request: Request, module: nn.Module, own: Size, size: Size) -> Program:
+def _timm_at(request: OpenRequest, module: nn.Module, own: Size, size: Size) -> Program:
     """The program at an input size; one whose size is built in is built again."""
     is_fixed = bool(module.pretrained_cfg.get("fixed_input_size"))  # type: ignore[union-attr, operator]
     if size != own and is_fixed:
@@ -101,7 +110,7 @@ def _patch_size(module: nn.Module) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _create_timm(request: Request, *, pretrained: bool, **options: Any) -> nn.Module:
+def _create_timm(request: OpenRequest, *, pretrained: bool, **options: Any) -> nn.Module:
     recipe = request.recipe
     if recipe.num_classes is not None:
         options["num_classes"] = recipe.num_classes
@@ -147,7 +156,7 @@ def _refuse_unknown_name(source: str) -> None:
         )
 
 
-def _resize_head(request: Request, module: nn.Module) -> None:
+def _resize_head(request: OpenRequest, module: nn.Module) -> None:
     """Gives a timm model a fresh head when the data has another number of classes."""
     wanted = request.num_classes
     if wanted is None or getattr(module, "num_classes", wanted) == wanted:

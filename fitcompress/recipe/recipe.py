@@ -14,9 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from fitcompress.errors import RecipeError
+from fitcompress.recipe.fields import (
+    check_one_of,
+    differing_settings,
+    flat_settings,
+    settings_from_toml,
+    settings_to_toml,
+    with_settings,
+)
 from fitcompress.recipe.presets import PRESETS
-from fitcompress.recipe.schema import DataRecipe, HintRecipe, OptimRecipe, RunRecipe, Stage1Recipe, Stage2Recipe, StudentRecipe, TeacherRecipe
-from fitcompress.recipe.fields import check_one_of, differing_settings, flat_settings, settings_from_toml, settings_to_toml, with_settings
+from fitcompress.recipe.schema import (
+    DataRecipe,
+    HintRecipe,
+    OptimRecipe,
+    RunRecipe,
+    Stage1Recipe,
+    Stage2Recipe,
+    StudentRecipe,
+    TeacherRecipe,
+)
 
 __all__ = [
     "PRESETS",

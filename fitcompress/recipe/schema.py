@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 
 from fitcompress.errors import RecipeError
-from fitcompress.recipe.fields import check, check_at_least, check_one_of, check_positive
 from fitcompress.interface import read_tensor_spec
+from fitcompress.recipe.fields import check, check_at_least, check_one_of, check_positive
 from fitcompress.recipe.targets import TARGETS, Target, parse_target
 
 __all__ = [

@@ -14,12 +14,12 @@ from statistics import fmean
 from typing import Any
 
 from fitcompress.errors import RunError
+from fitcompress.evaluation.significance import holm, mean_interval, paired_t_test, paired_test
 from fitcompress.report.comparison import right_answers
 from fitcompress.report.document import Document
 from fitcompress.report.rendered import Rendered
 from fitcompress.report.run_report import Report
 from fitcompress.rundir import RunDir
-from fitcompress.evaluation.significance import holm, mean_interval, paired_t_test, paired_test
 
 __all__ = ["ABLATION", "REFERENCES", "Ablation", "cell_path", "compared", "summary_of"]
 

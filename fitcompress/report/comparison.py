@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitcompress.errors import RunError
-from fitcompress.report.charts import Dots, Key, Line, Point
-from fitcompress.report.document import Cell, Document, NONE, Section, Sentence, Table
-from fitcompress.report.headline import SIGNIFICANT
-from fitcompress.report.rows import list_measures
-from fitcompress.report.rendered import Rendered
-from fitcompress.report.run_report import Report
-from fitcompress.formatting import bytes_text, integer_text, p_text, percent_text, points_text
-from fitcompress.rundir import RunDir
 from fitcompress.evaluation.significance import holm, paired_test
+from fitcompress.formatting import bytes_text, integer_text, p_text, percent_text, points_text
+from fitcompress.report.charts import Dots, Key, Line, Point
+from fitcompress.report.document import NONE, Cell, Document, Section, Sentence, Table
+from fitcompress.report.headline import SIGNIFICANT
+from fitcompress.report.rendered import Rendered
+from fitcompress.report.rows import list_measures
+from fitcompress.report.run_report import Report
+from fitcompress.rundir import RunDir
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,8 +18,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from fitcompress.report.charts import Bars, Chart, Dots, Key, Line, Lines, Means, Point, Strip, Strips
 from fitcompress.formatting import ms_text
+from fitcompress.report.charts import (
+    Bars,
+    Chart,
+    Dots,
+    Key,
+    Line,
+    Lines,
+    Means,
+    Point,
+    Strip,
+    Strips,
+)
 
 __all__ = ["draw_svg"]
 

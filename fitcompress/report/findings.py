@@ -10,11 +10,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fitcompress.formatting import (
+    integer_text,
+    ms_text,
+    percent_text,
+    points_text,
+    runtime_name,
+    stage_title,
+    threads_text,
+)
 from fitcompress.report.charts import Bars, Chart, Dots, Key, Line, Lines, Point, Strip, Strips
 from fitcompress.report.document import Cell, Picture, Section, Table, in_words
 from fitcompress.report.rows import share_cell
 from fitcompress.report.run_report import Report
-from fitcompress.formatting import integer_text, ms_text, percent_text, points_text, runtime_name, stage_title, threads_text
 
 __all__ = ["calibration", "classes", "curves", "disagreements", "doubts", "latencies"]
 

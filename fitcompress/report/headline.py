@@ -8,9 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fitcompress.formatting import (
+    count_text,
+    integer_text,
+    ms_text,
+    p_text,
+    percent_text,
+    points_text,
+    ratio_text,
+    runtime_name,
+    speed_text,
+)
 from fitcompress.report.document import Sentence
 from fitcompress.report.run_report import Report
-from fitcompress.formatting import count_text, integer_text, ms_text, p_text, percent_text, points_text, ratio_text, runtime_name, speed_text
 
 __all__ = ["SIGNIFICANT", "accuracy_text", "evaluation_split", "headline"]
 

@@ -6,8 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitcompress.report.document import Cell, NONE
-from fitcompress.formatting import bytes_text, count_text, integer_text, ms_text, percent_text, points_text, rate_text, ratio_text, runtime_name, speed_text, threads_text
+from fitcompress.formatting import (
+    bytes_text,
+    count_text,
+    integer_text,
+    ms_text,
+    percent_text,
+    points_text,
+    rate_text,
+    ratio_text,
+    runtime_name,
+    speed_text,
+    threads_text,
+)
+from fitcompress.report.document import NONE, Cell
 
 __all__ = ["Measure", "Model", "list_measures", "share_cell"]
 

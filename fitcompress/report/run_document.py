@@ -6,12 +6,30 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fitcompress.report.document import Cell, Document, NONE, Section, Table, in_words
-from fitcompress.report.findings import calibration, classes, curves, disagreements, doubts, latencies
+from fitcompress.formatting import (
+    bytes_text,
+    count_text,
+    duration_text,
+    integer_text,
+    percent_text,
+    rate_text,
+    shape_text,
+    speeds_text,
+    stage_title,
+    threads_text,
+)
+from fitcompress.report.document import NONE, Cell, Document, Section, Table, in_words
+from fitcompress.report.findings import (
+    calibration,
+    classes,
+    curves,
+    disagreements,
+    doubts,
+    latencies,
+)
 from fitcompress.report.headline import evaluation_split, headline
 from fitcompress.report.rows import list_measures, share_cell
 from fitcompress.report.run_report import Report
-from fitcompress.formatting import bytes_text, count_text, duration_text, integer_text, percent_text, rate_text, shape_text, speeds_text, stage_title, threads_text
 
 __all__ = ["build_document"]
 

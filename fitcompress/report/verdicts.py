@@ -7,11 +7,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fitcompress.report.ablation_facts import Ablation, REFERENCES, summary_of
+from fitcompress.formatting import (
+    count_text,
+    duration_text,
+    integer_text,
+    p_text,
+    percent_text,
+    points_text,
+)
+from fitcompress.report.ablation_facts import REFERENCES, Ablation, summary_of
 from fitcompress.report.charts import MeanRow, Means
-from fitcompress.report.document import Cell, Document, NONE, Section, Sentence, Table, in_words
+from fitcompress.report.document import NONE, Cell, Document, Section, Sentence, Table, in_words
 from fitcompress.report.headline import SIGNIFICANT
-from fitcompress.formatting import count_text, duration_text, integer_text, p_text, percent_text, points_text
 
 __all__ = ["build_document", "verdict"]
 

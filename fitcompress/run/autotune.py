@@ -18,18 +18,23 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fitcompress.data.preprocess import Preprocess
-from fitcompress.events import Notice
-from fitcompress.models.model import Model
 from fitcompress.distillation.frozen_teacher import freeze_teacher
-from fitcompress.student.planner import make_model
+from fitcompress.evaluation.benchmark import Runner, paired_latency, torch_runner
+from fitcompress.events import Notice
+from fitcompress.models.model import Model, make_model
+from fitcompress.models.teacher import Teacher
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.run.session import Session, plain_batches
-from fitcompress.evaluation.benchmark import Runner, paired_latency, torch_runner
-from fitcompress.models.teacher import Teacher
-from fitcompress.training.device import has_bf16, resolve_precision
 from fitcompress.training.compile import compiler_said
-from fitcompress.training.distributed import Crew
-from fitcompress.training.device import preserved_random_state, resolve_layout, start_accelerator, to_channels_last
+from fitcompress.training.device import (
+    has_bf16,
+    preserved_random_state,
+    resolve_layout,
+    resolve_precision,
+    start_accelerator,
+    to_channels_last,
+)
+from fitcompress.training.distributed import ProcessGroup
 
 __all__ = ["as_chosen", "compiling", "tuned"]
 
@@ -62,9 +67,9 @@ def tuned(session: Session, teacher: Teacher) -> Session:
     forms = [_Form(*form) for form in product(_precisions(session), _layouts(session))]
     chosen = forms[0]
     if len(forms) > 1 and not session.recipe.run.shard:
-        crew = Crew(start_accelerator(session.device, "fp32"))
-        found = _fastest(session, teacher, forms) if crew.is_first else None
-        chosen = crew.gathered(found)[0]
+        group = ProcessGroup(start_accelerator(session.device, "fp32"))
+        found = _fastest(session, teacher, forms) if group.is_first else None
+        chosen = group.all_gather(found)[0]
     run = session.recipe.run
     run = replace(run, teacher_precision=chosen.precision, teacher_layout=chosen.layout)
     return replace(session, recipe=replace(session.recipe, run=run))
@@ -78,9 +83,9 @@ def compiling(session: Session, student: Model, seconds: float | None) -> Sessio
     if run.compile == "auto" and seconds:
         precision = resolve_precision(run.precision, session.device)
         accelerator = start_accelerator(session.device, precision)
-        crew = Crew(accelerator)
-        can_pay = crew.is_first and session.device != "mps" and seconds > _LONG
-        pays = crew.gathered(can_pay and _is_faster_compiled(session, student, accelerator))[0]
+        group = ProcessGroup(accelerator)
+        can_pay = group.is_first and session.device != "mps" and seconds > _LONG
+        pays = group.all_gather(can_pay and _is_faster_compiled(session, student, accelerator))[0]
         run = replace(run, compile="on" if pays else "off")
     return replace(session, recipe=replace(session.recipe, run=run))
 

@@ -15,19 +15,28 @@ from pathlib import Path
 import torch
 
 from fitcompress.data.views import Batch, Views
+from fitcompress.distillation.teacher_cache import (
+    CachedOutputs,
+    CacheLayout,
+    ForwardTeacher,
+    cache_layout,
+    claim_folder,
+    paths_of,
+    verify_outputs,
+    write_outputs,
+)
 from fitcompress.events import Emit, Notice, StageFinished, StageStarted
+from fitcompress.recipe.fields import flat_settings
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.rundir import RunDir
-from fitcompress.recipe.fields import flat_settings
-from fitcompress.training.objective import TeachingObjective
-from fitcompress.training.signals import Interrupted, stop_on_signals
-from fitcompress.distillation.teacher_cache import Answers, Ask, Layout, claim_folder, confirm_answers, layout_of, paths_of, write_answers
-from fitcompress.training.distributed import Crew
 from fitcompress.training.device import start_accelerator
+from fitcompress.training.distributed import ProcessGroup
 from fitcompress.training.meter import LossMeter
+from fitcompress.training.objective import TeachingObjective
 from fitcompress.training.progress_reporter import ProgressReporter
+from fitcompress.training.signals import Interrupted, stop_on_signals
 
-__all__ = ["Keeper", "drop_answers"]
+__all__ = ["TeacherCache", "remove_cache"]
 
 _DECISIONS = "cache.json"
 _FREE_SHARE = 0.9
@@ -37,7 +46,7 @@ _WORTH_SAYING = 1e6
 
 
 @dataclass(frozen=True)
-class Keeper:
+class TeacherCache:
     """Keeps answers for one stage of a run."""
 
     stage: str
@@ -48,7 +57,7 @@ class Keeper:
     subject: str
     """What is asked, and what is asked of it: the teacher's fingerprint, the layers."""
 
-    def keep(self, objective: TeachingObjective, data: Views, split: str, epochs: int) -> None:
+    def attach(self, objective: TeachingObjective, data: Views, split: str, epochs: int) -> None:
         """Gives `data` the teacher's answers to its views, if they come again often enough and fit.
 
         split: "train" or "held out". What was decided once holds when the run is resumed.
@@ -60,14 +69,14 @@ class Keeper:
         run = self.recipe.run
         if run.cache_teacher == "off" or run.shard or not len(data):
             return  # a teacher in shards answers all processes together, as they train
-        crew = Crew(start_accelerator(self.device, "fp32"))
-        ask = partial(_ask, objective, self.device)
-        layout = layout_of(ask, data, min(data.num_views or 1, epochs))
-        is_kept = crew.is_first and self._decide(data, layout, split, epochs)
-        if crew.gathered(is_kept)[0]:
-            data.answers = self._answers(ask, data, layout, split, crew)
+        group = ProcessGroup(start_accelerator(self.device, "fp32"))
+        forward_teacher = partial(_forward_teacher, objective, self.device)
+        layout = cache_layout(forward_teacher, data, min(data.num_views or 1, epochs))
+        is_kept = group.is_first and self._decide(data, layout, split, epochs)
+        if group.all_gather(is_kept)[0]:
+            data.teacher_outputs = self._answers(forward_teacher, data, layout, split, group)
 
-    def _decide(self, data: Views, layout: Layout, split: str, epochs: int) -> bool:
+    def _decide(self, data: Views, layout: CacheLayout, split: str, epochs: int) -> bool:
         """What was decided when the run began, or is now."""
         decisions = self.run.read_json(_DECISIONS) or {}
         name = f"{self.stage} {split}"
@@ -76,7 +85,7 @@ class Keeper:
             self.run.write_json(_DECISIONS, decisions)
         return bool(decisions[name])
 
-    def _is_worth_it(self, data: Views, layout: Layout, split: str, epochs: int) -> bool:
+    def _is_worth_it(self, data: Views, layout: CacheLayout, split: str, epochs: int) -> bool:
         is_shared = self.recipe.run.cache_teacher != "auto"
         if data.num_views is None or (data.num_views >= epochs and not is_shared):
             if is_shared:
@@ -103,24 +112,31 @@ class Keeper:
             )
         return True
 
-    def _answers(self, ask: Ask, data: Views, layout: Layout, split: str, crew: Crew) -> Answers:
+    def _answers(
+        self,
+        forward_teacher: ForwardTeacher,
+        data: Views,
+        layout: CacheLayout,
+        split: str,
+        group: ProcessGroup,
+    ) -> CachedOutputs:
         name = f"{self.stage} {split}"
         folder = self._root / f"{name.replace(' ', '-')}-{self._key(data)[:16]}"
         claim_folder(folder, layout)
-        answers = Answers(folder, layout)
-        is_whole = all(crew.gathered(all(path.is_file() for path in paths_of(folder, layout))))
+        answers = CachedOutputs(folder, layout)
+        is_whole = all(group.all_gather(all(path.is_file() for path in paths_of(folder, layout))))
         if not is_whole:
-            self._write(ask, data, folder, layout, name, (crew.index, crew.num))
-            crew.wait()
-        confirm_answers(ask, data, answers)
+            self._write(forward_teacher, data, folder, layout, name, (group.index, group.num))
+            group.wait()
+        verify_outputs(forward_teacher, data, answers)
         return answers
 
     def _write(
         self,
-        ask: Ask,
+        forward_teacher: ForwardTeacher,
         data: Views,
         folder: Path,
-        layout: Layout,
+        layout: CacheLayout,
         name: str,
         share: tuple[int, int],
     ) -> None:
@@ -134,7 +150,7 @@ class Keeper:
         )
         num_done, meter = 0, LossMeter(torch.device("cpu"))
         with stop_on_signals() as stop:
-            for num_done in write_answers(ask, data, folder, layout, size, share):
+            for num_done in write_outputs(forward_teacher, data, folder, layout, size, share):
                 view, place = divmod(num_done - 1, layout.num_samples)
                 reporter.report(
                     meter, epoch=view + 1, step=place // size + 1, num_steps_done=num_done // size
@@ -176,12 +192,14 @@ class Keeper:
 _DECIDING = ("data.source", "data.limit", "teacher.")
 
 
-def _ask(objective: TeachingObjective, device: str, batch: Batch) -> tuple[torch.Tensor, ...]:
+def _forward_teacher(
+    objective: TeachingObjective, device: str, batch: Batch
+) -> tuple[torch.Tensor, ...]:
     """What the teacher says of a batch, computed as a training step does."""
     objective.teacher.to(device).eval()
-    return objective.ask(batch.to(device))
+    return objective.forward_teacher(batch.to(device))
 
 
-def drop_answers(run: RunDir) -> None:
+def remove_cache(run: RunDir) -> None:
     """Removes the answers that lie in the run's own directory."""
     shutil.rmtree(run.cache_path, ignore_errors=True)

@@ -11,17 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from fitcompress.data.preprocess import Preprocess
+from fitcompress.distillation.frozen_teacher import freeze_teacher
+from fitcompress.distillation.hint_objectives import HintMatcher
+from fitcompress.distillation.hint_targets import (
+    HintTargets,
+    LabelHints,
+    MatchedMoments,
+    RandomHints,
+    ShuffledHints,
+)
+from fitcompress.distillation.losses import HintReduction
+from fitcompress.distillation.statistics import (
+    estimate_hint_statistics,
+    reestimate_batch_norms,
+    standardise_hints,
+)
 from fitcompress.errors import DataError
+from fitcompress.models.model import Model, make_model, with_state
+from fitcompress.run.session import Session, plain_batches
 from fitcompress.student.init import initial_tensors
 from fitcompress.student.plan import plan_student
-from fitcompress.distillation.losses import HintReduction
-from fitcompress.models.model import Model
-from fitcompress.distillation.frozen_teacher import freeze_teacher
-from fitcompress.student.planner import Planned, make_model, make_regressors, with_state
-from fitcompress.run.session import Session, plain_batches
-from fitcompress.distillation.hint_objectives import HintMatcher
-from fitcompress.distillation.hint_targets import HintTargets, LabelHints, MatchedMoments, RandomHints, ShuffledHints
-from fitcompress.distillation.statistics import estimate_hint_statistics, reestimate_batch_norms, standardise_hints
+from fitcompress.student.planner import Planned, make_regressors
 
 __all__ = ["Hinting", "frozen", "inherit_statistics", "prepare_hints"]
 

@@ -10,15 +10,15 @@ from fitcompress.data.class_order import match_classes
 from fitcompress.environment import collect_environment
 from fitcompress.errors import TeacherError
 from fitcompress.events import Emit, Notice
-from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_to_toml
-from fitcompress.rundir import RunDir
-from fitcompress.run.session import Session, resolve_training
-from fitcompress.run.stage import adapt_teacher, require_adaptable
 from fitcompress.models.open import open_teacher
 from fitcompress.models.teacher import Teacher
+from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_to_toml
+from fitcompress.run.adapt import adapt_teacher, require_adaptable
+from fitcompress.run.autotune import as_chosen, tuned
+from fitcompress.run.session import Session, resolve_training
+from fitcompress.rundir import RunDir
 from fitcompress.training.device import resolve_device
 from fitcompress.training.result import StageResult
-from fitcompress.run.autotune import as_chosen, tuned
 
 __all__ = ["Prepared", "load_images", "prepare_teacher"]
 

@@ -12,9 +12,9 @@ from fitcompress.data.bundle import DataBundle
 from fitcompress.data.loader import make_loader
 from fitcompress.data.views import Batch, Views, make_dataset
 from fitcompress.events import Emit
+from fitcompress.interface import InputSpec
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.rundir import RunDir
-from fitcompress.interface import InputSpec
 from fitcompress.training.device import resolve_device, used_threads
 
 __all__ = ["Session", "on_its_threads", "plain_batches", "resolve_training"]

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from fitcompress.graph.analysis.costs import data_nodes, node_depths
-from fitcompress.student.new_layers import Insert, insert_norm, insert_residual, takes_residual
-from fitcompress.graph.program import Program, clone, operation, output_nodes
-from fitcompress.graph.axes.rules.layout import LAYOUT
-from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.graph.analysis.blocks import Block, find_blocks
-from fitcompress.graph.taken import TakenNames
+from fitcompress.graph.analysis.costs import data_nodes, node_depths
+from fitcompress.graph.axes.rules.layout import LAYOUT
+from fitcompress.graph.names import TakenNames
+from fitcompress.graph.program import Program, clone, operation, output_nodes
+from fitcompress.graph.shapes import propagate_shapes
+from fitcompress.student.new_layers import Insert, insert_norm, insert_residual, takes_residual
 
 __all__ = ["Deepened", "deepen_program", "restore_norms"]
 

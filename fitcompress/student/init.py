@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from fitcompress.graph.axes.algebra import Atom, Axis, AxisAlgebra, Factor, Sum
-from fitcompress.student.plan import StudentPlan
 from fitcompress.graph.program import Program, operation
+from fitcompress.student.plan import StudentPlan
 
 __all__ = ["initial_tensors"]
 

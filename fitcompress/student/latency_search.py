@@ -7,40 +7,38 @@ machine, with random weights, and is then near 10 % of its target.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from fitcompress.errors import PlanError
-from fitcompress.events import Emit, Notice, StageFinished, StageStarted
-from fitcompress.student.width_search import CLOSE, Fit, Limits, NARROWEST, Tally, tally_of
-from fitcompress.student.init import initial_tensors
-from fitcompress.graph.lift import build_network
-from fitcompress.student.plan import StudentPlan, plan_student, plan_within
-from fitcompress.graph.program import Program
-from fitcompress.ranks import num_processes
-from fitcompress.recipe.recipe import StudentRecipe
-from fitcompress.interface import Interface
-from fitcompress.evaluation.benchmark import Runner, latency, paired_latency, torch_runner
-from fitcompress.recipe.targets import Target
+from fitcompress.evaluation.benchmark import Runner, paired_latency, torch_runner
+from fitcompress.events import Emit, Notice
 from fitcompress.exporters.latency import onnx_copy
+from fitcompress.graph.lift import build_network
+from fitcompress.graph.program import Program
+from fitcompress.interface import Interface
+from fitcompress.ranks import num_processes
+from fitcompress.recipe.schema import StudentRecipe
+from fitcompress.recipe.targets import Target
+from fitcompress.student.init import initial_tensors
+from fitcompress.student.plan import StudentPlan, plan_student, plan_within
+from fitcompress.student.width_search import CLOSE, NARROWEST, Fit, Limits, Tally, tally_of
 
-__all__ = [
-    "Latency",
-    "frontier",
-    "measure_latency",
-    "runners_of",
-    "student_of",
-    "with_random_weights",
-]
+__all__ = ["Latency", "measure_latency", "runners_of", "student_of", "with_random_weights"]
 
 _TRIES = 8
+
+
 _NEAR, _AIM = 0.9, 0.95
 """The share of a latency from which a student counts as filling it, and what is tried for."""
+
+
 _NUM_RUNS, _SECONDS = 100, 8.0
 """How often each network is called in turn, and when that ends sooner: too few calls of a large
 network are off by more than what is left between `_NEAR` and 1."""
+
+
 _FLATTEST, _LEAST_WAY = 0.2, 0.1
 """How little more time more operations may seem to take; how far between two sizes the next one
 is at least from either."""
@@ -238,33 +236,6 @@ def _promising(fast: Sequence[tuple[int, float]], slow: tuple[int, float | None]
     steps = (math.log(_AIM) - below) / max(slope, _FLATTEST)
     way = min(max(steps / (end - start), _LEAST_WAY), 1 - _LEAST_WAY)
     return int(math.exp(start + way * (end - start)))
-
-
-# --- the frontier ------------------------------------------------------------------------------
-
-_DEPTHS, _WIDTHS = (1.0, 1.5, 2.0, 3.0), (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-
-
-def frontier(teacher: Program, interface: Interface, *, emit: Emit) -> list[dict[str, float]]:
-    """What uniform students of several depths and widths cost: each with "depth_mult",
-    "width_mult", "params", "macs", "flops", "depth" and "latency_ms", PyTorch's median time of one
-    sample on this machine's CPU.
-    """
-    rows = []
-    emit(StageStarted(stage="frontier"))
-    started = time.monotonic()
-    for number, depth in enumerate(_DEPTHS, 1):
-        for width in _WIDTHS:
-            plan = plan_student(teacher, depth_mult=depth, width_mult=width)
-            network = build_network(with_random_weights(plan))
-            runner = torch_runner(network, interface.images.shape)
-            times = latency(runner.run, runner.make_input, (1,), num_warmup=1, budget_s=1.0)
-            costs = {"depth_mult": depth, "width_mult": width, **plan.costs.to_dict()}
-            rows.append({**costs, "latency_ms": times["1"]["median_ms"]})
-        emit(Notice(topic="plan", message=f"{number} of {len(_DEPTHS)} depths measured"))
-    seconds = time.monotonic() - started
-    emit(StageFinished(stage="frontier", seconds=seconds, num_images=0, detail={}))
-    return rows
 
 
 def with_random_weights(plan: StudentPlan) -> Program:

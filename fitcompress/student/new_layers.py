@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from fitcompress.graph.names import TakenNames
 from fitcompress.graph.program import ACTIVATIONS, Program, operation
 from fitcompress.graph.shapes import Shape
-from fitcompress.graph.taken import TakenNames
 
 __all__ = ["Insert", "insert_norm", "insert_residual", "takes_residual"]
 

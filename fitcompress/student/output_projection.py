@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from fitcompress.student.depth import Deepened
+from fitcompress.graph.axes.trace import OUTPUT, AxisTrace
+from fitcompress.graph.names import TakenNames
 from fitcompress.graph.program import Program, clone, output_nodes
-from fitcompress.graph.taken import TakenNames
-from fitcompress.graph.axes.trace import AxisTrace, OUTPUT
+from fitcompress.student.depth import Deepened
 
 __all__ = ["project_outputs"]
 

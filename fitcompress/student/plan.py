@@ -11,14 +11,20 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from fitcompress.errors import PlanError
-from fitcompress.graph.axes.algebra import Atom
-from fitcompress.student.width_search import CLOSE, CostTable, Fit, Limits, largest_sizes
 from fitcompress.graph.analysis.costs import Costs, measure_costs
-from fitcompress.student.depth import Deepened, deepen_program, restore_norms
-from fitcompress.graph.program import Program
-from fitcompress.student.output_projection import project_outputs
-from fitcompress.student.width import FrozenPlace, frozen_places, plan_sizes, thin_program, verify_program
+from fitcompress.graph.axes.algebra import Atom
 from fitcompress.graph.axes.trace import AxisTrace, trace_axes
+from fitcompress.graph.program import Program
+from fitcompress.student.depth import Deepened, deepen_program, restore_norms
+from fitcompress.student.output_projection import project_outputs
+from fitcompress.student.width import (
+    FrozenPlace,
+    frozen_places,
+    plan_sizes,
+    thin_program,
+    verify_program,
+)
+from fitcompress.student.width_search import CLOSE, CostTable, Fit, Limits, largest_sizes
 
 __all__ = ["StudentPlan", "plan_student", "plan_within"]
 

@@ -17,12 +17,13 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.errors import PlanError
-from fitcompress.graph.axes.algebra import Atom, Axis, Factor
+from fitcompress.formatting import first_line
 from fitcompress.graph.analysis.costs import COUNTED_BATCH
+from fitcompress.graph.axes.algebra import Atom, Axis, Factor
+from fitcompress.graph.axes.rules.call import Binding
+from fitcompress.graph.axes.trace import STRUCTURAL, AxisTrace, free_weight_atoms
 from fitcompress.graph.program import Program, clone, output_nodes, prune
-from fitcompress.graph.axes.rules import Binding
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.axes.trace import AxisTrace, STRUCTURAL, free_weight_atoms
 
 __all__ = [
     "KEPT",
@@ -265,7 +266,7 @@ def verify_program(program: Program, reference: Program) -> None:
     try:
         found = _output_shapes(program)
     except (RuntimeError, ValueError, TypeError) as error:
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise PlanError(f"the planned student does not run: {cause}") from error
     expected = _output_shapes(reference)
     if found != expected:

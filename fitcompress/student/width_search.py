@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from fitcompress.graph.axes.algebra import Atom, Axis, AxisAlgebra
 from fitcompress.graph.analysis.costs import COUNTED_BATCH, is_contraction, measure_costs, node_macs
+from fitcompress.graph.axes.algebra import Atom, Axis, AxisAlgebra
+from fitcompress.graph.axes.trace import AxisTrace
 from fitcompress.graph.program import Program
 from fitcompress.graph.shapes import Shape
 from fitcompress.student.width import Thinning
-from fitcompress.graph.axes.trace import AxisTrace
 
 __all__ = [
     "CLOSE",

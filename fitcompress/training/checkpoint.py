@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from fitcompress.errors import TrainingError
-from fitcompress.training.ema import WeightAverage
+from fitcompress.formatting import first_line
 from fitcompress.training.early_stopping import BestWeights
+from fitcompress.training.ema import WeightAverage
 from fitcompress.training.fsdp import load_in_shards, load_optimizer, whole
 
-__all__ = ["FORMAT_VERSION", "Learnt", "all_finite", "read_checkpoint", "write_checkpoint"]
+__all__ = ["FORMAT_VERSION", "TrainState", "all_finite", "read_checkpoint", "write_checkpoint"]
 
 FORMAT_VERSION = 3
 """Raised when a field changes its meaning; other versions are refused."""
@@ -33,7 +34,7 @@ _ADVICE_UNREADABLE = "Delete that file to train the stage again from its start, 
 
 
 @dataclass(frozen=True)
-class Learnt:
+class TrainState:
     """Everything that steps of training change."""
 
     trained: nn.Module
@@ -105,7 +106,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()  # torch itself does not check the checksums
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly anything on a damaged file
-        raise _unreadable(path, str(error).split("\n")[0] or type(error).__name__) from error
+        raise _unreadable(path, first_line(error)) from error
     if damaged:
         raise _unreadable(path, f"its part '{damaged}' does not match its checksum")
     if not isinstance(content, dict) or "trained" not in content:

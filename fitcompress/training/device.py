@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import loky
@@ -17,7 +17,6 @@ from fitcompress.errors import RecipeError
 __all__ = [
     "AUTOCAST",
     "has_bf16",
-    "preserved_modes",
     "preserved_random_state",
     "resolve_device",
     "resolve_layout",
@@ -125,17 +124,6 @@ def to_channels_last(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-@contextmanager
-def preserved_modes(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Puts the training flag of each module back as it was."""
-    flags = [(part, part.training) for part in modules]
-    try:
-        yield
-    finally:
-        for part, flag in flags:
-            part.training = flag
 
 
 @contextmanager

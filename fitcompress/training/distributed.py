@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from fitcompress.data.views import Batch
 from fitcompress.errors import TrainingError
 from fitcompress.ranks import is_first_process
-from fitcompress.training.objective import Objective
 from fitcompress.training.fsdp import into_shards, sharded_modules, whole
+from fitcompress.training.objective import Objective
 
-__all__ = ["Crew", "Losses"]
+__all__ = ["Losses", "ProcessGroup"]
 
 Losses = Callable[[Batch, float], dict[str, Tensor | float]]
 """`Objective.losses`, in one process or in several."""
@@ -33,7 +33,7 @@ _DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessGroup:
     """One process among those that train together.
 
     Raises:
@@ -106,7 +106,7 @@ class Crew:
     def _losses_of_shards(
         self, objective: Objective, batch: Batch, progress: float
     ) -> dict[str, Tensor | float]:
-        self.hand_on(objective.trained)
+        self.broadcast_buffers(objective.trained)
         return objective.losses(batch, progress)
 
     @contextmanager
@@ -127,20 +127,20 @@ class Crew:
         """
         return (0, 1) if self.shards else (self.index, self.num)
 
-    def give_back(self, trained: Objective, given: Objective) -> None:
+    def restore_given(self, trained: Objective, given: Objective) -> None:
         """Puts what was trained, whole, into the objective that `joined` was given; where shards
         trained it stays on the host.
         """
         if trained is not given:
             given.trained.load_state_dict(whole(trained.trained.state_dict()))
 
-    def hand_on(self, module: nn.Module) -> None:
+    def broadcast_buffers(self, module: nn.Module) -> None:
         """Gives every process the first one's buffers."""
         if self.num > 1:
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What each process says, in their order; all must ask."""
         if self.num == 1:
             return [value]
@@ -150,7 +150,7 @@ class Crew:
 
     def means(self, values: Mapping[str, float]) -> dict[str, float]:
         """The mean over all processes of each value; all must have the same names."""
-        every = self.gathered(dict(values))
+        every = self.all_gather(dict(values))
         return {name: sum(own[name] for own in every) / len(every) for name in values}
 
     def wait(self) -> None:

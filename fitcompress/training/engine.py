@@ -25,14 +25,26 @@ from fitcompress.data.loader import in_groups, make_loader
 from fitcompress.data.views import Batch, Views
 from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, EpochFinished, Notice, StageStarted, ignore
-from fitcompress.recipe.recipe import OptimRecipe
-from fitcompress.training.ema import WeightAverage
-from fitcompress.training.early_stopping import BestWeights
-from fitcompress.training.checkpoint import Learnt, all_finite, read_checkpoint, write_checkpoint
+from fitcompress.modes import preserved_modes
+from fitcompress.recipe.schema import OptimRecipe
+from fitcompress.training.checkpoint import (
+    TrainState,
+    all_finite,
+    read_checkpoint,
+    write_checkpoint,
+)
 from fitcompress.training.compile import compile_networks, uncompiled, uncompiled_in_the_end
-from fitcompress.training.distributed import Crew
-from fitcompress.training.device import preserved_modes, preserved_random_state, resolve_device, resolve_layout, resolve_precision, start_accelerator, to_channels_last
-from fitcompress.training.signals import Interrupted, StopRequest, stop_on_signals
+from fitcompress.training.device import (
+    preserved_random_state,
+    resolve_device,
+    resolve_layout,
+    resolve_precision,
+    start_accelerator,
+    to_channels_last,
+)
+from fitcompress.training.distributed import ProcessGroup
+from fitcompress.training.early_stopping import BestWeights
+from fitcompress.training.ema import WeightAverage
 from fitcompress.training.memory import in_memory, keep_freed_memory
 from fitcompress.training.meter import ADVICE_DIVERGED, LossMeter
 from fitcompress.training.objective import Objective, Scores
@@ -40,7 +52,15 @@ from fitcompress.training.optimizer import build_optimizer, set_learning_rate
 from fitcompress.training.progress_reporter import ProgressReporter
 from fitcompress.training.result import StageResult, epoch_record, last_events, result_of
 from fitcompress.training.scoring import add_scores, mean_scores
-from fitcompress.training.train_config import Position, Setup, check_held_out, check_settings, fit_steps, step_seed
+from fitcompress.training.signals import Interrupted, StopRequest, stop_on_signals
+from fitcompress.training.train_config import (
+    Position,
+    TrainConfig,
+    check_held_out,
+    check_settings,
+    fit_steps,
+    step_seed,
+)
 
 __all__ = ["train"]
 
@@ -99,15 +119,15 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the checkpoint holds everything up to that step.
     """
     device = resolve_device(device)
-    crew = Crew(start_accelerator(device, resolve_precision(precision, device)), shards)
+    group = ProcessGroup(start_accelerator(device, resolve_precision(precision, device)), shards)
     check_held_out(stage, optim, len(held_out_data or ()))
-    batch_size, steps = fit_steps(stage, len(train_data), batch_size, accumulate * crew.num)
-    setup = Setup(
+    batch_size, steps = fit_steps(stage, len(train_data), batch_size, accumulate * group.num)
+    config = TrainConfig(
         stage=stage,
         epochs=epochs,
         batch_size=batch_size,
         accumulate=accumulate,
-        num_processes=crew.num,
+        num_processes=group.num,
         steps_per_epoch=steps,
         seed=seed,
         optim=optim,
@@ -127,15 +147,15 @@ def train(
         if resolve_layout(layout, device) == "channels-last":
             to_channels_last(objective.trained)
 
-        def attempt(setup: Setup, resume: bool) -> StageResult:
-            loop = _Loop(setup, objective, crew, train_data, held_out_data, stop, emit)
+        def attempt(config: TrainConfig, resume: bool) -> StageResult:
+            loop = _Loop(config, objective, group, train_data, held_out_data, stop, emit)
             if compiles:
                 loop.compile()
             if resume:
                 loop.restore()
             return loop.run()
 
-        return in_memory(attempt, setup, resume, emit)
+        return in_memory(attempt, config, resume, emit)
 
 
 class _Loop:
@@ -143,76 +163,76 @@ class _Loop:
 
     def __init__(
         self,
-        setup: Setup,
+        config: TrainConfig,
         objective: Objective,
-        crew: Crew,
+        group: ProcessGroup,
         train_data: Views,
         held_out_data: Views | None,
         stop: StopRequest,
         emit: Emit,
     ) -> None:
-        self.setup = setup
-        self.crew, self.accelerator = crew, crew.accelerator
+        self.config = config
+        self.group, self.accelerator = group, group.accelerator
         self.train_data, self.held_out_data = train_data, held_out_data
         self.stop, self.emit = stop, emit
         self.device: torch.device = self.accelerator.device
         self.given = objective
-        self.objective, self.losses = crew.joined(objective)
-        self.average = WeightAverage(self.objective.trained, setup.optim.ema)
-        self.optimizer = build_optimizer(self.objective.trained, setup.optim)
+        self.objective, self.losses = group.joined(objective)
+        self.average = WeightAverage(self.objective.trained, config.optim.ema)
+        self.optimizer = build_optimizer(self.objective.trained, config.optim)
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
-        self.best = BestWeights(self.objective.trained, setup.optim.patience)
+        self.best = BestWeights(self.objective.trained, config.optim.patience)
         parts = self.optimizer, self.average, self.best, self.accelerator.scaler
-        self.learnt = Learnt(self.objective.trained, *parts)
+        self.state = TrainState(self.objective.trained, *parts)
         self.position = Position()
         self.meter = LossMeter(self.device)
         self.history: list[dict[str, Any]] = []
 
     def compile(self) -> None:
         """Compiles the networks, with a trial on the first images."""
-        batch = self._on_device(self.train_data.batch(range(self.setup.batch_size)))
+        batch = self._on_device(self.train_data.batch(range(self.config.batch_size)))
         with self.accelerator.autocast():
             said = compile_networks(self.objective, batch)
-        self.emit(Notice(topic="training", message=f"{self.setup.stage}: {said}"))
+        self.emit(Notice(topic="training", message=f"{self.config.stage}: {said}"))
 
     def run(self) -> StageResult:
-        setup = self.setup
-        started = {"num_epochs": setup.epochs, "num_steps_per_epoch": setup.steps_per_epoch}
+        config = self.config
+        started = {"num_epochs": config.epochs, "num_steps_per_epoch": config.steps_per_epoch}
         first = self.position.epoch
-        self.emit(StageStarted(stage=setup.stage, first_epoch=first, **started))
+        self.emit(StageStarted(stage=config.stage, first_epoch=first, **started))
         self.reporter = ProgressReporter(
-            setup.stage,
+            config.stage,
             self.emit,
-            num_steps=setup.num_steps,
+            num_steps=config.num_steps,
             first_step=self._num_steps_done,
-            batch_size=setup.images_per_step,
+            batch_size=config.images_per_step,
         )
-        if setup.auto_batch and not setup.checkpoint_path.exists():
+        if config.auto_batch and not config.checkpoint_path.exists():
             self._save()  # what smaller batches would go on from
         while not self._is_over:
             self._run_epoch()
         self.average.settle()
         self.best.settle()
-        self.crew.hand_on(self.objective.trained)
-        self.crew.give_back(self.objective, self.given)
-        result = result_of(self.setup, self.position, self.history)
-        for event in last_events(result, setup.num_workers):
+        self.group.broadcast_buffers(self.objective.trained)
+        self.group.restore_given(self.objective, self.given)
+        result = result_of(self.config, self.position, self.history)
+        for event in last_events(result, config.num_workers):
             self.emit(event)
-        if any(self.crew.gathered(self.stop.is_set)):  # the stage is whole, the run is not
-            raise Interrupted(setup.stage, setup.checkpoint_path)
+        if any(self.group.all_gather(self.stop.is_set)):  # the stage is whole, the run is not
+            raise Interrupted(config.stage, config.checkpoint_path)
         return result
 
     def restore(self) -> None:
         """Goes on from the checkpoint where there is one; TrainingError if it is of another run."""
-        if not self.setup.checkpoint_path.exists():
+        if not self.config.checkpoint_path.exists():
             return
-        content = read_checkpoint(self.setup.checkpoint_path)
-        check_settings(self.setup, content["settings"])
+        content = read_checkpoint(self.config.checkpoint_path)
+        check_settings(self.config, content["settings"])
         try:
-            self.learnt.restore(content)
+            self.state.restore(content)
         except (RuntimeError, ValueError) as error:
             raise TrainingError(
-                f"resuming {self.setup.stage}: '{self.setup.checkpoint_path}'"
+                f"resuming {self.config.stage}: '{self.config.checkpoint_path}'"
                 " holds another network",
                 advice="Resume with the recipe that the run directory holds.",
             ) from error
@@ -222,12 +242,12 @@ class _Loop:
 
     def _run_epoch(self) -> None:
         self._train_steps()
-        self.meter.check(self.setup.stage, self.position.epoch + 1)
+        self.meter.check(self.config.stage, self.position.epoch + 1)
         held_out = self._evaluate()
-        losses = self.crew.means(self.meter.means())
-        record = epoch_record(self.setup, self.position, losses, held_out)
+        losses = self.group.means(self.meter.means())
+        record = epoch_record(self.config, self.position, losses, held_out)
         self.history.append(record)
-        self.best.look(self.history, lambda: self.average.state() or self.learnt.weights())
+        self.best.look(self.history, lambda: self.average.state() or self.state.weights())
         self.position = Position(
             epoch=record["epoch"],
             seconds=self.position.seconds + self.position.epoch_seconds,
@@ -235,27 +255,27 @@ class _Loop:
         )
         self.meter = LossMeter(self.device)
         self._save()
-        self.emit(EpochFinished(stage=self.setup.stage, **record))
+        self.emit(EpochFinished(stage=self.config.stage, **record))
 
     def _train_steps(self) -> None:
         """The steps of the epoch that are still to do."""
-        setup, position = self.setup, self.position
+        config, position = self.config, self.position
         self.objective.train()
         self.train_data.set_epoch(position.epoch)
         self.train_data.settle(self.device)
         loader = make_loader(
             self.train_data,
-            setup.batch_size,
-            shuffle_seed=setup.seed,
+            config.batch_size,
+            shuffle_seed=config.seed,
             epoch=position.epoch,
-            num_workers=setup.num_workers,
-            start_batch=position.step * setup.batches_per_step,
-            drop_last=setup.batches_per_step,
-            share=(self.crew.index, self.crew.num),
+            num_workers=config.num_workers,
+            start_batch=position.step * config.batches_per_step,
+            drop_last=config.batches_per_step,
+            share=(self.group.index, self.group.num),
             pin_memory=self.device.type == "cuda",
         )
         lap = last_save = time.monotonic()
-        for batches in in_groups(self._waited_for(loader), setup.accumulate):
+        for batches in in_groups(self._waited_for(loader), config.accumulate):
             self._stop_if_asked()
             self._step(batches)
             self._watch()
@@ -280,19 +300,19 @@ class _Loop:
             yield batch
 
     def _step(self, batches: Sequence[Batch]) -> None:
-        setup = self.setup
+        config = self.config
         rate = set_learning_rate(
             self.optimizer,
-            setup.optim,
+            config.optim,
             step=self._num_steps_done,
-            num_steps=setup.num_steps,
-            steps_per_epoch=setup.steps_per_epoch,
+            num_steps=config.num_steps,
+            steps_per_epoch=config.steps_per_epoch,
         )
         self.stepper.zero_grad()
         parts = [self._accumulate(batch, place) for place, batch in enumerate(batches)]
-        if setup.optim.grad_clip is not None:
+        if config.optim.grad_clip is not None:
             parameters = self.objective.trained.parameters()
-            self.accelerator.clip_grad_norm_(parameters, setup.optim.grad_clip)
+            self.accelerator.clip_grad_norm_(parameters, config.optim.grad_clip)
         self.stepper.step()
         losses = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         self.meter.add({**losses, "lr": rate}, self.position.step + 1)
@@ -301,15 +321,15 @@ class _Loop:
 
     def _accumulate(self, batch: Batch, place: int) -> dict[str, Tensor | float]:
         """Adds the gradients of one micro-batch, the `place`-th of this process in the step."""
-        setup, position, crew = self.setup, self.position, self.crew
-        number = position.step * setup.batches_per_step + place * crew.num + crew.index
-        torch.manual_seed(step_seed(setup.seed, setup.stage, position.epoch, number))
-        progress = self._num_steps_done / max(setup.num_steps - 1, 1)
-        is_last = place == setup.accumulate - 1
-        with nullcontext() if is_last else crew.without_averaging(self.objective, self.losses):
+        config, position, group = self.config, self.position, self.group
+        number = position.step * config.batches_per_step + place * group.num + group.index
+        torch.manual_seed(step_seed(config.seed, config.stage, position.epoch, number))
+        progress = self._num_steps_done / max(config.num_steps - 1, 1)
+        is_last = place == config.accumulate - 1
+        with nullcontext() if is_last else group.without_averaging(self.objective, self.losses):
             with self.accelerator.autocast():
                 losses = self.losses(self._on_device(batch), progress)
-            self.accelerator.backward(losses["loss"] / setup.accumulate)
+            self.accelerator.backward(losses["loss"] / config.accumulate)
         return {
             name: value.detach() if isinstance(value, Tensor) else value
             for name, value in losses.items()
@@ -322,7 +342,7 @@ class _Loop:
             self.meter, epoch=epoch, step=step, num_steps_done=self._num_steps_done
         )
         if has_waited or self.device.type == "cpu":
-            self.meter.check(self.setup.stage, epoch)
+            self.meter.check(self.config.stage, epoch)
 
     def _evaluate(self) -> dict[str, float]:
         """Scores on the held-out images."""
@@ -330,54 +350,54 @@ class _Loop:
             return {}
         self.objective.train(False)
         self.held_out_data.settle(self.device)
-        size, workers = self.setup.batch_size, self.setup.num_workers
-        loader = make_loader(self.held_out_data, size, num_workers=workers, share=self.crew.share)
+        size, workers = self.config.batch_size, self.config.num_workers
+        loader = make_loader(self.held_out_data, size, num_workers=workers, share=self.group.share)
         with self.average.shown():
-            self.crew.hand_on(self.objective.trained)
-            return mean_scores(add_scores(map(self._scores, loader)), self.crew)
+            self.group.broadcast_buffers(self.objective.trained)
+            return mean_scores(add_scores(map(self._scores, loader)), self.group)
 
     def _scores(self, batch: Batch) -> Scores:
-        if self.crew.num == 1:  # several have other numbers of batches and cannot agree here
+        if self.group.num == 1:  # several have other numbers of batches and cannot agree here
             self._stop_if_asked()
         with torch.no_grad(), self.accelerator.autocast(), uncompiled():
             return self.objective.evaluate(self._on_device(batch))
 
     def _stop_if_asked(self) -> None:
         """Several processes must stop after the same step."""
-        is_moment = self.crew.num == 1 or self.position.step % _STEPS_BETWEEN_ASKING == 0
-        if is_moment and any(self.crew.gathered(self.stop.is_set)):
+        is_moment = self.group.num == 1 or self.position.step % _STEPS_BETWEEN_ASKING == 0
+        if is_moment and any(self.group.all_gather(self.stop.is_set)):
             self._save()
-            raise Interrupted(self.setup.stage, self.setup.checkpoint_path)
+            raise Interrupted(self.config.stage, self.config.checkpoint_path)
 
     def _save(self) -> None:
         """Writes the checkpoint, unless what it would hold has diverged."""
-        self.meter.check(self.setup.stage, self.position.epoch + 1)
-        learnt = self.learnt.state()
+        self.meter.check(self.config.stage, self.position.epoch + 1)
+        learnt = self.state.state()
         if not all_finite(learnt["trained"]):
             raise TrainingError(
-                f"training {self.setup.stage}: a weight is not finite (NaN or infinite) after"
+                f"training {self.config.stage}: a weight is not finite (NaN or infinite) after"
                 f" {self._num_steps_done} steps",
                 advice=ADVICE_DIVERGED,
             )
-        if not self.crew.is_first:
+        if not self.group.is_first:
             return
         content = {
-            "settings": self.setup.settings,
+            "settings": self.config.settings,
             "position": asdict(self.position),
             "finished": self._is_over,
             "history": self.history,
             "meter": self.meter.state(),
             **learnt,
         }
-        write_checkpoint(self.setup.checkpoint_path, content)
+        write_checkpoint(self.config.checkpoint_path, content)
 
     def _on_device(self, batch: Batch) -> Batch:
         return batch.to(self.device, non_blocking=True)
 
     @property
     def _is_over(self) -> bool:
-        return self.position.epoch == self.setup.epochs or self.best.is_over(self.history)
+        return self.position.epoch == self.config.epochs or self.best.is_over(self.history)
 
     @property
     def _num_steps_done(self) -> int:
-        return self.position.epoch * self.setup.steps_per_epoch + self.position.step
+        return self.position.epoch * self.config.steps_per_epoch + self.position.step

@@ -11,8 +11,9 @@ import torch
 
 from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, Notice
+from fitcompress.formatting import first_line
 from fitcompress.training.result import StageResult
-from fitcompress.training.train_config import Setup
+from fitcompress.training.train_config import TrainConfig
 
 __all__ = ["in_memory", "keep_freed_memory"]
 
@@ -36,9 +37,12 @@ def keep_freed_memory() -> None:
 
 
 def in_memory(
-    attempt: Callable[[Setup, bool], StageResult], setup: Setup, resume: bool, emit: Emit
+    attempt: Callable[[TrainConfig, bool], StageResult],
+    config: TrainConfig,
+    resume: bool,
+    emit: Emit,
 ) -> StageResult:
-    """The result of `attempt(setup, resume)`. Where memory runs out and the set-up allows it, the
+    """The result of `attempt(config, resume)`. Where memory runs out and the set-up allows it, the
     attempt goes on from its checkpoint with smaller batches, more of them to a step: each step sees
     the same images.
 
@@ -47,25 +51,25 @@ def in_memory(
     """
     while True:
         try:
-            return attempt(setup, resume)
+            return attempt(config, resume)
         except torch.OutOfMemoryError as error:
-            said = str(error).splitlines()[0]
-        setup, resume = _smaller(setup, said), True
+            said = first_line(error)
+        config, resume = _smaller(config, said), True
         gc.collect()  # what failed may be held by its own traceback
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         message = (
-            f"{setup.stage}: memory ran out; from here on a step takes {setup.accumulate} batches"
-            f" of {setup.batch_size} images (batch norms see that many at once)"
+            f"{config.stage}: memory ran out; from here on a step takes {config.accumulate} batches"
+            f" of {config.batch_size} images (batch norms see that many at once)"
         )
         emit(Notice(topic="training", message=message))
 
 
-def _smaller(setup: Setup, said: str) -> Setup:
-    size = setup.batch_size
-    if not setup.auto_batch or size == 1:
-        what = f"training {setup.stage}: memory ran out with batches of {size} ({said})"
+def _smaller(config: TrainConfig, said: str) -> TrainConfig:
+    size = config.batch_size
+    if not config.auto_batch or size == 1:
+        what = f"training {config.stage}: memory ran out with batches of {size} ({said})"
         advice = "Use a smaller --batch-size with a larger data.accumulate, or --auto-batch."
         raise TrainingError(what, advice=advice if size > 1 else "One image is too much for it.")
     parts = next(factor for factor in range(2, size + 1) if size % factor == 0)
-    return replace(setup, batch_size=size // parts, accumulate=setup.accumulate * parts)
+    return replace(config, batch_size=size // parts, accumulate=config.accumulate * parts)

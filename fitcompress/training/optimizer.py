@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fitcompress.errors import RecipeError, near_misses
-from fitcompress.recipe.recipe import OptimRecipe
+from fitcompress.recipe.schema import OptimRecipe
 from fitcompress.training.schedule import learning_rate
 
 __all__ = ["build_optimizer", "set_learning_rate"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitcompress.events import Event, Notice, StageFinished
-from fitcompress.training.train_config import Position, Setup
+from fitcompress.training.train_config import Position, TrainConfig
 
 __all__ = ["StageResult", "epoch_record", "last_events", "result_of"]
 
@@ -38,11 +38,11 @@ class StageResult:
 
 
 def epoch_record(
-    setup: Setup, position: Position, losses: dict[str, float], held_out: dict[str, float]
+    config: TrainConfig, position: Position, losses: dict[str, float], held_out: dict[str, float]
 ) -> dict[str, Any]:
     """The epoch that `position` has come to the end of, as a row of `StageResult.history`."""
     seconds = position.epoch_seconds
-    num_images = setup.steps_per_epoch * setup.images_per_step
+    num_images = config.steps_per_epoch * config.images_per_step
     return {
         "epoch": position.epoch + 1,
         "losses": losses,
@@ -52,13 +52,15 @@ def epoch_record(
     }
 
 
-def result_of(setup: Setup, position: Position, history: Sequence[dict[str, Any]]) -> StageResult:
+def result_of(
+    config: TrainConfig, position: Position, history: Sequence[dict[str, Any]]
+) -> StageResult:
     """The result of a stage that stands at `position`."""
-    num_steps = position.epoch * setup.steps_per_epoch + position.step
-    num_images, seconds = num_steps * setup.images_per_step, position.seconds
+    num_steps = position.epoch * config.steps_per_epoch + position.step
+    num_images, seconds = num_steps * config.images_per_step, position.seconds
     last = history[-1] if history else {"losses": {}, "held_out": {}}
     return StageResult(
-        stage=setup.stage,
+        stage=config.stage,
         epochs=position.epoch,
         num_images=num_images,
         seconds=seconds,

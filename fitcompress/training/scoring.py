@@ -7,7 +7,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from fitcompress.training.distributed import Crew
+from fitcompress.training.distributed import ProcessGroup
 from fitcompress.training.objective import Scores
 
 __all__ = ["add_scores", "mean_scores"]
@@ -20,10 +20,10 @@ def add_scores(batches: Iterable[Scores]) -> Totals:
     return _added(chain.from_iterable(scores.items() for scores in batches))
 
 
-def mean_scores(totals: Scores, crew: Crew) -> dict[str, float]:
+def mean_scores(totals: Scores, group: ProcessGroup) -> dict[str, float]:
     """The mean of each score over the samples of all processes; all must ask."""
     own = {name: (float(total), int(count)) for name, (total, count) in totals.items()}
-    every: Iterable[Mapping[str, tuple[float, int]]] = crew.gathered(own)
+    every: Iterable[Mapping[str, tuple[float, int]]] = group.all_gather(own)
     sums = _added(chain.from_iterable(scores.items() for scores in every))
     return {name: float(total) / int(count) for name, (total, count) in sums.items() if count}
 

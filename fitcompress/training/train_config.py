@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fitcompress.errors import DataError, TrainingError
-from fitcompress.recipe.recipe import OptimRecipe
+from fitcompress.recipe.schema import OptimRecipe
 
 __all__ = [
     "Position",
-    "Setup",
+    "TrainConfig",
     "check_held_out",
     "check_settings",
     "fit_steps",
@@ -66,7 +66,7 @@ def check_held_out(stage: str, optim: OptimRecipe, num_images: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
+class TrainConfig:
     """What the stage is. All that decides its bits is in `settings`."""
 
     stage: str
@@ -132,12 +132,12 @@ class Position:
     """Of all these, those in which the next batch was not there yet."""
 
 
-def check_settings(setup: Setup, stored: dict[str, Any]) -> None:
-    wanted = setup.settings
+def check_settings(config: TrainConfig, stored: dict[str, Any]) -> None:
+    wanted = config.settings
     names = [name for name in wanted if wanted[name] != stored.get(name)]
     if names:
         differences = ", ".join(f"{name} {stored.get(name)} (now {wanted[name]})" for name in names)
         raise TrainingError(
-            f"resuming {setup.stage}: '{setup.checkpoint_path}' was written with {differences}",
+            f"resuming {config.stage}: '{config.checkpoint_path}' was written with {differences}",
             advice="Resume with the recipe that the run directory holds, or start a new run.",
         )

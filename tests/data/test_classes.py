@@ -9,7 +9,7 @@ from fitcompress.data.bundle import load_data
 from fitcompress.data.class_order import match_classes
 from fitcompress.errors import DataError
 from fitcompress.events import ignore
-from fitcompress.recipe.recipe import DataRecipe
+from fitcompress.recipe.schema import DataRecipe
 
 
 @pytest.fixture

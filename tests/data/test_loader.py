@@ -11,7 +11,7 @@ from fitcompress.data.loader import make_loader
 from fitcompress.data.views import make_dataset
 from fitcompress.errors import DataError
 from fitcompress.events import ignore
-from fitcompress.recipe.recipe import DataRecipe
+from fitcompress.recipe.schema import DataRecipe
 
 
 @pytest.fixture(params=["crop", "strong"])

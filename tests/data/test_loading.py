@@ -9,7 +9,7 @@ from fitcompress.data.bundle import load_data
 from fitcompress.data.images import FileImages, Subset
 from fitcompress.errors import DataError
 from fitcompress.events import ignore
-from fitcompress.recipe.recipe import DataRecipe
+from fitcompress.recipe.schema import DataRecipe
 
 
 def load(source, *, seed=0, emit=ignore, **settings):

@@ -14,7 +14,7 @@ from fitcompress.data.bundle import load_data
 from fitcompress.data.timm_sets import is_timm_source, load_timm_splits
 from fitcompress.errors import DataError
 from fitcompress.events import ignore
-from fitcompress.recipe.recipe import DataRecipe
+from fitcompress.recipe.schema import DataRecipe
 
 
 def write_idx(path, array):

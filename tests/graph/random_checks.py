@@ -25,10 +25,10 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from fitcompress.graph.axes.algebra import Atom, Axis
-from fitcompress.graph.program import Program, operation
 from fitcompress.graph.axes.rules.contractions import CONTRACTIONS
-from fitcompress.student.width import thin_program
 from fitcompress.graph.axes.trace import AxisTrace, free_weight_atoms
+from fitcompress.graph.program import Program, operation
+from fitcompress.student.width import thin_program
 
 __all__ = ["Kept", "check_parts", "check_scales", "draw_kept", "thinned", "values_of"]
 

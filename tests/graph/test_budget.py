@@ -9,9 +9,9 @@ import pytest
 from graph.toys import timm_program
 
 from fitcompress.errors import PlanError
-from fitcompress.student.width_search import CLOSE, CostTable, Limits, largest_sizes, tally_of
 from fitcompress.student.plan import plan_student, plan_within
 from fitcompress.student.width import plan_sizes, thin_program
+from fitcompress.student.width_search import CLOSE, CostTable, Limits, largest_sizes, tally_of
 
 FAMILIES = [
     "resnet50",

@@ -12,11 +12,12 @@ from torch import nn
 from torch._ops import OpOverload
 
 from fitcompress.errors import CaptureError, ObstacleError
-from fitcompress.graph.capture.capture import capture_module, evaluating
+from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.capture.exported import capture_exported
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import run_program
 from fitcompress.graph.shapes import propagate_shapes
+from fitcompress.modes import evaluating
 
 
 class InPlace(nn.Module):

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fitcompress.graph.analysis.costs import Costs, count_macs, data_nodes, is_contraction, is_weighted, measure_costs, node_depths
+from fitcompress.graph.analysis.costs import (
+    Costs,
+    count_macs,
+    data_nodes,
+    is_contraction,
+    is_weighted,
+    measure_costs,
+    node_depths,
+)
 from fitcompress.graph.program import operation
 
 

@@ -11,8 +11,8 @@ from graph.toys import captured, filled, outputs, timm_program, unnamed
 from torch import nn
 
 from fitcompress.graph.analysis.costs import measure_costs
-from fitcompress.student.depth import Deepened, deepen_program, restore_norms
 from fitcompress.graph.program import Program, operation
+from fitcompress.student.depth import Deepened, deepen_program, restore_norms
 from fitcompress.student.width import verify_program
 
 MAP = (3, 8, 8)

@@ -19,9 +19,9 @@ from graph.nets import (
 from graph.toys import captured, outputs
 from torch import Tensor, nn
 
+from fitcompress.graph.program import Program
 from fitcompress.student.init import initial_tensors
 from fitcompress.student.plan import StudentPlan, plan_student
-from fitcompress.graph.program import Program
 
 MAP = (3, 8, 8)
 

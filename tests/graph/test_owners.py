@@ -9,10 +9,10 @@ import torch
 from small_nets import frozen, reloaded, trained_a_little
 from torch import nn
 
-from fitcompress.graph.capture.capture import capture_module
-from fitcompress.graph.program import Program, output_nodes, run_program
 from fitcompress.graph.analysis.blocks import find_blocks
+from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.capture.torchscript import capture_torchscript
+from fitcompress.graph.program import Program, output_nodes, run_program
 
 
 class Mixer(nn.Module):

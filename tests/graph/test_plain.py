@@ -7,8 +7,8 @@ import torch
 from graph.toys import captured
 from torch import nn
 
-from fitcompress.graph.lift import build_network
 from fitcompress.exporters.onnx_decompositions import in_plain_calls
+from fitcompress.graph.lift import build_network
 
 
 class Windows(nn.Module):

@@ -11,8 +11,8 @@ from graph.toys import captured, timm_program
 from torch import nn
 
 from fitcompress.errors import PlanError
-from fitcompress.student.plan import StudentPlan, plan_student
 from fitcompress.graph.analysis.blocks import find_blocks
+from fitcompress.student.plan import StudentPlan, plan_student
 
 TEACHERS = [
     "resnet18",

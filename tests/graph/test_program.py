@@ -11,7 +11,16 @@ from small_nets import Residual, Tokens, trained_a_little
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.capture.capture import capture_module
-from fitcompress.graph.program import InputInfo, Program, clone, output_nodes, program_from_json, program_to_json, prune, run_program
+from fitcompress.graph.program import (
+    InputInfo,
+    Program,
+    clone,
+    output_nodes,
+    program_from_json,
+    program_to_json,
+    prune,
+    run_program,
+)
 from fitcompress.graph.shapes import propagate_shapes
 
 aten = torch.ops.aten

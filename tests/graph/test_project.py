@@ -7,9 +7,9 @@ import torch
 from graph.toys import captured
 from torch import nn
 
+from fitcompress.graph.program import Program, run_program
 from fitcompress.student.init import initial_tensors
 from fitcompress.student.plan import StudentPlan, plan_student
-from fitcompress.graph.program import Program, run_program
 
 
 class Embedder(nn.Module):

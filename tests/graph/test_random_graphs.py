@@ -29,13 +29,13 @@ from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitcompress.graph.analysis.costs import measure_costs
+from fitcompress.graph.axes.rules import RULES
+from fitcompress.graph.axes.trace import free_weight_atoms, trace_axes
+from fitcompress.graph.program import Program, clone, operation
 from fitcompress.student.depth import deepen_program
 from fitcompress.student.init import initial_tensors
 from fitcompress.student.plan import plan_student
-from fitcompress.graph.program import Program, clone, operation
-from fitcompress.graph.axes.rules import RULES
 from fitcompress.student.width import verify_program
-from fitcompress.graph.axes.trace import free_weight_atoms, trace_axes
 
 # Whole programs
 

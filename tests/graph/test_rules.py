@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from fitcompress.graph.axes.algebra import Atom
-from fitcompress.graph.program import InputInfo, Program, run_program
 from fitcompress.graph.axes.rules import RULES
+from fitcompress.graph.axes.trace import AxisTrace, free_weight_atoms, trace_axes
+from fitcompress.graph.program import InputInfo, Program, run_program
 from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.student.width import thin_program
-from fitcompress.graph.axes.trace import AxisTrace, free_weight_atoms, trace_axes
 
 
 def overload_named(key: str):

@@ -8,9 +8,9 @@ from small_nets import reloaded, traced
 from torch import nn
 
 from fitcompress.graph.capture.capture import capture_module
+from fitcompress.graph.capture.torchscript import capture_torchscript
 from fitcompress.graph.program import Program, run_program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.capture.torchscript import capture_torchscript
 
 
 class Scaled(nn.Module):

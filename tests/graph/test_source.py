@@ -22,18 +22,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fitcompress.exporters.python.arguments import choose_arguments, literal
-from fitcompress.graph.capture.capture import capture_module
 from fitcompress.exporters.python.classes import Vector
-from fitcompress.student.init import initial_tensors
-from fitcompress.graph.lift import build_network
-from fitcompress.exporters.python.wrap import broken
 from fitcompress.exporters.python.members import Members
-from fitcompress.student.plan import plan_student
-from fitcompress.graph.program import Program, program_from_json, program_to_json
 from fitcompress.exporters.python.simplify import in_readable_form
+from fitcompress.exporters.python.wrap import broken
 from fitcompress.exporters.python.writer import ModuleSource, write_source
+from fitcompress.graph.capture.capture import capture_module
+from fitcompress.graph.lift import build_network
+from fitcompress.graph.program import Program, program_from_json, program_to_json
 from fitcompress.interface import InputSpec, Interface
 from fitcompress.models.open import teacher_from_module
+from fitcompress.student.init import initial_tensors
+from fitcompress.student.plan import plan_student
 
 INTERFACE = Interface(
     input=InputSpec(shape=(3, 32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)),
@@ -335,8 +335,8 @@ def test_random_programs_of_all_operations_compute_the_same_bits(plan):
 
 @pytest.mark.parametrize("way", ["traced", "scripted", "frozen"])
 def test_archives_give_modules_too(way, tmp_path):
-    from fitcompress.recipe.recipe import TeacherRecipe
     from fitcompress.models.open import open_teacher
+    from fitcompress.recipe.schema import TeacherRecipe
 
     network = small_nets.trained_a_little(small_nets.Residual())
     example = torch.randn(2, 3, 16, 16)

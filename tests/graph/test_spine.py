@@ -10,10 +10,10 @@ from graph.nets import Classifier, Residual, conv
 from graph.toys import captured, timm_program, unnamed
 from torch import nn
 
+from fitcompress.graph.analysis.blocks import find_blocks, spine_nodes
 from fitcompress.graph.analysis.costs import measure_costs
 from fitcompress.graph.program import operation
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.analysis.blocks import find_blocks, spine_nodes
 
 
 def names(program) -> list[str]:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fitcompress.graph.taken import TakenNames
+from fitcompress.graph.names import TakenNames
 
 NAMES = ["stem.weight", "a.0.weight", "a.1.b10.weight", "a.1.b9.bias", "2.weight", "norm_2.weight"]
 

@@ -24,10 +24,16 @@ from graph.toys import captured, filled
 from torch import nn
 
 from fitcompress.errors import PlanError
+from fitcompress.graph.axes.trace import trace_axes
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program, operation
-from fitcompress.student.width import frozen_places, plan_sizes, round_width, thin_program, verify_program
-from fitcompress.graph.axes.trace import trace_axes
+from fitcompress.student.width import (
+    frozen_places,
+    plan_sizes,
+    round_width,
+    thin_program,
+    verify_program,
+)
 
 MAP = (3, 8, 8)
 

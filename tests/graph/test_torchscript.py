@@ -22,10 +22,10 @@ from torch import nn
 from fitcompress.errors import CaptureError, TeacherError
 from fitcompress.graph.capture.capture import capture_module
 from fitcompress.graph.capture.decompositions import DECOMPOSED
-from fitcompress.graph.lift import build_network
-from fitcompress.student.plan import plan_student
-from fitcompress.graph.program import Program, run_program
 from fitcompress.graph.capture.torchscript import capture_torchscript, load_torchscript
+from fitcompress.graph.lift import build_network
+from fitcompress.graph.program import Program, run_program
+from fitcompress.student.plan import plan_student
 
 SHAPE = (3, 8, 8)
 

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
+from fitcompress.evaluation.significance import paired_test, share
 from fitcompress.events import EpochFinished, Notice, StageFinished, StageStarted
 from fitcompress.rundir import RunDir
-from fitcompress.evaluation.significance import paired_test, share
 
 RECIPE = """\
 preset = "modern"
@@ -213,7 +213,7 @@ def finished_run(path: Path, **changes: Any) -> RunDir:
     return run
 
 
-def write_answers(run: RunDir, right: Sequence[bool]) -> None:
+def write_outputs(run: RunDir, right: Sequence[bool]) -> None:
     """Predictions of two classes for images in any order; all are of the second class."""
     ids = np.arange(len(right))[::-1].copy()
     chosen = np.asarray(right)[ids].astype(int)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.runs import finished_run, results, unfinished_run, write_answers
+from report.runs import finished_run, results, unfinished_run, write_outputs
 from scipy.stats import binomtest
 
 from fitcompress.errors import RunError
-from fitcompress.report.comparison import Comparison
 from fitcompress.evaluation.significance import share
+from fitcompress.report.comparison import Comparison
 
 
 def run_with(path: Path, right: list[bool], digest: str = "d1", **changes: Any) -> Path:
@@ -20,7 +20,7 @@ def run_with(path: Path, right: list[bool], digest: str = "d1", **changes: Any) 
     data = {**results()["data"], "evaluation_digest": digest}
     student = {**results()["student"], "accuracy": share(sum(right), len(right))}
     run = finished_run(path, data=data, **{"student": student, **changes})
-    write_answers(run, right)
+    write_outputs(run, right)
     return run.path
 
 

@@ -13,8 +13,8 @@ import pytest
 from report.runs import PLAN, finished_run, results, unfinished_run
 from rich.console import Console
 
-from fitcompress.report.run_report import Report
 from fitcompress.evaluation.significance import share
+from fitcompress.report.run_report import Report
 
 GOLDEN = Path(__file__).parent / "golden"
 

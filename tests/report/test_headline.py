@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from report.runs import PLAN, finished_run, results, timing, unfinished_run
 
-from fitcompress.report.run_report import Report
-from fitcompress.report.headline import headline
 from fitcompress.evaluation.significance import share
+from fitcompress.report.headline import headline
+from fitcompress.report.run_report import Report
 
 
 def texts(path: Path, **changes: Any) -> list[str]:

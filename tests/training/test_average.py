@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from toy_training import digest, make_distill, run_distill, summary
 
-from fitcompress.recipe.recipe import OptimRecipe
+from fitcompress.recipe.schema import OptimRecipe
 from fitcompress.training.ema import WeightAverage
 
 

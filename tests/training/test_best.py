@@ -6,7 +6,7 @@ import pytest
 from toy_training import digest, make_distill, make_views, run_distill, summary
 
 from fitcompress.errors import DataError, RecipeError
-from fitcompress.recipe.recipe import OptimRecipe, Stage2Recipe
+from fitcompress.recipe.schema import OptimRecipe, Stage2Recipe
 from fitcompress.training.checkpoint import read_checkpoint
 from fitcompress.training.signals import Interrupted
 

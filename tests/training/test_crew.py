@@ -15,8 +15,8 @@ import toy_crew
 
 import fitcompress
 from fitcompress.errors import TrainingError
-from fitcompress.training.distributed import Crew
 from fitcompress.training.device import start_accelerator
+from fitcompress.training.distributed import ProcessGroup
 
 
 def free_port() -> int:
@@ -131,10 +131,10 @@ def test_another_way_of_sharing_the_work_is_refused():
             value = "FSDP"
 
     with pytest.raises(TrainingError, match=r"configured for FSDP") as caught:
-        Crew(Sharded())
+        ProcessGroup(Sharded())
     assert "--shard" in caught.value.advice
 
 
 def test_one_process_cannot_shard():
     with pytest.raises(TrainingError, match="one process"):
-        Crew(start_accelerator("cpu", "fp32"), shards=True)
+        ProcessGroup(start_accelerator("cpu", "fp32"), shards=True)

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from fitcompress.errors import RecipeError
-from fitcompress.training.device import preserved_modes, resolve_device, resolve_precision, start_accelerator, to_channels_last, used_threads
+from fitcompress.modes import preserved_modes
+from fitcompress.training.device import (
+    resolve_device,
+    resolve_precision,
+    start_accelerator,
+    to_channels_last,
+    used_threads,
+)
 
 
 @pytest.fixture

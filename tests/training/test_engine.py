@@ -23,16 +23,15 @@ from toy_training import (
 )
 
 from fitcompress.data.preprocess import Preprocess
+from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.distillation.objectives import SupervisedObjective
+from fitcompress.distillation.regressors import make_regressor
 from fitcompress.errors import DataError, RecipeError, TrainingError
 from fitcompress.events import EpochFinished, Progress, StageFinished, StageStarted
-from fitcompress.recipe.recipe import OptimRecipe
-from fitcompress.distillation.regressors import make_regressor
-from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.recipe.schema import OptimRecipe
 from fitcompress.training.checkpoint import read_checkpoint
-from fitcompress.training.objective import SupervisedObjective
-from fitcompress.training.result import StageResult
+from fitcompress.training.result import StageResult, last_events
 from fitcompress.training.signals import Interrupted
-from fitcompress.training.result import last_events
 
 
 @pytest.fixture

@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from fitcompress.data.views import Batch
-from fitcompress.distillation.hint_targets import HintTargets, LabelHints, MatchedMoments, RandomHints, ShuffledHints
+from fitcompress.distillation.hint_targets import (
+    HintTargets,
+    LabelHints,
+    MatchedMoments,
+    RandomHints,
+    ShuffledHints,
+)
 from fitcompress.distillation.statistics import estimate_hint_statistics
 
 

@@ -12,8 +12,8 @@ from toy_training import digest, make_distill, make_views, run_distill
 
 from fitcompress.errors import TrainingError
 from fitcompress.events import Notice
-from fitcompress.recipe.recipe import OptimRecipe
-from fitcompress.training.train_config import Setup
+from fitcompress.recipe.schema import OptimRecipe
+from fitcompress.training.train_config import TrainConfig
 
 
 def _cramped(most: int, from_batch: int = 0):
@@ -69,7 +69,7 @@ def test_where_nothing_helps_the_error_says_so(settings, tmp_path):
 def test_several_processes_are_refused(tmp_path):
     common = {"epochs": 1, "batch_size": 2, "accumulate": 1, "steps_per_epoch": 1, "seed": 0}
     with pytest.raises(TrainingError, match="2 processes"):
-        Setup(
+        TrainConfig(
             stage="stage1",
             num_processes=2,
             optim=OptimRecipe(),

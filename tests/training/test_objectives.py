@@ -11,12 +11,12 @@ from toy_training import NUM_CLASSES, SPEC, Lower, make_distill, make_net, make_
 from fitcompress.data.loader import make_loader
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import Batch
-from fitcompress.distillation.losses import hint_loss, value_loss
-from fitcompress.recipe.recipe import Stage2Recipe
-from fitcompress.distillation.regressors import make_regressor
 from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.distillation.losses import hint_loss, value_loss
+from fitcompress.distillation.objectives import DistillObjective, SupervisedObjective
+from fitcompress.distillation.regressors import make_regressor
 from fitcompress.distillation.statistics import estimate_hint_statistics
-from fitcompress.training.objective import DistillObjective, SupervisedObjective
+from fitcompress.recipe.schema import Stage2Recipe
 
 PREPROCESS = {"teacher_preprocess": Preprocess(SPEC), "student_preprocess": Preprocess(SPEC)}
 

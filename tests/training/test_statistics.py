@@ -9,9 +9,14 @@ from toy_training import SPEC, Lower, digest, make_net, make_views
 
 from fitcompress.data.loader import make_loader
 from fitcompress.data.preprocess import Preprocess
-from fitcompress.errors import PlanError
 from fitcompress.distillation.regressors import make_regressor
-from fitcompress.distillation.statistics import HintStatistics, estimate_hint_statistics, reestimate_batch_norms, standardise_hints
+from fitcompress.distillation.statistics import (
+    HintStatistics,
+    estimate_hint_statistics,
+    reestimate_batch_norms,
+    standardise_hints,
+)
+from fitcompress.errors import PlanError
 
 
 def _estimate(batches, axis=1):

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import timm
 
-from fitcompress.student.latency_search import student_of, with_random_weights
-from fitcompress.events import ignore
-from fitcompress.student.width_search import tally_of
-from fitcompress.graph.lift import build_network
-from fitcompress.recipe.recipe import resolve_recipe
 from fitcompress.evaluation.benchmark import paired_latency
-from fitcompress.models.open import open_teacher
+from fitcompress.events import ignore
 from fitcompress.exporters.latency import onnx_copy
+from fitcompress.graph.lift import build_network
+from fitcompress.models.open import open_teacher
+from fitcompress.recipe.recipe import resolve_recipe
+from fitcompress.student.latency_search import student_of, with_random_weights
+from fitcompress.student.width_search import tally_of
 
 MODELS = (
     "resnet50",

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from fitcompress.events import ignore
-from fitcompress.student.planner import Planned, make_regressors, plan_run
-from fitcompress.recipe.recipe import Recipe, resolve_recipe
 from fitcompress.models.open import open_teacher
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.student.planner import Planned, make_regressors, plan_run
 
 DEPTH_MULT, WIDTH_MULT = 2.0, 0.3
 BATCH_SIZES = (2, 3)

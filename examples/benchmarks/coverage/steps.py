@@ -36,17 +36,19 @@ from torch import Tensor, nn
 
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import Batch
-from fitcompress.events import ignore
-from fitcompress.exporters.formats import Source, export_model
-from fitcompress.models.model import save_model
-from fitcompress.distillation.frozen_teacher import cut_at, freeze_teacher
-from fitcompress.student.planner import Planned, make_regressors, plan_run
-from fitcompress.recipe.recipe import Recipe, resolve_recipe
-from fitcompress.interface import InputSpec
-from fitcompress.models.open import teacher_from_module
+from fitcompress.distillation.cuts import cut_at
+from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.distillation.objectives import DistillObjective
 from fitcompress.distillation.statistics import standardise_hints
-from fitcompress.training.objective import DistillObjective
+from fitcompress.events import ignore
+from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.formats import export_model
+from fitcompress.interface import InputSpec
+from fitcompress.models.model import save_model
+from fitcompress.models.open import teacher_from_module
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.student.planner import Planned, make_regressors, plan_run
 
 DEPTH_MULT, WIDTH_MULT = 2.0, 0.3
 BATCH_SIZE = 2
@@ -102,7 +104,7 @@ def _fill(row: Row, side: int | None) -> None:
     student = planned.student.network.eval()
     samples = Preprocess(planned.student.interface.input)(batch.images)
     with TemporaryDirectory() as temporary, torch.no_grad():
-        source = Source(student, planned.student.interface, samples)
+        source = Exportable(student, planned.student.interface, samples)
         record = export_model("onnx", source, Path(temporary) / "student.onnx")
         row.onnx_difference = record.max_rel_diff
         row.loaded = _is_same_elsewhere(planned, samples, Path(temporary))

@@ -23,15 +23,15 @@ from torch.utils._pytree import tree_leaves
 
 from fitcompress.events import ignore
 from fitcompress.graph.axes.algebra import Axis
-from fitcompress.student.plan import plan_student
+from fitcompress.graph.axes.trace import STRUCTURAL, AxisTrace, trace_axes
 from fitcompress.graph.program import Program, output_nodes
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.student.width import round_width
-from fitcompress.graph.axes.trace import AxisTrace, STRUCTURAL, trace_axes
 from fitcompress.models.model import Model
-from fitcompress.student.planner import make_regressors, plan_run
-from fitcompress.recipe.recipe import resolve_recipe
 from fitcompress.models.open import open_teacher
+from fitcompress.recipe.recipe import resolve_recipe
+from fitcompress.student.plan import plan_student
+from fitcompress.student.planner import make_regressors, plan_run
+from fitcompress.student.width import round_width
 
 DEPTH_MULT, WIDTH_MULT = 2.0, 0.3
 

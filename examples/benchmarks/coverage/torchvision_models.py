@@ -31,9 +31,9 @@ from torchvision.models.detection import backbone_utils
 from fitcompress.events import ignore
 from fitcompress.graph.program import Program, output_nodes, run_program
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.student.planner import plan_run
-from fitcompress.recipe.recipe import resolve_recipe
 from fitcompress.models.open import open_teacher
+from fitcompress.recipe.recipe import resolve_recipe
+from fitcompress.student.planner import plan_run
 
 WAYS = ("traced", "scripted")
 SIZES = {"classification": "3x224x224", "segmentation": "3x128x128", "detection": "3x128x128"}

@@ -19,19 +19,23 @@ from torch.nn import functional
 from fitcompress.data.images import ArrayImages
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import Batch, make_dataset
+from fitcompress.distillation.cuts import cut_at
+from fitcompress.distillation.frozen_teacher import freeze_teacher
+from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
+from fitcompress.distillation.objectives import DistillObjective
 from fitcompress.events import ignore
 from fitcompress.graph.program import output_nodes
-from fitcompress.distillation.frozen_teacher import cut_at, freeze_teacher, stage_cost
-from fitcompress.student.planner import Planned, make_regressors, plan_run
-from fitcompress.recipe.recipe import OptimRecipe, Recipe, resolve_recipe
 from fitcompress.interface import InputSpec
 from fitcompress.models.open import teacher_from_module
 from fitcompress.models.teacher import Teacher
-from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
-from fitcompress.training.objective import DistillObjective, Objective
-from fitcompress.training.distributed import Crew
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.recipe.schema import OptimRecipe
+from fitcompress.run.estimate import stage_cost
+from fitcompress.student.planner import Planned, make_regressors, plan_run
 from fitcompress.training.device import resolve_precision, start_accelerator, to_channels_last
+from fitcompress.training.distributed import ProcessGroup
 from fitcompress.training.memory import keep_freed_memory
+from fitcompress.training.objective import Objective
 
 Step = Callable[[], object]
 
@@ -139,12 +143,12 @@ def _engine_step(pair: Pair, objective: Objective, batch: Batch) -> Step:
     """A step of the training loop itself, on a batch that is there already."""
     from fitcompress.training.engine import _Loop
     from fitcompress.training.signals import StopRequest
-    from fitcompress.training.train_config import Setup
+    from fitcompress.training.train_config import TrainConfig
 
     if pair.device == "cpu":
         keep_freed_memory()
-    crew = Crew(start_accelerator(pair.device, pair.precision))
-    setup = Setup(
+    group = ProcessGroup(start_accelerator(pair.device, pair.precision))
+    setup = TrainConfig(
         stage="stage",
         epochs=1,
         batch_size=len(batch),
@@ -163,7 +167,7 @@ def _engine_step(pair: Pair, objective: Objective, batch: Batch) -> Step:
     views = make_dataset(
         ArrayImages(pixels, batch.labels.cpu().numpy()), pair.spec, augment="none", seed=0
     )
-    loop = _Loop(setup, objective, crew, views, None, StopRequest(), ignore)
+    loop = _Loop(setup, objective, group, views, None, StopRequest(), ignore)
     if pair.compiles:
         loop.compile()
     objective.train()
@@ -221,7 +225,7 @@ def stage_2_cached(pair: Pair) -> Step:
     """With the teacher's answers at hand."""
     objective = _distill(pair)
     objective.to(torch.device(pair.device))
-    answers = objective.ask(pair.batch)
+    answers = objective.forward_teacher(pair.batch)
     batch = Batch(pair.batch.images, pair.batch.labels, pair.batch.ids, answers=answers)
     return _engine_step(pair, objective, batch)
 

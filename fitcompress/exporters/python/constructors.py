@@ -10,9 +10,14 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from fitcompress.exporters.python.expressions import (
+    Writer,
+    argument_text,
+    given_arguments,
+    short_form,
+)
 from fitcompress.graph.leaves import Leaf, named_arguments
 from fitcompress.graph.program import operation
-from fitcompress.exporters.python.expressions import Writer, argument_text, given_arguments, short_form
 
 __all__ = ["has_module", "leaf_text", "module_text"]
 

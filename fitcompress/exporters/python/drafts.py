@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fitcompress.exporters.python.forward import Body, Numbers
 from fitcompress.exporters.python.classes import Content, Draft, Made, Series, Text
 from fitcompress.exporters.python.constructors import leaf_text, module_text
-from fitcompress.graph.leaves import Leaf
+from fitcompress.exporters.python.forward import Body, Numbers
 from fitcompress.exporters.python.loops import Loop, find_loops
 from fitcompress.exporters.python.members import Member, Members
 from fitcompress.exporters.python.modules import Piece, Slot, Step, is_below, outside
+from fitcompress.graph.leaves import Leaf
 from fitcompress.graph.program import Program
 from fitcompress.graph.shapes import propagate_shapes
 

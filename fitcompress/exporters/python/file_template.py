@@ -10,9 +10,9 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 import torch
 
+from fitcompress.exporters.python.expressions import quoted
 from fitcompress.exporters.python.wrap import WIDTH, broken
 from fitcompress.graph.program import Program
-from fitcompress.exporters.python.expressions import quoted
 from fitcompress.interface import Interface
 
 __all__ = ["Frame", "framed"]

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fitcompress.graph.leaves import Leaf, named_arguments
+from fitcompress.exporters.python.expressions import Expression, is_infix, spelled
 from fitcompress.exporters.python.loops import Loop, joined_slots, relative
 from fitcompress.exporters.python.members import Members
 from fitcompress.exporters.python.modules import Piece, Slot, Step, results_of, slots_of
+from fitcompress.graph.leaves import Leaf, named_arguments
 from fitcompress.graph.program import operation
 from fitcompress.graph.shapes import Shape
-from fitcompress.exporters.python.expressions import Expression, is_infix, spelled
 
 __all__ = ["Body", "Hole", "Numbers"]
 

@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from fitcompress.exporters.python.arguments import choose_arguments
-from fitcompress.exporters.python.classes import Argument, ClassCode, Vector, merge
 from fitcompress.exporters.python.class_names import class_names
+from fitcompress.exporters.python.classes import Argument, ClassCode, Vector, merge
 from fitcompress.exporters.python.drafts import Drafter
-from fitcompress.exporters.python.file_template import Frame, framed
-from fitcompress.exporters.python.wrap import WIDTH, broken
-from fitcompress.exporters.python.modules import Piece, Slot, find_pieces
-from fitcompress.graph.program import Program
-from fitcompress.exporters.python.simplify import in_readable_form
 from fitcompress.exporters.python.expressions import COLON
+from fitcompress.exporters.python.file_template import Frame, framed
+from fitcompress.exporters.python.modules import Piece, Slot, find_pieces
+from fitcompress.exporters.python.simplify import in_readable_form
+from fitcompress.exporters.python.wrap import WIDTH, broken
+from fitcompress.graph.program import Program
 from fitcompress.interface import Interface
 
 __all__ = ["ModuleSource", "write_source"]

@@ -20,10 +20,11 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.analysis.costs import data_nodes, is_weighted, node_depths
+from fitcompress.graph.lift import BlockNodes
 from fitcompress.graph.program import Program, output_nodes
 from fitcompress.graph.shapes import Shape, propagate_shapes
 
-__all__ = ["Block", "find_blocks", "spine_nodes"]
+__all__ = ["Block", "find_blocks", "node_blocks", "spine_nodes"]
 
 _LONGEST_PERIOD = 4
 
@@ -322,3 +323,10 @@ def _parts(cell: Sequence[_Segment]) -> tuple[tuple[str, tuple[Node, ...]], ...]
         if key:
             found.setdefault(key, []).extend(segment.nodes)
     return tuple((key, tuple(dict.fromkeys(nodes))) for key, nodes in found.items())
+
+
+def node_blocks(blocks: Sequence[Block]) -> tuple[BlockNodes, ...]:
+    """The blocks as `build_network` takes them: each named part with the names of its nodes."""
+    return tuple(
+        (key, tuple(node.name for node in nodes)) for block in blocks for key, nodes in block.parts
+    )

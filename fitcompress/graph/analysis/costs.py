@@ -11,8 +11,8 @@ from typing import Any
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from fitcompress.graph.program import Program, operation, output_nodes
 from fitcompress.graph.axes.rules.contractions import CONTRACTIONS, RECURRENT
+from fitcompress.graph.program import Program, operation, output_nodes
 from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = [

@@ -10,8 +10,17 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.axes.algebra import Atom, Axis, AxisAlgebra
+from fitcompress.graph.axes.rules import apply_rule
+from fitcompress.graph.axes.rules.call import (
+    KERNEL,
+    PLACE,
+    Axes,
+    Binding,
+    Call,
+    ConstantBinding,
+    Value,
+)
 from fitcompress.graph.program import Program, output_nodes
-from fitcompress.graph.axes.rules import Axes, Binding, Call, ConstantBinding, KERNEL, PLACE, Value, apply_rule
 from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["OUTPUT", "STRUCTURAL", "AxisTrace", "free_weight_atoms", "trace_axes"]

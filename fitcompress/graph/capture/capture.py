@@ -20,12 +20,13 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from fitcompress.errors import CaptureError
 from fitcompress.graph.capture.dynamic_batch import make_batch_dynamic, merge_recordings
 from fitcompress.graph.capture.functionalize import MutatedViewError, functionalise
-from fitcompress.graph.names import tidied
 from fitcompress.graph.capture.normalize import normalise, refuse_state
-from fitcompress.graph.program import InputInfo, Program, prune
 from fitcompress.graph.capture.recorder import BatchRefusedError, Recording, record
+from fitcompress.graph.names import tidied
+from fitcompress.graph.program import InputInfo, Program, prune
+from fitcompress.modes import evaluating
 
-__all__ = ["capture_module", "capture_named_module", "capture_recorded", "evaluating"]
+__all__ = ["capture_module", "capture_named_module", "capture_recorded"]
 
 
 def capture_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> Program:
@@ -84,19 +85,6 @@ def _argument_names(module: nn.Module, count: int) -> list[str]:
         rest = count - len(names) if is_rest else 0
         names += [f"{parameter.name}_{i}" for i in range(rest)] or [parameter.name]
     return [*names, *(f"input_{i}" for i in range(count))][:count]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module into eval mode and afterwards gives each submodule its own flag back."""
-    flags = {child: child.training for child in module.modules() if hasattr(child, "training")}
-    try:
-        for child in flags:
-            child.training = False
-        yield
-    finally:
-        for child, flag in flags.items():
-            child.training = flag
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fitcompress.errors import CaptureError
+from fitcompress.formatting import first_line
 from fitcompress.graph.examples import random_input
-from fitcompress.graph.program import Program, RECURRENT_CALLS, clone, run_program
+from fitcompress.graph.program import RECURRENT_CALLS, Program, clone, run_program
 from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["agree", "make_batch_dynamic", "merge_recordings"]
@@ -165,7 +166,7 @@ def make_batch_dynamic(program: Program, batch_size: int) -> Program:
             walk.visit(node)
         _check(program, freed, batch_size)
     except (RuntimeError, IndexError, ValueError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = first_line(error)
         raise CaptureError(
             f"freeing the batch size of a network captured at batch {batch_size}: {cause}",
             advice="Export it again with a dynamic batch size, or as an untraced model.",

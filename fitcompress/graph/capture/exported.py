@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_leaves
 from fitcompress.errors import CaptureError
 from fitcompress.graph.capture.dynamic_batch import make_batch_dynamic
 from fitcompress.graph.capture.functionalize import MutatedViewError
-from fitcompress.graph.names import plain_name, tidied
-from fitcompress.graph.nests import mapped
 from fitcompress.graph.capture.normalize import normalise
 from fitcompress.graph.capture.obstacles import foreign_call, reads_values, value_read
+from fitcompress.graph.names import plain_name, tidied
+from fitcompress.graph.nests import mapped
 from fitcompress.graph.program import InputInfo, Program, run_program
 
 __all__ = ["capture_exported"]

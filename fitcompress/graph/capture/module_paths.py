@@ -15,9 +15,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
+from fitcompress.graph.analysis.blocks import find_blocks
 from fitcompress.graph.program import Program, clone, copy_graph, output_nodes
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.graph.analysis.blocks import find_blocks
 
 __all__ = ["infer_owners", "name_by_use"]
 

@@ -16,8 +16,8 @@ from torch.fx import Graph, Node
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.capture.functionalize import functionalise, value_dtype
-from fitcompress.graph.program import Program, RECURRENT_CALLS, prune
 from fitcompress.graph.capture.scalars import inline_numbers
+from fitcompress.graph.program import RECURRENT_CALLS, Program, prune
 
 __all__ = ["fold_constants", "normalise", "placed_on", "refuse_state"]
 

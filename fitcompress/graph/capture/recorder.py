@@ -31,12 +31,18 @@ from torch.nn.modules.module import (
 )
 
 from fitcompress.errors import ObstacleError
+from fitcompress.formatting import first_line
 from fitcompress.graph.capture.decompositions import DECOMPOSED
 from fitcompress.graph.capture.liveness import KeptValues
-from fitcompress.graph.nests import mapped, tensors_in
 from fitcompress.graph.capture.normalize import placed_on
-from fitcompress.graph.capture.obstacles import foreign_call, quantized_call, reads_values, value_read
+from fitcompress.graph.capture.obstacles import (
+    foreign_call,
+    quantized_call,
+    reads_values,
+    value_read,
+)
 from fitcompress.graph.capture.output_names import output_names
+from fitcompress.graph.nests import mapped, tensors_in
 from fitcompress.graph.program import InputInfo, Program, prune
 from fitcompress.graph.shapes import call_layout
 
@@ -175,7 +181,7 @@ class _Recorder(ProxyTorchDispatchMode):
             _refuse_other_states(func, args)
             result = self._compute(func, args, kwargs)
         except Exception as error:
-            self.failure = _first_line(error)
+            self.failure = first_line(error)
             raise
         if not func._schema.is_mutable:
             given = {id(value) for value in tensors_in((args, kwargs))}
@@ -394,7 +400,3 @@ def _source_line(error: Exception) -> str:
 
 
 _NOT_THE_AUTHOR_S = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -16,13 +16,15 @@ import torch
 from torch import nn
 
 from fitcompress.errors import CaptureError, TeacherError
-from fitcompress.graph.capture.dynamic_batch import agree
-from fitcompress.graph.capture.capture import capture_recorded, evaluating
+from fitcompress.formatting import first_line
 from fitcompress.graph.capture.archive_devices import without_devices
-from fitcompress.graph.examples import random_input
+from fitcompress.graph.capture.capture import capture_recorded
+from fitcompress.graph.capture.dynamic_batch import agree
 from fitcompress.graph.capture.module_paths import infer_owners, name_by_use
-from fitcompress.graph.program import InputInfo, Program, run_program
 from fitcompress.graph.capture.recorder import BatchRefusedError, Recording, record
+from fitcompress.graph.examples import random_input
+from fitcompress.graph.program import InputInfo, Program, run_program
+from fitcompress.modes import evaluating
 
 __all__ = ["capture_named_torchscript", "capture_torchscript", "load_torchscript"]
 
@@ -40,7 +42,7 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
     except Exception as error:
         raise TeacherError(
             f"opening '{path}': torch {torch.__version__} cannot read this TorchScript archive:"
-            f" {_first_line(error)}",
+            f" {first_line(error)}",
             advice="Copy it again, or save it again with this version of torch.",
         ) from error
 
@@ -118,7 +120,3 @@ def _argument_names(archive: nn.Module) -> list[str]:
     """What the archive calls its inputs."""
     arguments = archive.forward.schema.arguments[1:]  # type: ignore[attr-defined]
     return [re.sub(r"\W", "_", argument.name) for argument in arguments]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

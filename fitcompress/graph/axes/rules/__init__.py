@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import torch
 
-from fitcompress.graph.axes.rules.call import Axes, Binding, Call, ConstantBinding, KERNEL, PLACE, Rule, Value
+from fitcompress.graph.axes.rules.call import (
+    KERNEL,
+    PLACE,
+    Axes,
+    Binding,
+    Call,
+    ConstantBinding,
+    Rule,
+    Value,
+)
 from fitcompress.graph.axes.rules.contractions import CONTRACTIONS
 from fitcompress.graph.axes.rules.elementwise import ELEMENTWISE, pointwise
 from fitcompress.graph.axes.rules.layout import LAYOUT

@@ -4,7 +4,7 @@ attention. Layer: graph."""
 from __future__ import annotations
 
 from fitcompress.graph.axes.algebra import Axis
-from fitcompress.graph.axes.rules.call import Axes, Call, KERNEL, PLACE, Rule, Value
+from fitcompress.graph.axes.rules.call import KERNEL, PLACE, Axes, Call, Rule, Value
 from fitcompress.graph.axes.rules.elementwise import broadcast, is_fixed
 
 __all__ = ["CONTRACTIONS", "RECURRENT"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fitcompress.graph.axes.algebra import Axis
-from fitcompress.graph.axes.rules.call import Axes, Call, PLACE, Rule, Value
+from fitcompress.graph.axes.rules.call import PLACE, Axes, Call, Rule, Value
 
 __all__ = ["ELEMENTWISE", "broadcast", "is_fixed", "normal_dims", "pointwise"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from fitcompress.graph.axes.algebra import Axis
-from fitcompress.graph.axes.rules.call import Axes, Call, KERNEL, PLACE, Rule, Value
+from fitcompress.graph.axes.rules.call import KERNEL, PLACE, Axes, Call, Rule, Value
 from fitcompress.graph.axes.rules.elementwise import broadcast, normal_dims
 
 __all__ = ["LAYOUT"]

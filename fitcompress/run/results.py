@@ -1,46 +1,39 @@
-"""What came out of a run, measured on its evaluation split. Layer: pipeline."""
+"""What a run measured on its evaluation split: `results.json`."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
-
-from fitcompress.data.images import Images
-from fitcompress.data.loader import make_loader
-from fitcompress.data.preprocess import Preprocess
-from fitcompress.data.views import make_dataset
+from fitcompress.atomic import atomic_path, disk_errors
 from fitcompress.errors import TeacherError
-from fitcompress.graph.analysis.costs import measure_costs
-from fitcompress.evaluation.accuracy import Predictions, accuracy, agreement, is_near_chance, mcnemar, predict, save_predictions, size_bytes
-from fitcompress.evaluation.errors_by_class import calibration, class_accuracies, disagreements, doubts
-from fitcompress.models.model import Model
-from fitcompress.rundir import atomic_path, disk_errors
-from fitcompress.run.session import Session
-from fitcompress.interface import OutputKind
-from fitcompress.run.stage import output_kinds
+from fitcompress.evaluation.accuracy import (
+    Predictions,
+    accuracy,
+    agreement,
+    is_near_chance,
+    mcnemar,
+    save_predictions,
+    size_bytes,
+)
+from fitcompress.evaluation.errors_by_class import (
+    calibration,
+    class_accuracies,
+    disagreements,
+    doubts,
+)
+from fitcompress.evaluation.predict import images_digest, predict_split
 from fitcompress.exporters.latency import latencies, peak_memory
+from fitcompress.graph.analysis.costs import measure_costs
+from fitcompress.interface import OutputKind
+from fitcompress.models.model import Model, output_kinds
+from fitcompress.run.session import Session
 from fitcompress.training.result import StageResult
 
-__all__ = ["check_teacher", "images_digest", "measure_results", "predict_split"]
+__all__ = ["check_teacher", "measure_results"]
 
-_BATCH_SIZE = 128
 _THUMBNAIL_SIDE = 64
-_DIGESTED = 64
-"""Images of a split, spread over it, that tell it from others."""
-
-
-def predict_split(model: Model, images: Images, device: str) -> Predictions:
-    """What the model says about every image of a split, each as it is."""
-    spec = model.interface.images
-    network: nn.Module = model.network
-    if not getattr(network, "takes_pixels", False):
-        network = nn.Sequential(Preprocess(spec), network).to(device)
-    views = make_dataset(images, spec, augment="none", seed=0)
-    return predict(network, make_loader(views, _BATCH_SIZE), device)
 
 
 def check_teacher(predictions: Predictions, name: str, split: str) -> None:
@@ -151,15 +144,6 @@ def _write_thumbnail(session: Session, index: int) -> str:
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
     return path.relative_to(session.run.path).as_posix()
-
-
-def images_digest(images: Images) -> str:
-    """Tells collections of images apart: a hash of how many there are, and of some of them."""
-    digest = hashlib.sha256(str(len(images)).encode())
-    for number in range(min(_DIGESTED, len(images))):
-        picture = images.load(len(images) * number // min(_DIGESTED, len(images)))
-        digest.update(repr(picture.size).encode() + picture.tobytes())
-    return digest.hexdigest()
 
 
 def _costs(session: Session, models: Mapping[str, Model]) -> dict[str, dict[str, Any]]:

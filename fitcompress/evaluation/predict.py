@@ -1,0 +1,41 @@
+"""The outputs of a model on every image of a split."""
+
+from __future__ import annotations
+
+import hashlib
+
+from torch import nn
+
+from fitcompress.data.images import Images
+from fitcompress.data.loader import make_loader
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import make_dataset
+from fitcompress.evaluation.accuracy import Predictions, predict
+from fitcompress.models.model import Model
+
+__all__ = ["images_digest", "predict_split"]
+
+_BATCH_SIZE = 128
+
+
+_DIGESTED = 64
+"""Images of a split, spread over it, that tell it from others."""
+
+
+def predict_split(model: Model, images: Images, device: str) -> Predictions:
+    """What the model says about every image of a split, each as it is."""
+    spec = model.interface.images
+    network: nn.Module = model.network
+    if not getattr(network, "takes_pixels", False):
+        network = nn.Sequential(Preprocess(spec), network).to(device)
+    views = make_dataset(images, spec, augment="none", seed=0)
+    return predict(network, make_loader(views, _BATCH_SIZE), device)
+
+
+def images_digest(images: Images) -> str:
+    """Tells collections of images apart: a hash of how many there are, and of some of them."""
+    digest = hashlib.sha256(str(len(images)).encode())
+    for number in range(min(_DIGESTED, len(images))):
+        picture = images.load(len(images) * number // min(_DIGESTED, len(images)))
+        digest.update(repr(picture.size).encode() + picture.tobytes())
+    return digest.hexdigest()

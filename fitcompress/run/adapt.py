@@ -1,0 +1,67 @@
+"""A copy of the teacher, fine-tuned where its classes are not the data's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fitcompress.data.bundle import DataBundle
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.distillation.objectives import SupervisedObjective
+from fitcompress.errors import TeacherError
+from fitcompress.models.model import make_model, save_model, with_state
+from fitcompress.models.teacher import Teacher, fingerprint_of
+from fitcompress.ranks import is_first_process
+from fitcompress.recipe.recipe import Recipe
+from fitcompress.recipe.schema import OptimRecipe
+from fitcompress.run.estimate import estimate_adaptation, stage_cost
+from fitcompress.run.session import Session
+from fitcompress.run.stage import run_stage
+from fitcompress.training.result import StageResult
+
+__all__ = ["adapt_teacher", "require_adaptable"]
+
+_PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
+"""Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
+
+
+def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Teacher, StageResult]:
+    """A copy of the teacher fine-tuned on the data, kept as the model folder `folder`."""
+    interface = replace(teacher.interface, class_names=session.data.class_names or ())
+    model = make_model(teacher.program, interface)
+    spec = interface.images
+    objective = SupervisedObjective(model.network, student_preprocess=Preprocess(spec))
+    usual = _FRESH_LR if teacher.weights_from == "random" else _PRETRAINED_LR
+    optim = OptimRecipe(lr=session.recipe.teacher.lr or usual)
+    epochs = session.recipe.teacher.epochs or 0
+    session.emit(estimate_adaptation(session, model, epochs))
+    cost = stage_cost(None, model)
+    result = run_stage(
+        session, "teacher", objective, spec, optim, epochs, teacher.fingerprint, cost
+    )
+    program = with_state(model, model.network)
+    if is_first_process():
+        save_model(folder, program, {}, interface, model.blocks)
+    fingerprint = fingerprint_of(program)
+    adapted = replace(teacher, program=program, interface=interface, fingerprint=fingerprint)
+    return adapted, result
+
+
+def require_adaptable(teacher: Teacher, data: DataBundle, recipe: Recipe) -> None:
+    """Refuse a teacher of other classes than the data's where it may not, or cannot, be adapted.
+
+    Raises:
+        TeacherError: it has other classes and stays as it is.
+    """
+    if recipe.teacher.adapt and teacher.can_resize_classes:
+        return
+    why = (
+        "adapting is switched off"
+        if teacher.can_resize_classes
+        else "this kind of teacher cannot be given another head"
+    )
+    raise TeacherError(
+        f"teacher '{teacher.name}' has {teacher.num_classes} classes,"
+        f" the data has {data.num_classes}, and {why}",
+        advice="use data with the teacher's classes, or a timm model or a factory as teacher",
+    )

@@ -1,0 +1,70 @@
+"""Stage 1: the student up to the guided layers learns the hints."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import make_dataset
+from fitcompress.distillation.cuts import confirm_part, cut_at
+from fitcompress.distillation.frozen_teacher import freeze_teacher
+from fitcompress.distillation.hint_objectives import HintObjective
+from fitcompress.run.estimate import stage_cost
+from fitcompress.run.hints import prepare_hints
+from fitcompress.run.session import Session
+from fitcompress.run.stage import run_stage, view_spec
+from fitcompress.student.planner import Planned
+from fitcompress.training.result import StageResult
+
+__all__ = ["train_hints"]
+
+_CONFIRMED_IMAGES = 4
+
+
+def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageResult:
+    """Stage 1: the student up to the guided layers, trained in place, learns the hints."""
+    teacher, student = planned.teacher, planned.student
+    student.network.to(session.device)
+    hint_nodes, guided_nodes = pair_nodes(planned)
+    guided = cut_at(student, guided_nodes)
+    _confirm_cuts(session, planned, freeze_teacher(teacher, hint_nodes).network, guided)
+    hinting = prepare_hints(session, planned)
+    objective = HintObjective(
+        hinting.network,
+        guided,
+        hinting.matcher,
+        teacher_preprocess=Preprocess(teacher.interface.images),
+        student_preprocess=Preprocess(student.interface.images),
+        targets=hinting.targets,
+    )
+    recipe, spec = session.recipe.stage1, view_spec(teacher, student)
+    asked = teacher if objective.needs_teacher else None
+    cost = stage_cost(asked, student, hint_nodes, guided_nodes)
+    subject = f"{fingerprint} {hinting.subject}"
+    return run_stage(
+        session, "stage1", objective, spec, recipe.optim, recipe.epochs or 0, subject, cost
+    )
+
+
+def pair_nodes(planned: Planned) -> tuple[list[str], list[str]]:
+    """Of the hints and of the guided layers."""
+    pairs = planned.pairs
+    return [pair.hint.node for pair in pairs], [pair.guided.node for pair in pairs]
+
+
+def _confirm_cuts(
+    session: Session, planned: Planned, hint_part: nn.Module, guided_part: nn.Module
+) -> None:
+    """Holds what will be trained against what hooks see in the whole networks, on some images."""
+    pairs = planned.pairs
+    sides = (
+        (planned.teacher, hint_part, [pair.hint.name for pair in pairs]),
+        (planned.student, guided_part, [pair.guided.name for pair in pairs]),
+    )
+    for model, part, names in sides:
+        spec = model.interface.images
+        views = make_dataset(session.data.train, spec, augment="none", seed=0)
+        images = views.batch(range(min(_CONFIRMED_IMAGES, len(views)))).images
+        inputs = Preprocess(spec)(images).to(session.device)
+        part = part.to(session.device).eval()
+        confirm_part(model.network.to(session.device), part, names, inputs)
