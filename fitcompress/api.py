@@ -209,7 +209,7 @@ def demo(out: Path, *, emit: Emit = ignore) -> Report:
 def load(path: Path | str) -> GraphModule:
     """The network in a model folder, or the student of a run, in eval mode on the CPU.
 
-    Its `interface` (a `fitcompress.interface.Interface`) says which images it takes and what its outputs
+    Its `interface` (a `Interface`) says which images it takes and what its outputs
     mean. As timm's models do it has `pretrained_cfg`, from which `timm.data.resolve_data_config`
     makes the transforms, `num_classes`, and, where a block of it gives maps or tokens,
     `forward_features`, which returns those of the last one. No pickle is read, no code from the

@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
-from fakes import FakePipeline, canned_answers
+from helpers.fakes import FakeFunctions, canned_answers
 from hypothesis import HealthCheck, settings
 
 import fitcompress
@@ -36,9 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test starts from the same state of torch's generator, whatever ran before."""
-    import torch
-
-    torch.manual_seed(0)
+    if "torch" in sys.modules:  # what needs no torch is not to wait for it
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +62,11 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pipeline(monkeypatch, in_empty_folder):
-    """A recorder in the place of `fitcompress.api` and of `fitcompress.ablation.runner`, in an empty
+    """A recorder in the place of every function of `fitcompress` that a command calls, in an empty
     folder.
     """
-    fake = FakePipeline(canned_answers(in_empty_folder))
-    for name in ("pipeline", "ablation"):
-        monkeypatch.setitem(sys.modules, f"fitcompress.{name}", fake)
-        monkeypatch.setattr(fitcompress, name, fake, raising=False)
+    fake = FakeFunctions(canned_answers(in_empty_folder))
+    for name in fake.answers:
+        real = getattr(fitcompress, name)
+        monkeypatch.setattr(fitcompress, name, fake.standing_for(name, real))
     return fake

@@ -1,4 +1,4 @@
-"""The layers of the package, held against its imports, and against the figure in the README."""
+"""The order of the packages, held against every import, and against the figure in the README."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import ast
 import graphlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,49 +16,57 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fitcompress"
 README = PACKAGE.parent / "README.md"
 
-
-@dataclass(frozen=True)
-class Row:
-    """Modules that stand side by side. A row may import itself and the rows above it."""
-
-    modules: tuple[str, ...]
-    """Modules or packages below fitcompress; the longest name that fits a module decides."""
-    never: tuple[str, ...] = ()
-    """Packages of rows above that it must not know all the same."""
-    third_party: bool = True
-    """Whether it may import anything but the standard library."""
-
-
-ROWS = (
-    Row(
-        ("errors", "events", "settings", "spec", "targets", "presets", "sections"),
-        third_party=False,
-    ),
-    Row(("recipe", "arms", "processes", "metadata"), third_party=False),
-    Row(("rundir",), third_party=False),
-    Row(("data",)),
-    Row(("graph.axes",), never=("rundir", "data", "recipe", "events"), third_party=False),
-    Row(("graph",), never=("rundir", "data", "recipe")),
-    Row(("model", "teacher"), never=("data",)),
-    Row(("taps", "hints", "regressors"), never=("data",)),
-    Row(("losses", "training")),
-    Row(("significance", "environment")),
-    Row(("measure", "mistakes", "speed", "onnxfile")),
-    Row(("onnxwrite", "quantize", "sourcefile", "exports", "timing", "report")),
-    Row(("budgets", "planning", "parts", "session", "teacher_cache")),
-    Row(("hinting", "tuning", "stages", "preparing", "evidence", "exporting", "trackers")),
-    Row(("pipeline", "ablation", "api")),
-    Row(("console", "progress", "cli", "__init__", "__main__")),
+ORDER = (
+    ("root",),
+    ("recipe", "graph"),
+    ("graph.axes",),
+    ("graph.analysis",),
+    ("graph.capture",),
+    ("data",),
+    ("models",),
+    ("training",),
+    ("evaluation",),
+    ("distillation",),
+    ("exporters.python",),
+    ("exporters",),
+    ("student",),
+    ("report",),
+    ("run",),
+    ("api", "ablation"),
+    ("cli",),
 )
+"""From what everything shares to what you type. A package imports those to its left; those of one
+place do not know each other. "root" are the modules directly under `fitcompress`, but for the API.
+"""
+
+UNKNOWN_TO = {
+    "graph": {"recipe", "data"},
+    "graph.axes": {"recipe", "data"},
+    "graph.analysis": {"recipe", "data"},
+    "graph.capture": {"recipe", "data"},
+    "data": {"graph"},
+    "models": {"data"},
+    "report": {"graph", "models", "training", "data", "distillation", "exporters", "student"},
+}
+"""Packages to the left that one does not know all the same."""
+
+WITHOUT_TORCH = {"root", "recipe", "report", "cli", "graph.axes.algebra", "ablation.arms"}
+"""Packages and modules that import neither torch nor what imports it, so that `--help` is fast."""
+
+TORCH_AT_ROOT = {"modes"}
 
 ONLY_IN = {
-    "register_forward_hook": "taps",
-    "register_forward_pre_hook": "taps",
-    "create_model": "teacher.timm_models",
-    "torch.fx.experimental.proxy_tensor": "graph.recording",
+    "register_forward_hook": {"distillation.hooks"},
+    "register_forward_pre_hook": set(),
+    "register_module_forward_hook": {"graph.capture.recorder"},
+    "register_module_forward_pre_hook": {"graph.capture.recorder"},
+    "create_model": {"models.timm_zoo"},
+    "torch.fx.experimental.proxy_tensor": {"graph.capture.recorder"},
 }
-"""Names that one module alone may use: `taps` restores what it hooks, `teacher` opens every kind of
-model, `graph.recording` holds what is private to torch."""
+"""Names that are used nowhere else: hooks are removed where they are registered, one module calls
+timm's model factory, one touches what is private to torch."""
+
+MOST_ROOT_MODULES, MOST_MODULES = 10, 20
 
 
 # --- reading the source ------------------------------------------------------------------------
@@ -103,29 +111,44 @@ def own_imports(tree: ast.AST, known: frozenset[str]) -> set[str]:
     return found
 
 
-def row_of(module: str) -> int:
-    """The index of the row that a module stands in."""
-    fits = [
-        (len(name), index)
-        for index, row in enumerate(ROWS)
-        for name in row.modules
-        if module == name or module.startswith(f"{name}.")
-    ]
-    assert fits, f"{module} stands in no row of the layer table"
-    return max(fits)[1]
+def package_of(module: str) -> str:
+    """The package of `ORDER` that a module belongs to."""
+    if module in ("__init__", "__main__"):
+        return "cli"  # what users import, and what they type
+    named = {name for place in ORDER for name in place}
+    above = [module.rsplit(".", cut)[0] for cut in range(module.count(".") + 1)]
+    package = next((name for name in above if name in named), None)
+    if package is None and "." not in module and modules()[module].name != "__init__.py":
+        return "root"
+    assert package, f"{module} belongs to no package of the order"
+    return package
 
 
-def faults(module: str, imports: set[str]) -> list[str]:
-    """Why a module may not import what it imports; empty when it may."""
-    row = row_of(module)
-    below = [f"{name}, a row below" for name in imports if row_of(name) > row]
-    strangers = [
-        f"{name}, which it must not know"
-        for name in imports
-        for never in ROWS[row].never
-        if name == never or name.startswith(f"{never}.")
-    ]
-    return below + strangers
+def place_of(package: str) -> int:
+    return next(place for place, names in enumerate(ORDER) if package in names)
+
+
+def faults(package: str, imports: set[str]) -> list[str]:
+    """Why a module of a package may not import what it imports; empty when it may."""
+    found = []
+    for module in sorted(imports):
+        other = package_of(module)
+        if other == package:
+            continue
+        if place_of(other) >= place_of(package):
+            found.append(f"{module}: {other} is not to the left of {package}")
+        if any(_is_in(other, unknown) for unknown in UNKNOWN_TO.get(package, ())):
+            found.append(f"{module}: {package} does not know {other}")
+    return found
+
+
+def _is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def runs_at_import(tree: ast.Module) -> ast.Module:
+    """The imports that run when the module is imported."""
+    return ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
 
 
 def is_public_use(node: ast.AST, name: str) -> bool:
@@ -141,71 +164,118 @@ def is_public_use(node: ast.AST, name: str) -> bool:
 # --- the package -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", modules())
-def test_a_module_imports_only_from_its_row_and_above(module):
-    imports = own_imports(tree_of(module), frozenset(modules()))
+def test_every_module_imports_only_from_the_left():
+    known = frozenset(modules())
+    found = {
+        module: faults(package_of(module), own_imports(tree_of(module), known))
+        for module in modules()
+    }
 
-    assert faults(module, imports) == []
-
-
-@pytest.mark.parametrize("module", modules())
-def test_the_lowest_rows_need_the_standard_library_only(module):
-    top = {name.split(".")[0] for name in imported_names(tree_of(module))}
-
-    third_party = top - sys.stdlib_module_names - {"fitcompress"}
-    assert ROWS[row_of(module)].third_party or third_party == set()
+    assert {module: words for module, words in found.items() if words} == {}
 
 
-@pytest.mark.parametrize(("name", "home"), ONLY_IN.items())
-def test_a_dangerous_name_is_used_in_one_module_only(name, home):
+def test_nothing_imports_in_a_circle_functions_included():
+    known = frozenset(modules())
+    graph = {module: own_imports(tree_of(module), known) - {module} for module in modules()}
+    graph["__init__"] = set()  # gives the public names late, to whoever asks
+
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+
+    assert set(order) == known
+
+
+def test_every_package_of_the_order_is_there():
+    packages = {name for place in ORDER for name in place} - {"root"}
+
+    assert packages <= set(modules())
+    assert set(map(package_of, modules())) == packages | {"root"}
+
+
+def test_what_answers_help_does_not_wait_for_torch():
+    found = {
+        module
+        for module in modules()
+        if package_of(module) in WITHOUT_TORCH or module in WITHOUT_TORCH
+        for name in imported_names(runs_at_import(tree_of(module)))
+        if name.split(".")[0] in ("torch", "timm", "numpy", "onnx", "onnxruntime")
+    }
+
+    assert found == TORCH_AT_ROOT
+
+
+def test_the_algebra_of_axes_needs_the_standard_library_only():
+    top = {name.split(".")[0] for name in imported_names(tree_of("graph.axes.algebra"))}
+
+    assert top <= sys.stdlib_module_names | {"fitcompress"}
+    assert "dataclasses" in top, "no import was read"
+
+
+@pytest.mark.parametrize(("name", "homes"), ONLY_IN.items())
+def test_a_dangerous_name_is_used_in_one_module_only(name, homes):
     users = {
         module
         for module in modules()
         if any(is_public_use(node, name) for node in ast.walk(tree_of(module)))
     }
 
-    assert users <= {home}
+    assert users == homes
 
 
-@pytest.mark.parametrize("module", modules())
-def test_only_the_console_prints(module):
-    prints = [
-        node.lineno
+def test_only_the_command_line_prints():
+    printing = {
+        module
+        for module in modules()
         for node in ast.walk(tree_of(module))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
-    ]
-
-    assert prints == [] or row_of(module) == len(ROWS) - 1
-
-
-def test_modules_do_not_import_each_other_in_a_circle():
-    known = frozenset(modules())
-    graph = {
-        module: own_imports(ast.Module(_at_import(tree_of(module)), []), known) - {module}
-        for module in modules()
     }
 
-    assert list(graphlib.TopologicalSorter(graph).static_order())
+    assert {package_of(module) for module in printing} <= {"cli"}
 
 
-def _at_import(tree: ast.Module) -> list[ast.stmt]:
-    """What runs when a module is imported, as far as imports go."""
-    return [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+def test_folders_are_small_enough_to_look_through():
+    folders = Counter(path.parent for path in modules().values() if path.name != "__init__.py")
+    at_root = [module for module in modules() if "." not in module and module[0] != "_"]
+    at_root = [module for module in at_root if modules()[module].name != "__init__.py"]
+
+    assert len(at_root) <= MOST_ROOT_MODULES, at_root
+    assert {str(path): n for path, n in folders.items() if n > MOST_MODULES} == {}
 
 
-def test_every_module_named_in_the_table_is_there():
-    named = {name for row in ROWS for name in row.modules}
+def test_no_two_modules_have_one_name():
+    names = Counter(path.stem for path in modules().values() if path.stem != "__init__")
 
-    assert {name for name in named if name not in modules()} == set()
+    assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_the_figure_in_the_readme_is_this_table():
+def test_no_name_differs_from_another_by_its_ending_alone():
+    """`hints` and `hinting`, `exports` and `exporting`: nobody can tell which is which."""
+    endings = ("s", "ing", "er", "ers", "ed")
+    stems = Counter(
+        next((path.stem.removesuffix(end) for end in endings if path.stem.endswith(end)), path.stem)
+        for path in modules().values()
+        if path.stem != "__init__"
+    )
+
+    assert [stem for stem, count in stems.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("package", [name for place in ORDER for name in place if name != "api"])
+def test_every_package_says_what_lives_there_and_what_it_may_import(package):
+    if package == "root":
+        return
+    said = ast.get_docstring(tree_of(package)) or ""
+
+    assert 2 <= len(said.splitlines()) <= 5
+    assert "Imports" in said
+
+
+def test_the_figure_in_the_readme_is_the_order():
+    """What you type stands on top, what everything shares at the bottom."""
     figure = re.search(r"<!-- layers -->\n```text\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-    assert figure, "the README has no figure of the layers"
-    drawn = [line.split("|")[1].split() for line in figure[1].splitlines() if "|" in line]
+    assert figure, "the README has no figure of the packages"
+    drawn = [line.split("|")[0].split() for line in figure[1].splitlines() if "|" in line]
 
-    shown = [[name for name in row.modules if not name.startswith("__")] for row in ROWS]
-    assert [[name.replace("/", ".") for name in names] for names in drawn] == shown
+    assert drawn == [list(place) for place in reversed(ORDER)]
 
 
 # --- the checks can fail -----------------------------------------------------------------------
@@ -215,23 +285,46 @@ def test_the_figure_in_the_readme_is_this_table():
     ("module", "source", "expected"),
     [
         (
-            "graph.axes",
-            "from fitcompress.graph.program import Program",
-            ["graph.program, a row below"],
+            "graph.axes.algebra",
+            "from fitcompress.graph.capture import eager",
+            ["graph.capture.eager: graph.capture is not to the left of graph.axes"],
         ),
-        ("graph.axes", "import fitcompress.events", ["events, which it must not know"]),
-        ("data.images", "from fitcompress.graph import axes", ["graph.axes, a row below"]),
-        ("errors", "def f():\n    from fitcompress import pipeline", ["pipeline, a row below"]),
-        ("graph.lift", "from fitcompress.data import Batch", ["data, which it must not know"]),
-        ("training.engine", "from fitcompress.data import Batch", []),
-        ("cli.commands", "from fitcompress import pipeline", []),
-        ("recipe", "import fitcompress", ["__init__, a row below"]),
+        (
+            "data.images",
+            "from fitcompress.graph import program",
+            ["graph.program: data does not know graph"],
+        ),
+        (
+            "errors",
+            "def f():\n    from fitcompress.run import distill",
+            ["run.distill: run is not to the left of root"],
+        ),
+        (
+            "graph.lift",
+            "from fitcompress.recipe.recipe import Recipe",
+            [
+                "recipe.recipe: recipe is not to the left of graph",
+                "recipe.recipe: graph does not know recipe",
+            ],
+        ),
+        (
+            "report.page",
+            "from fitcompress.graph.axes.algebra import Sum",
+            ["graph.axes.algebra: report does not know graph.axes"],
+        ),
+        ("training.engine", "from fitcompress.data.views import Batch", []),
+        ("cli.commands", "import fitcompress", []),
+        (
+            "recipe.fields",
+            "import fitcompress",
+            ["__init__: cli is not to the left of recipe"],
+        ),
     ],
 )
 def test_a_wrong_import_is_found(module, source, expected):
-    known = frozenset({*modules(), "pipeline", "graph.program"})
+    imports = own_imports(ast.parse(source), frozenset(modules()))
 
-    assert faults(module, own_imports(ast.parse(source), known)) == expected
+    assert faults(package_of(module), imports) == expected
 
 
 @pytest.mark.parametrize(
@@ -252,6 +345,9 @@ def test_a_dangerous_name_is_found(source, name):
     assert any(is_public_use(node, name) for node in ast.walk(ast.parse(source)))
 
 
-def test_a_module_without_a_row_is_found():
-    with pytest.raises(AssertionError, match="utils stands in no row"):
-        row_of("utils")
+def test_a_module_of_no_package_is_found(monkeypatch):
+    known = {**modules(), "utils.strings": PACKAGE / "utils" / "strings.py"}
+    monkeypatch.setattr(sys.modules[__name__], "modules", lambda: known)
+
+    with pytest.raises(AssertionError, match=r"utils\.strings belongs to no package"):
+        package_of("utils.strings")

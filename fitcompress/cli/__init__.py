@@ -1,7 +1,7 @@
-"""The command line: Typer commands, one thin function each. Top layer: pipeline, then console.
+"""The command line: Typer commands that each call one public function and show its result.
 
-Nothing here imports torch before a command needs it, so that `--help` and shell completion answer
-at once.
+Imports the public names of `fitcompress`, `recipe`, `report` and the modules directly under
+`fitcompress`; never torch, so that `--help` answers at once.
 """
 
 from __future__ import annotations

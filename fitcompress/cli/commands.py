@@ -338,7 +338,7 @@ def ablate(
     ] = False,
     force: Force = False,
 ) -> None:
-    """ForwardTeacher what a student owes to its teacher: train it in several ways, over several seeds.
+    """Ask what a student owes to its teacher: train it in several ways, over several seeds.
 
     Each arm changes one thing: no teacher, no hints, hints that know nothing.
     The report says what is shown, and what is not.

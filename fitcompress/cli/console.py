@@ -26,7 +26,7 @@ from fitcompress.formatting import (
     shape_text,
     speeds_text,
 )
-from fitcompress.report.frontier import draw_frontier
+from fitcompress.report.frontier_chart import draw_frontier
 
 if TYPE_CHECKING:
     from fitcompress.report.ablation_facts import Ablation

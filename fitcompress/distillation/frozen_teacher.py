@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fitcompress.distillation.cuts import AsTuple
+from fitcompress.distillation.partial_networks import AsTuple
 from fitcompress.graph.cut import cut_program
 from fitcompress.graph.fold import Folded, fold_norms
 from fitcompress.graph.lift import build_network

@@ -16,7 +16,7 @@ from fitcompress.distillation.losses import HintReduction, hint_loss
 from fitcompress.distillation.objectives import Chain, DistillObjective, as_tuple
 from fitcompress.distillation.regressors import Regressor
 from fitcompress.distillation.statistics import HintStatistics
-from fitcompress.training.objective import Scores
+from fitcompress.training.protocols import Scores
 
 __all__ = ["HintMatcher", "HintObjective", "JointObjective"]
 

@@ -26,16 +26,18 @@ __all__ = [
 ]
 
 
+Hints = Callable[[], Sequence[Tensor]]
+"""The teacher's hints for a batch, one (N, ...) for each pair; computed when called."""
+
+
 class HintTargets(nn.Module):
     """The teacher's hints as they are."""
 
     needs_teacher = True
 
-    def forward(
-        self, batch: Batch, forward_teacher: Callable[[], Sequence[Tensor]]
-    ) -> Sequence[Tensor]:  # noqa: ARG002
-        """One target (N, ...) for each pair; `forward_teacher` gives the teacher's hints."""
-        return forward_teacher()
+    def forward(self, batch: Batch, teacher_hints: Hints) -> Sequence[Tensor]:  # noqa: ARG002
+        """One target (N, ...) for each pair; `teacher_hints` gives the teacher's hints."""
+        return teacher_hints()
 
 
 class ShuffledHints(HintTargets):
@@ -43,10 +45,8 @@ class ShuffledHints(HintTargets):
     for another other one. They have the distribution of hints and say nothing of the image.
     """
 
-    def forward(
-        self, batch: Batch, forward_teacher: Callable[[], Sequence[Tensor]]
-    ) -> Sequence[Tensor]:  # noqa: ARG002
-        return [hint.roll(1, dims=0) for hint in forward_teacher()]
+    def forward(self, batch: Batch, teacher_hints: Hints) -> Sequence[Tensor]:  # noqa: ARG002
+        return [hint.roll(1, dims=0) for hint in teacher_hints()]
 
 
 class RandomHints(HintTargets):
@@ -70,9 +70,7 @@ class RandomHints(HintTargets):
         assert self.num >= 2, "one hint has no covariance"
         self.normals = nn.ModuleList(map(_Normal, hints))
 
-    def forward(
-        self, batch: Batch, forward_teacher: Callable[[], Sequence[Tensor]]
-    ) -> Sequence[Tensor]:  # noqa: ARG002
+    def forward(self, batch: Batch, teacher_hints: Hints) -> Sequence[Tensor]:  # noqa: ARG002
         words = draw_words(self.seed, Stream.RANDOM_HINT, batch.ids.tolist(), epoch=0, num=self.num)
         uniform_NM = torch.from_numpy(to_uniform(words)).clamp(min=2.0**-54)
         weights_NM = torch.special.ndtri(uniform_NM).float().to(batch.images.device)
@@ -109,9 +107,7 @@ class LabelHints(HintTargets):
         super().__init__()
         self.num_classes, self.num_pairs = num_classes, num_pairs
 
-    def forward(
-        self, batch: Batch, forward_teacher: Callable[[], Sequence[Tensor]]
-    ) -> Sequence[Tensor]:  # noqa: ARG002
+    def forward(self, batch: Batch, teacher_hints: Hints) -> Sequence[Tensor]:  # noqa: ARG002
         targets = label_targets(batch, self.num_classes)
         if targets.dim() == 1:
             targets = nn.functional.one_hot(targets, self.num_classes).float()

@@ -19,7 +19,7 @@ from fitcompress.data.views import Batch
 from fitcompress.distillation.losses import kd_loss, label_loss, lambda_at, mixed_shares, value_loss
 from fitcompress.interface import OutputKind
 from fitcompress.recipe.schema import Stage2Recipe
-from fitcompress.training.objective import Scores, Values
+from fitcompress.training.protocols import Scores, Values
 
 __all__ = ["Chain", "DistillObjective", "SupervisedObjective", "as_tuple", "label_targets"]
 

@@ -1,6 +1,6 @@
 """What a frozen teacher says about every view of a data set, kept in files. Layer: training.
 
-A view that comes again gets the same answer, so it need not be asked for again. CachedOutputs lie in
+A view that comes again gets the same answer, so it need not be asked for again. Outputs lie in
 shards of consecutive samples, one `.npy` file for each view, output and shard; a file gets its name
 when it is whole, so what was written before a kill is used after it. Rows are read through the
 memory map by whoever makes batches, worker processes too.

@@ -1,4 +1,4 @@
-"""Files that others run: ONNX, int8, TorchScript, `.pt2`, `model.py`; each checked against its network.
+"""Files that others run: ONNX, int8, TorchScript, `.pt2` and `model.py`, each checked.
 
 Imports `models`, `data` and `evaluation`.
 """

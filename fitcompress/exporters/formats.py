@@ -27,7 +27,7 @@ from fitcompress.exporters.int8 import write_int8
 from fitcompress.exporters.onnx_session import open_onnx
 from fitcompress.exporters.onnx_writer import from_pixels, write_float16, write_onnx
 from fitcompress.exporters.pt2_writer import open_pt2, write_pt2
-from fitcompress.exporters.python.folder import open_python, write_python
+from fitcompress.exporters.python.standalone import open_python, write_python
 from fitcompress.exporters.torchscript_writer import open_torchscript, write_torchscript
 from fitcompress.formatting import first_line
 from fitcompress.interface import Interface

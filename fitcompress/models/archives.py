@@ -17,9 +17,7 @@ from fitcompress.graph.capture.output_names import exported_output_names
 from fitcompress.graph.capture.torchscript import capture_named_torchscript, load_torchscript
 from fitcompress.graph.program import InputInfo, Program
 from fitcompress.interface import interface_of
-from fitcompress.models.checkpoints import refuse_unsafe_export
-from fitcompress.models.model import load_model
-from fitcompress.models.request import (
+from fitcompress.models.assumed_inputs import (
     OpenRequest,
     Size,
     asking_what_it_takes,
@@ -29,7 +27,9 @@ from fitcompress.models.request import (
     on_images,
     with_kind,
 )
+from fitcompress.models.model import load_model
 from fitcompress.models.teacher import Teacher, dtype_of, made_teacher, tensor_specs
+from fitcompress.models.weight_files import refuse_unsafe_export
 
 __all__ = ["open_folder", "open_pt2", "open_torchscript"]
 

@@ -15,7 +15,7 @@ from torch import nn
 from fitcompress.errors import TeacherError, near_misses
 from fitcompress.formatting import first_line
 from fitcompress.interface import InputSpec, TensorSpec
-from fitcompress.models.request import (
+from fitcompress.models.assumed_inputs import (
     OpenRequest,
     asking_what_it_takes,
     assumed_spec,

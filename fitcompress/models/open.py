@@ -16,11 +16,11 @@ from fitcompress.errors import RecipeError, TeacherError
 from fitcompress.events import Emit, ignore
 from fitcompress.interface import InputSpec, Interface, OutputKind, TensorSpec
 from fitcompress.models.archives import open_folder, open_pt2, open_torchscript
-from fitcompress.models.checkpoints import file_kind
+from fitcompress.models.assumed_inputs import OpenRequest
 from fitcompress.models.factories import open_factory
 from fitcompress.models.model import is_model_folder
-from fitcompress.models.request import OpenRequest
 from fitcompress.models.teacher import Teacher, captured, fingerprint_of, made_teacher, tensor_specs
+from fitcompress.models.weight_files import file_kind
 from fitcompress.recipe.schema import TeacherRecipe
 from fitcompress.rundir import RunDir
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from fitcompress.errors import CaptureError
 from fitcompress.formatting import first_line
-from fitcompress.graph.capture.capture import capture_named_module
+from fitcompress.graph.capture.eager import capture_named_module
 from fitcompress.graph.cut import split_activation
 from fitcompress.graph.program import Program, output_nodes, program_to_json
 from fitcompress.graph.shapes import propagate_shapes

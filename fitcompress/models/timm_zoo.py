@@ -15,8 +15,7 @@ from fitcompress.errors import CaptureError, TeacherError, near_misses
 from fitcompress.formatting import first_line
 from fitcompress.graph.program import Program
 from fitcompress.interface import InputSpec, TensorSpec
-from fitcompress.models.hub import quiet_hub
-from fitcompress.models.request import (
+from fitcompress.models.assumed_inputs import (
     OpenRequest,
     Size,
     at_first_size,
@@ -24,6 +23,7 @@ from fitcompress.models.request import (
     described,
     load_file,
 )
+from fitcompress.models.hub import quiet_hub
 from fitcompress.models.teacher import Teacher, captured, made_teacher, seeded
 
 __all__ = ["open_timm"]

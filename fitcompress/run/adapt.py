@@ -17,7 +17,7 @@ from fitcompress.recipe.schema import OptimRecipe
 from fitcompress.run.estimate import estimate_adaptation, stage_cost
 from fitcompress.run.session import Session
 from fitcompress.run.stage import run_stage
-from fitcompress.training.result import StageResult
+from fitcompress.training.stage_result import StageResult
 
 __all__ = ["adapt_teacher", "require_adaptable"]
 

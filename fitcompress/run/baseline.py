@@ -8,7 +8,7 @@ from fitcompress.run.estimate import stage_cost
 from fitcompress.run.session import Session
 from fitcompress.run.stage import run_stage, supervised_objective
 from fitcompress.student.planner import Planned, untaught
-from fitcompress.training.result import StageResult
+from fitcompress.training.stage_result import StageResult
 
 __all__ = ["train_baseline"]
 

@@ -32,8 +32,8 @@ from fitcompress.rundir import RunDir
 from fitcompress.training.device import start_accelerator
 from fitcompress.training.distributed import ProcessGroup
 from fitcompress.training.meter import LossMeter
-from fitcompress.training.objective import TeachingObjective
 from fitcompress.training.progress_reporter import ProgressReporter
+from fitcompress.training.protocols import TeachingObjective
 from fitcompress.training.signals import Interrupted, stop_on_signals
 
 __all__ = ["TeacherCache", "remove_cache"]

@@ -18,7 +18,7 @@ from fitcompress.run.autotune import as_chosen, tuned
 from fitcompress.run.session import Session, resolve_training
 from fitcompress.rundir import RunDir
 from fitcompress.training.device import resolve_device
-from fitcompress.training.result import StageResult
+from fitcompress.training.stage_result import StageResult
 
 __all__ = ["Prepared", "load_images", "prepare_teacher"]
 

@@ -29,7 +29,7 @@ from fitcompress.graph.analysis.costs import measure_costs
 from fitcompress.interface import OutputKind
 from fitcompress.models.model import Model, output_kinds
 from fitcompress.run.session import Session
-from fitcompress.training.result import StageResult
+from fitcompress.training.stage_result import StageResult
 
 __all__ = ["check_teacher", "measure_results"]
 

@@ -22,8 +22,8 @@ from fitcompress.run.cache_policy import TeacherCache
 from fitcompress.run.estimate import StageCost
 from fitcompress.run.session import Session
 from fitcompress.training.engine import train
-from fitcompress.training.objective import Objective
-from fitcompress.training.result import StageResult
+from fitcompress.training.protocols import Objective
+from fitcompress.training.stage_result import StageResult
 
 _FREE = (
     *("run.out", "run.device", "run.baseline", "run.compile", "run.threads", "run.log"),

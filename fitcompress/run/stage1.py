@@ -6,15 +6,15 @@ from torch import nn
 
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import make_dataset
-from fitcompress.distillation.cuts import confirm_part, cut_at
 from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.distillation.hint_objectives import HintObjective
+from fitcompress.distillation.partial_networks import confirm_part, cut_at
 from fitcompress.run.estimate import stage_cost
 from fitcompress.run.hints import prepare_hints
 from fitcompress.run.session import Session
 from fitcompress.run.stage import run_stage, view_spec
 from fitcompress.student.planner import Planned
-from fitcompress.training.result import StageResult
+from fitcompress.training.stage_result import StageResult
 
 __all__ = ["train_hints"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fitcompress.data.preprocess import Preprocess
-from fitcompress.distillation.cuts import cut_at
 from fitcompress.distillation.hint_objectives import JointObjective
 from fitcompress.distillation.objectives import DistillObjective
+from fitcompress.distillation.partial_networks import cut_at
 from fitcompress.models.model import output_kinds
 from fitcompress.run.estimate import stage_cost
 from fitcompress.run.hints import frozen, prepare_hints
@@ -13,8 +13,8 @@ from fitcompress.run.session import Session
 from fitcompress.run.stage import run_stage, supervised_objective, view_spec
 from fitcompress.run.stage1 import pair_nodes
 from fitcompress.student.planner import Planned
-from fitcompress.training.objective import Objective
-from fitcompress.training.result import StageResult
+from fitcompress.training.protocols import Objective
+from fitcompress.training.stage_result import StageResult
 
 __all__ = ["train_student"]
 

@@ -1,4 +1,4 @@
-"""A student that the user brings: opened near the teacher's input size, checked against its outputs."""
+"""A student that the user brings: opened, and checked against the teacher's outputs."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from fitcompress.data.views import Batch
-from fitcompress.training.objective import Objective
+from fitcompress.training.protocols import Objective
 
 __all__ = ["compile_networks", "compiler_said", "uncompiled", "uncompiled_in_the_end"]
 

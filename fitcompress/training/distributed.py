@@ -22,7 +22,7 @@ from fitcompress.data.views import Batch
 from fitcompress.errors import TrainingError
 from fitcompress.ranks import is_first_process
 from fitcompress.training.fsdp import into_shards, sharded_modules, whole
-from fitcompress.training.objective import Objective
+from fitcompress.training.protocols import Objective
 
 __all__ = ["Losses", "ProcessGroup"]
 

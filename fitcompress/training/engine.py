@@ -47,12 +47,12 @@ from fitcompress.training.early_stopping import BestWeights
 from fitcompress.training.ema import WeightAverage
 from fitcompress.training.memory import in_memory, keep_freed_memory
 from fitcompress.training.meter import ADVICE_DIVERGED, LossMeter
-from fitcompress.training.objective import Objective, Scores
 from fitcompress.training.optimizer import build_optimizer, set_learning_rate
 from fitcompress.training.progress_reporter import ProgressReporter
-from fitcompress.training.result import StageResult, epoch_record, last_events, result_of
+from fitcompress.training.protocols import Objective, Scores
 from fitcompress.training.scoring import add_scores, mean_scores
 from fitcompress.training.signals import Interrupted, StopRequest, stop_on_signals
+from fitcompress.training.stage_result import StageResult, epoch_record, last_events, result_of
 from fitcompress.training.train_config import (
     Position,
     TrainConfig,

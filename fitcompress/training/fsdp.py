@@ -18,12 +18,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
 from fitcompress.errors import TrainingError
-from fitcompress.training.objective import Objective
+from fitcompress.training.protocols import Objective
 
 __all__ = ["into_shards", "load_in_shards", "load_optimizer", "sharded_modules", "whole"]
 
 _UNIT = 2**16
-"""Weights from which a layer is all_gather on its own; the others are all_gather with the network."""
+"""Weights from which a layer is gathered on its own; the others are gathered with the network."""
 _LAYERS = (nn.Linear, nn.Embedding, _ConvNd)
 
 State = TypeVar("State")

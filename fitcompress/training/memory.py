@@ -12,7 +12,7 @@ import torch
 from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, Notice
 from fitcompress.formatting import first_line
-from fitcompress.training.result import StageResult
+from fitcompress.training.stage_result import StageResult
 from fitcompress.training.train_config import TrainConfig
 
 __all__ = ["in_memory", "keep_freed_memory"]

@@ -8,7 +8,7 @@ from itertools import chain
 from torch import Tensor
 
 from fitcompress.training.distributed import ProcessGroup
-from fitcompress.training.objective import Scores
+from fitcompress.training.protocols import Scores
 
 __all__ = ["add_scores", "mean_scores"]
 

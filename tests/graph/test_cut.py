@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_nets import Residual, Tokens, trained_a_little
+from helpers.small_nets import Residual, Tokens, trained_a_little
 from torch import nn
 
 from fitcompress.errors import LayerError
-from fitcompress.graph.capture.capture import capture_module
+from fitcompress.graph.capture.eager import capture_module
 from fitcompress.graph.cut import cut_program, resolve_layer, split_activation
 from fitcompress.graph.lift import build_network, share_leaves
 from fitcompress.graph.program import Program, run_program

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_nets import Residual, trained_a_little
+from helpers.small_nets import Residual, trained_a_little
 from torch import nn
 
-from fitcompress.graph.capture.capture import capture_module
+from fitcompress.graph.capture.eager import capture_module
 from fitcompress.graph.fold import fold_norms
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program, operation, run_program

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from small_nets import Residual, Tokens, quietly, trained_a_little
+from helpers.small_nets import Residual, Tokens, quietly, trained_a_little
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from fitcompress.graph.capture.capture import capture_module
+from fitcompress.graph.capture.eager import capture_module
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program, run_program
 

@@ -7,10 +7,10 @@ import operator
 
 import pytest
 import torch
-from small_nets import Residual, Tokens, trained_a_little
+from helpers.small_nets import Residual, Tokens, trained_a_little
 
 from fitcompress.errors import CaptureError
-from fitcompress.graph.capture.capture import capture_module
+from fitcompress.graph.capture.eager import capture_module
 from fitcompress.graph.program import (
     InputInfo,
     Program,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.runs import finished_run, results, unfinished_run, write_outputs
+from helpers.report_runs import finished_run, results, unfinished_run, write_outputs
 from scipy.stats import binomtest
 
 from fitcompress.errors import RunError

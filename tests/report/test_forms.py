@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report.runs import PLAN, finished_run, results, unfinished_run
+from helpers.report_runs import PLAN, finished_run, results, unfinished_run
 from rich.console import Console
 
 from fitcompress.evaluation.significance import share

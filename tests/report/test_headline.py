@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.runs import PLAN, finished_run, results, timing, unfinished_run
+from helpers.report_runs import PLAN, finished_run, results, timing, unfinished_run
 
 from fitcompress.evaluation.significance import share
 from fitcompress.report.headline import headline

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from report.runs import EXPORT, PLAN, finished_run, unfinished_run
+from helpers.report_runs import EXPORT, PLAN, finished_run, unfinished_run
 
 from fitcompress.errors import RunError
 from fitcompress.events import EpochFinished

@@ -8,9 +8,7 @@ import signal
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from torch import nn
-from toy_training import (
+from helpers.toy_training import (
     SPEC,
     Lower,
     Net,
@@ -21,6 +19,8 @@ from toy_training import (
     run_distill,
     summary,
 )
+from sklearn.datasets import load_digits
+from torch import nn
 
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
@@ -30,8 +30,8 @@ from fitcompress.errors import DataError, RecipeError, TrainingError
 from fitcompress.events import EpochFinished, Progress, StageFinished, StageStarted
 from fitcompress.recipe.schema import OptimRecipe
 from fitcompress.training.checkpoint import read_checkpoint
-from fitcompress.training.result import StageResult, last_events
 from fitcompress.training.signals import Interrupted
+from fitcompress.training.stage_result import StageResult, last_events
 
 
 @pytest.fixture

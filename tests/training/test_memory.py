@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from toy_training import digest, make_distill, make_views, run_distill
+from helpers.toy_training import digest, make_distill, make_views, run_distill
 
 from fitcompress.errors import TrainingError
 from fitcompress.events import Notice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from toy_training import make_net
+from helpers.toy_training import make_net
 
 from fitcompress.recipe.schema import OptimRecipe
 from fitcompress.training.optimizer import build_optimizer, set_learning_rate

@@ -36,10 +36,10 @@ from torch import Tensor, nn
 
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import Batch
-from fitcompress.distillation.cuts import cut_at
 from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
 from fitcompress.distillation.objectives import DistillObjective
+from fitcompress.distillation.partial_networks import cut_at
 from fitcompress.distillation.statistics import standardise_hints
 from fitcompress.events import ignore
 from fitcompress.exporters.artifact import Exportable

@@ -19,10 +19,10 @@ from torch.nn import functional
 from fitcompress.data.images import ArrayImages
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import Batch, make_dataset
-from fitcompress.distillation.cuts import cut_at
 from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
 from fitcompress.distillation.objectives import DistillObjective
+from fitcompress.distillation.partial_networks import cut_at
 from fitcompress.events import ignore
 from fitcompress.graph.program import output_nodes
 from fitcompress.interface import InputSpec
@@ -35,7 +35,7 @@ from fitcompress.student.planner import Planned, make_regressors, plan_run
 from fitcompress.training.device import resolve_precision, start_accelerator, to_channels_last
 from fitcompress.training.distributed import ProcessGroup
 from fitcompress.training.memory import keep_freed_memory
-from fitcompress.training.objective import Objective
+from fitcompress.training.protocols import Objective
 
 Step = Callable[[], object]
 

@@ -18,8 +18,8 @@ from torch import nn
 from fitcompress.errors import CaptureError, TeacherError
 from fitcompress.formatting import first_line
 from fitcompress.graph.capture.archive_devices import without_devices
-from fitcompress.graph.capture.capture import capture_recorded
 from fitcompress.graph.capture.dynamic_batch import agree
+from fitcompress.graph.capture.eager import capture_recorded
 from fitcompress.graph.capture.module_paths import infer_owners, name_by_use
 from fitcompress.graph.capture.recorder import BatchRefusedError, Recording, record
 from fitcompress.graph.examples import random_input

@@ -1,0 +1,13 @@
+"""The tiny models of timm, and the sizes at which they are tested."""
+
+import timm
+
+MODELS = timm.list_models("test_*")
+"""18 in timm 1.0.31."""
+
+SIDE = 64
+"""Smaller than the models' own 160 or 96 where they allow it: what is tested does not depend on it.
+"""
+
+OWN_SIZE = {"test_coatnet", "test_maxvit", "test_vit_relpos"}
+"""Tables of relative positions fix the input size of these."""

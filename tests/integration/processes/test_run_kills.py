@@ -1,0 +1,159 @@
+"""A whole run that is killed at any moment, in any stage, resumes to an unbroken one's bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import toy_runs
+from helpers.toy_runs import SPEC, trained_net, write_images
+
+import fitcompress
+
+_TENSORS = ("student", "teacher", "baseline")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The images, the weights of a teacher with other classes, and what an unbroken run leaves."""
+
+    folder: Path
+    unbroken: dict[str, object]
+    seconds: float
+    """From the first event of the unbroken run to the last."""
+
+    def start(self, out: Path) -> subprocess.Popen:
+        """Begins the run at `out`, or goes on with it."""
+        home = Path(fitcompress.__file__).parents[1]
+        paths = os.pathsep.join([str(home), str(Path(toy_runs.__file__).parents[1])])
+        return subprocess.Popen(
+            [sys.executable, "-m", "fitcompress", *self._words(), "--out", str(out), "--resume"],
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _words(self) -> list[str]:
+        settings = {
+            "teacher.weights": "five.pth",
+            "teacher.num_classes": 5,
+            "teacher.input_size": "3,12,12",
+            "teacher.mean": ",".join(map(str, SPEC.mean)),
+            "teacher.std": ",".join(map(str, SPEC.std)),
+            "teacher.epochs": 4,
+            "teacher.lr": 0.01,
+            "student.width_mult": 0.5,
+            "data.source": "images",
+            "data.batch_size": 8,
+            "data.views": 3,
+            "stage1.epochs": 4,
+            "stage2.epochs": 6,
+            "run.device": "cpu",
+            "run.teacher_layout": "contiguous",  # else measured: another run may choose another
+            "run.baseline": "true",
+            "run.timing": "torch",
+        }
+        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        return ["distill", "--teacher", "helpers.toy_runs:make_net", "--quiet", *sets]
+
+
+def finish(scene: Scene, out: Path) -> dict[str, object]:
+    process = scene.start(out)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return left_in(out)
+
+
+def left_in(run: Path) -> dict[str, object]:
+    """Everything of a run that must not depend on how often it was stopped."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    stages = [{key: s[key] for key in ("stage", "epochs", "losses")} for s in results["stages"]]
+    accuracies = {name: results[name]["accuracy"] for name in _TENSORS}
+    bits = {name: (run / name / "model.safetensors").read_bytes() for name in _TENSORS}
+    hidden = sorted(p.name for p in run.rglob("*") if p.name.endswith((".tmp", ".partial")))
+    return {**bits, "stages": stages, "accuracies": accuracies, "hidden": hidden}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Scene:
+    folder = tmp_path_factory.mktemp("scene")
+    write_images(folder / "images", num_train=24)
+    torch.manual_seed(0)
+    five = toy_runs.make_net(num_classes=5).state_dict()
+    known = {k: v for k, v in trained_net().state_dict().items() if not k.startswith("head")}
+    torch.save({**five, **known}, folder / "five.pth")
+    scene = Scene(folder, {}, 0.0)
+    unbroken = finish(scene, folder / "unbroken")
+    lines = (folder / "unbroken/events.jsonl").read_text(encoding="utf-8").splitlines()
+    times = [json.loads(line)["time"] for line in lines]
+    return Scene(folder, unbroken, times[-1] - times[0])
+
+
+def kill_in(scene: Scene, out: Path, wait_s: float) -> str:
+    """Starts or goes on, kills it `wait_s` after it began to work; the stage that this hit."""
+    events = out / "events.jsonl"
+    size = events.stat().st_size if events.is_file() else 0
+    process = scene.start(out)
+    while process.poll() is None and not (events.is_file() and events.stat().st_size > size):
+        time.sleep(0.005)
+    time.sleep(wait_s)
+    process.kill()
+    output, _ = process.communicate()
+    assert process.returncode in (0, -9), output
+    lines = events.read_text(encoding="utf-8").splitlines()
+    stages = [line.split('"stage": "')[1].split('"')[0] for line in lines if '"stage": "' in line]
+    return stages[-1] if stages else "before"
+
+
+def killed_runs(scene: Scene, num_kills: int, seed: int) -> set[str]:
+    """Kills one run after another so often; each ends with the bits of the unbroken one."""
+    moments = random.Random(seed)
+    number, hit = 0, set()
+    for _ in range(num_kills):
+        out = scene.folder / f"killed-{seed}-{number}"
+        hit.add(kill_in(scene, out, moments.uniform(0, scene.seconds)))
+        if moments.random() < 0.5 or (out / "results.json").exists():
+            assert finish(scene, out) == scene.unbroken
+            number += 1
+    out = scene.folder / f"killed-{seed}-{number}"
+    assert finish(scene, out) == scene.unbroken
+    return hit
+
+
+def test_a_run_killed_3_times_ends_with_the_bits_of_an_unbroken_one(scene):
+    killed_runs(scene, 3, seed=0)
+
+
+@pytest.mark.slow
+def test_a_run_killed_50_times_ends_with_the_bits_of_an_unbroken_one(scene):
+    hit = killed_runs(scene, 50, seed=1)
+
+    assert len(hit) >= 4, f"only {hit} were hit"
+
+
+def test_the_comparison_sees_another_run(scene, tmp_path):
+    assert scene.unbroken["stages"]
+    assert {stage["stage"] for stage in scene.unbroken["stages"]} == {
+        "teacher",
+        "stage1",
+        "stage2",
+        "baseline",
+    }
+    assert left_in(scene.folder / "unbroken") == scene.unbroken
+    path = scene.folder / "unbroken/student/model.safetensors"
+    bits = path.read_bytes()
+    try:
+        path.write_bytes(bits[:-1] + bytes([bits[-1] ^ 1]))
+        assert left_in(scene.folder / "unbroken") != scene.unbroken
+    finally:
+        path.write_bytes(bits)

@@ -1,0 +1,110 @@
+"""Every tiny model of timm as a teacher: a plan, steps of both stages, an export that matches."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from helpers.tiny_zoo import MODELS, OWN_SIZE, SIDE
+from steps import distill_objective, hint_objective
+
+from fitcompress.data.preprocess import Preprocess
+from fitcompress.data.views import Batch
+from fitcompress.events import ignore
+from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.formats import export_model
+from fitcompress.models.open import open_teacher
+from fitcompress.recipe.recipe import Recipe, resolve_recipe
+from fitcompress.student.planner import Planned, plan_run
+
+NUM_CLASSES = 10
+TOLERANCES = {"test_nfnet": 5e-4}
+"""Of the export, where 1e-4 of the largest output is too little: without norms the outputs of an
+untrained nfnet are some 0.05, and float32 sums in another order move them by 6e-6 (1.07e-4)."""
+
+
+def planned(name: str) -> tuple[Planned, Recipe]:
+    """The usual student of a model with random weights: twice as deep, 0.3 times as wide."""
+    side = timm.get_pretrained_cfg(name).input_size[-1] if name in OWN_SIZE else SIDE
+    settings = {
+        "teacher.source": name,
+        "teacher.pretrained": False,
+        "student.depth_mult": 2.0,
+        "student.width_mult": 0.3,
+    }
+    recipe = resolve_recipe(settings=settings)
+    teacher = open_teacher(recipe.teacher, image_size=(side, side), num_classes=NUM_CLASSES)
+    return plan_run(teacher, recipe, emit=ignore), recipe
+
+
+def some_batch(plan: Planned) -> Batch:
+    shape = plan.teacher.interface.input.shape
+    images = torch.randint(0, 256, (4, *shape), dtype=torch.uint8)
+    return Batch(images, torch.arange(4) % NUM_CLASSES, torch.arange(4))
+
+
+def take_steps(objective, batch: Batch) -> tuple[dict, dict]:
+    """The gradients by parameter at the first step, and after two steps of the optimizer."""
+    objective.train()
+    optimizer = torch.optim.SGD(objective.trained.parameters(), lr=0.01)
+    seen = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = objective.losses(batch, 0.0)["loss"]
+        assert loss.isfinite()
+        loss.backward()
+        seen.append({name: p.grad for name, p in objective.trained.named_parameters()})
+        optimizer.step()
+    return seen[0], {name: grad.clone() for name, grad in seen[2].items()}
+
+
+def check_gradients(first: dict, third: dict, blocks: list[str]) -> None:
+    """Finite in every parameter at once; not zero in every block by the third step."""
+    assert first
+    for name, gradient in first.items():
+        assert gradient is not None, f"{name} has no gradient"
+        assert gradient.isfinite().all(), name
+    for block in blocks:
+        inside = [grad for name, grad in third.items() if f".{block}." in f".{name}"]
+        assert any(grad.any() for grad in inside) or not inside, f"nothing reaches {block}"
+
+
+STEPPED = [
+    pytest.param(name, marks=pytest.mark.slow) if number % 2 else name
+    for number, name in enumerate(MODELS)
+]
+"""Every second one in every run of the tests; all with -m slow."""
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_both_stages_train_and_the_export_matches(name, tmp_path):
+    plan, recipe = planned(name)
+    batch = some_batch(plan)
+    student, blocks = plan.student.network, [block for block, _ in plan.student.blocks]
+
+    hints = take_steps(hint_objective(plan, recipe, batch), batch)
+    check_gradients(*hints, blocks)
+    distilled = take_steps(distill_objective(plan, recipe), batch)
+    check_gradients(*distilled, blocks)
+
+    assert len(distilled[0]) == len(dict(student.named_parameters()))
+    samples = Preprocess(plan.student.interface.input)(batch.images)
+    source = Exportable(student.eval(), plan.student.interface, samples)
+    record = export_model("onnx", source, tmp_path / "student.onnx")
+    assert record.max_rel_diff < TOLERANCES.get(name, 1e-4)
+    assert record.top1_agreement == 1.0
+
+
+def test_a_gradient_that_is_missing_infinite_or_zero_is_found():
+    one, nothing = torch.ones(2), torch.zeros(2)
+    good = {"a.weight": one, "b.weight": one}
+
+    check_gradients(good, good, ["a", "b"])
+    for wrong in (
+        ({**good, "b.weight": None}, good),
+        ({**good, "b.weight": one / 0}, good),
+        (good, {**good, "b.weight": nothing}),
+        ({}, good),
+    ):
+        with pytest.raises(AssertionError):
+            check_gradients(*wrong, ["a", "b"])

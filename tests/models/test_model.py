@@ -1,0 +1,157 @@
+"""Model folders: the same bits back, in a fresh process, running nothing from the folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.small_nets import Residual, trained_a_little
+
+from fitcompress.errors import TeacherError
+from fitcompress.graph.capture.eager import capture_module
+from fitcompress.graph.lift import build_network
+from fitcompress.interface import InputSpec, Interface
+from fitcompress.models.model import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    is_model_folder,
+    load_model,
+    save_model,
+)
+
+INTERFACE = Interface(
+    input=InputSpec(shape=(3, 8, 8), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), crop_pct=0.9),
+    class_names=("a", "b", "c", "d", "é"),
+    activation="softmax",
+    origin={"teacher": "x"},
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    program = capture_module(trained_a_little(Residual()), (torch.randn(2, 3, 8, 8),))
+    members = tuple(
+        n.name
+        for n in program.graph.nodes
+        if n.op == "call_function" and n.meta["owner"].startswith("block")
+    )
+    network = build_network(program)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+    save_model(tmp_path, program, network, INTERFACE, [("block", members)])
+    return tmp_path, network
+
+
+def test_what_was_saved_comes_back(saved):
+    folder, network = saved
+    model = load_model(folder)
+    x = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model.network(x), network(x))
+    assert model.interface == INTERFACE
+    assert model.blocks[0][0] == "block" and not model.network.training
+    assert model.program.trainable == {name for name, _ in network.named_parameters()}
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path_factory):
+    folder, _ = saved
+    model, again = load_model(folder), tmp_path_factory.mktemp("again")
+    save_model(again, model.program, model.network, model.interface, model.blocks)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_fresh_process_reads_it_without_timm_or_pickle(saved):
+    folder, network = saved
+    code = (
+        "import pathlib, pickle, sys, torch\n"
+        "from fitcompress.models.model import load_model\n"
+        "def refuse(*args, **kwargs): raise SystemExit('something was unpickled')\n"
+        "pickle.load = pickle.loads = torch.load = refuse\n"
+        f"model = load_model(pathlib.Path({str(folder)!r}))\n"
+        "torch.manual_seed(5)\n"
+        "torch.set_grad_enabled(False)\n"
+        "print(model.network(torch.randn(2, 3, 8, 8)).double().sum().item())\n"
+        "assert 'timm' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    torch.manual_seed(5)
+    with torch.no_grad():
+        expected = network(torch.randn(2, 3, 8, 8)).double().sum().item()
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-6)
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    program = capture_module(trained_a_little(Residual()), (torch.randn(2, 3, 8, 8),))
+    shared = program.tensors["norm.weight"]
+    program.tensors["norm.bias"] = shared
+    save_model(tmp_path, program, {}, INTERFACE)
+    assert torch.equal(load_model(tmp_path).program.tensors["norm.bias"], shared)
+
+
+def test_a_folder_of_someone_else_is_told_apart(saved, tmp_path_factory):
+    folder, _ = saved
+    other = tmp_path_factory.mktemp("timm")
+    (other / CONFIG_NAME).write_text('{"architecture": "resnet18"}')
+    assert is_model_folder(folder) and not is_model_folder(other)
+    with pytest.raises(TeacherError, match="not written by fitcompress") as caught:
+        load_model(other)
+    assert "local-dir:" in caught.value.advice
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit(folder, change):
+    path = folder / CONFIG_NAME
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: (f / CONFIG_NAME).unlink(), "found none"),
+        (lambda f: (f / WEIGHTS_NAME).unlink(), "is missing"),
+        (lambda f: truncate(f / CONFIG_NAME), "is damaged"),
+        (lambda f: truncate(f / WEIGHTS_NAME), "is damaged"),
+        (lambda f: (f / WEIGHTS_NAME).write_bytes(b"x"), "is damaged"),
+        (lambda f: edit(f, lambda c: c.pop("program")), "is damaged"),
+        (lambda f: edit(f, lambda c: c["interface"].pop("input")), "is damaged"),
+        (lambda f: edit(f, lambda c: c.update(version=9)), "format version 1, got 9"),
+        (
+            lambda f: edit(f, lambda c: c["program"]["nodes"][-1].update(target="os.system")),
+            None,
+        ),
+    ],
+)
+def test_a_damaged_folder_is_a_clear_error(saved, harm, message):
+    folder, _ = saved
+    harm(folder)
+    if message is None:
+        load_model(folder)  # the target of the output node is never looked at
+    else:
+        with pytest.raises(TeacherError, match=message):
+            load_model(folder)
+
+
+def test_a_half_written_file_never_has_its_final_name(saved, monkeypatch):
+    folder, network = saved
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    model = load_model(folder)
+
+    def no_space(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError):
+        save_model(folder, model.program, network, model.interface)
+    assert all((folder / name).read_bytes() == content for name, content in before.items())
