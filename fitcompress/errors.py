@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, Self
 
 __all__ = [
     "CaptureError",
@@ -37,12 +38,30 @@ __all__ = [
 
 
 class FitcompressError(Exception):
-    """Something that the user can mend. `advice` says how, in one sentence, or is empty."""
+    """Something that the user can fix.
 
-    def __init__(self, message: str, *, advice: str = "") -> None:
+    Attributes:
+        message: what was being done, on what, what was expected and what came; one line.
+        code: a stable slug such as "run-exists", for scripts and tests.
+        advice: what to do about it, as sentences; may be empty.
+        facts: the values in the message, by name.
+    """
+
+    def __init__(self, message: str, *, code: str = "", advice: str = "", **facts: Any) -> None:
         super().__init__(message)
         self.message = message
+        self.code = code
         self.advice = advice
+        self.facts = facts
+
+    def reworded(self, message: str, *, advice: str | None = None) -> Self:
+        """The same error (type, code and facts) in other words, for adding context to it."""
+        advice = self.advice if advice is None else advice
+        return type(self)(message, code=self.code, advice=advice, **self.facts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error for scripts, ready for JSON: `code`, `message`, `advice` and the facts."""
+        return {"code": self.code, "message": self.message, "advice": self.advice, **self.facts}
 
 
 class RecipeError(FitcompressError):

@@ -35,6 +35,8 @@ class Notice(Event):
     topic: str
     """One of "data", "teacher", "plan", "hint", "training", "export", "run"."""
     message: str
+    code: str = ""
+    """A stable slug such as "augmentation-off", for scripts and tests."""
 
 
 @dataclass(frozen=True, kw_only=True)
