@@ -20,9 +20,9 @@ from fitcompress.graph.analysis.costs import node_depths
 from fitcompress.graph.axes.algebra import Sum
 from fitcompress.graph.axes.trace import AxisTrace, trace_axes
 from fitcompress.graph.cut import resolve_layer
-from fitcompress.graph.leaves import find_leaves, named_arguments
+from fitcompress.graph.leaves import find_leaves
 from fitcompress.graph.lift import BlockNodes
-from fitcompress.graph.program import Program, operation, output_nodes
+from fitcompress.graph.program import Program, named_arguments, operation, output_nodes
 from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["HintPair", "Layer", "LayerMap", "choose_pairs", "map_layers"]

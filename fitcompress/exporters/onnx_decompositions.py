@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
-from fitcompress.graph.leaves import named_arguments
+from fitcompress.graph.program import named_arguments
 
 __all__ = ["in_plain_calls"]
 

@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fitcompress.graph.leaves import named_arguments
-from fitcompress.graph.program import Program, clone, operation, output_nodes, prune
+from fitcompress.graph.program import (
+    WEIGHT_ARGUMENTS,
+    Program,
+    clone,
+    named_arguments,
+    operation,
+    output_nodes,
+    prune,
+)
 from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["Folded", "fold_norms"]
@@ -82,7 +89,7 @@ def _obstacle(
 
 def _affine(norm: Node) -> tuple[Node | None, ...]:
     given = named_arguments(norm)
-    return tuple(given[name] for name in ("weight", "bias", "running_mean", "running_var"))
+    return tuple(given[name] for name in WEIGHT_ARGUMENTS)
 
 
 def _fold(norm: Node, program: Program) -> None:

@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.fx import Node
 
-from fitcompress.graph.program import Program
+from fitcompress.graph.program import WEIGHT_ARGUMENTS, Program, named_arguments
 from fitcompress.graph.shapes import propagate_shapes
 
-__all__ = ["Leaf", "find_leaves", "make_leaf", "named_arguments"]
+__all__ = ["Leaf", "find_leaves", "make_leaf"]
 
 aten = torch.ops.aten
 
@@ -39,15 +38,6 @@ class Leaf:
     """Attribute of the module -> dotted name of the tensor."""
     source: Node
     """The activation that the module is called with."""
-
-
-def named_arguments(node: Node) -> dict[str, Any]:
-    """The arguments of an ATen call by name, with the schema's defaults filled in."""
-    assert isinstance(node.target, OpOverload), node
-    schema = node.target._schema.arguments
-    values = {a.name: a.default_value for a in schema if a.has_default_value()}
-    positional = dict(zip((a.name for a in schema), node.args, strict=False))
-    return {**values, **positional, **node.kwargs}
 
 
 def find_leaves(program: Program) -> dict[Node, Leaf]:
@@ -236,7 +226,6 @@ def _linear(node: Node, context: _Context) -> Leaf | None:
 
 def _batch_norm(node: Node, context: _Context) -> Leaf | None:
     a = named_arguments(node)
-    keys = ("weight", "bias", "running_mean", "running_var")
     rank = {2: 1, 3: 1, 4: 2, 5: 3}.get(len(context.shape(a["input"])))
     is_plain = not a["training"] and None not in (a["running_mean"], a["running_var"], rank)
     if not is_plain or (a["weight"] is None) != (a["bias"] is None):
@@ -244,7 +233,7 @@ def _batch_norm(node: Node, context: _Context) -> Leaf | None:
     return context.leaf(
         f"BatchNorm{rank}d",
         a["input"],
-        {key: a[key] for key in keys},
+        {key: a[key] for key in WEIGHT_ARGUMENTS},
         num_features=context.shape(a["running_mean"])[0],
         eps=a["eps"],
         momentum=a["momentum"],

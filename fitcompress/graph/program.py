@@ -26,10 +26,12 @@ from fitcompress.errors import CaptureError
 __all__ = [
     "ACTIVATIONS",
     "RECURRENT_CALLS",
+    "WEIGHT_ARGUMENTS",
     "InputInfo",
     "Program",
     "clone",
     "copy_graph",
+    "named_arguments",
     "operation",
     "output_nodes",
     "program_from_json",
@@ -38,16 +40,17 @@ __all__ = [
     "run_program",
 ]
 
+aten = torch.ops.aten
+
 ACTIVATIONS = (
-    *("relu", "relu6", "gelu", "silu", "elu", "celu"),
-    *("selu", "mish", "hardswish", "leaky_relu", "hardtanh", "tanh"),
-)
-"""Operations between layers that take each number for itself."""
-RECURRENT_CALLS = (
-    *(torch.ops.aten.lstm.input, torch.ops.aten.gru.input),
-    *(torch.ops.aten.rnn_tanh.input, torch.ops.aten.rnn_relu.input),
-)
+    "relu", "relu6", "gelu", "silu", "elu", "celu",
+    "selu", "mish", "hardswish", "leaky_relu", "hardtanh", "tanh",
+)  # fmt: skip
+"""Elementwise operations between layers."""
+RECURRENT_CALLS = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 """Whole recurrent networks, on padded sequences."""
+WEIGHT_ARGUMENTS = ("weight", "bias", "running_mean", "running_var")
+"""The arguments of layers' operations that take their tensors."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,13 @@ def operation(node: Node) -> str:
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return ""
     return str(node.target._schema.name).split("::")[1]
+
+
+def named_arguments(node: Node) -> dict[str, Any]:
+    """The arguments of an ATen call by name in the schema's order, defaults filled in."""
+    assert isinstance(node.target, OpOverload), node
+    defaults = {argument.name: argument.default_value for argument in node.target._schema.arguments}
+    return {**defaults, **dict(zip(defaults, node.args, strict=False)), **node.kwargs}
 
 
 def output_nodes(graph: Graph) -> tuple[Node, ...]:

@@ -20,7 +20,7 @@ from fitcompress.errors import PlanError
 from fitcompress.formatting import first_line
 from fitcompress.graph.analysis.costs import COUNTED_BATCH
 from fitcompress.graph.axes.algebra import Atom, Axis, Factor
-from fitcompress.graph.axes.rules.call import Binding
+from fitcompress.graph.axes.builder import Binding
 from fitcompress.graph.axes.trace import STRUCTURAL, AxisTrace, free_weight_atoms
 from fitcompress.graph.program import Program, clone, output_nodes, prune
 from fitcompress.graph.shapes import propagate_shapes

@@ -16,8 +16,8 @@ from fitcompress.exporters.python.expressions import (
     given_arguments,
     short_form,
 )
-from fitcompress.graph.leaves import Leaf, named_arguments
-from fitcompress.graph.program import operation
+from fitcompress.graph.leaves import Leaf
+from fitcompress.graph.program import named_arguments, operation
 
 __all__ = ["has_module", "leaf_text", "module_text"]
 

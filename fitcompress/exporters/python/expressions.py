@@ -17,8 +17,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from fitcompress.graph.leaves import named_arguments
-from fitcompress.graph.program import operation
+from fitcompress.graph.program import named_arguments, operation
 from fitcompress.graph.shapes import Shape
 
 __all__ = [

@@ -19,8 +19,8 @@ from fitcompress.exporters.python.expressions import Expression, is_infix, spell
 from fitcompress.exporters.python.loops import Loop, joined_slots, relative
 from fitcompress.exporters.python.members import Members
 from fitcompress.exporters.python.modules import Piece, Slot, Step, results_of, slots_of
-from fitcompress.graph.leaves import Leaf, named_arguments
-from fitcompress.graph.program import operation
+from fitcompress.graph.leaves import Leaf
+from fitcompress.graph.program import named_arguments, operation
 from fitcompress.graph.shapes import Shape
 
 __all__ = ["Body", "Hole", "Numbers"]

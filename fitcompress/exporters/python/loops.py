@@ -11,8 +11,7 @@ from torch.fx import Node
 
 from fitcompress.exporters.python.members import Members
 from fitcompress.exporters.python.modules import Piece, Slot, Step, slots_of
-from fitcompress.graph.leaves import named_arguments
-from fitcompress.graph.program import operation
+from fitcompress.graph.program import named_arguments, operation
 
 __all__ = ["Loop", "find_loops", "joined_slots", "relative"]
 

@@ -16,8 +16,8 @@ from itertools import pairwise
 from torch.fx import Node
 
 from fitcompress.exporters.python.constructors import has_module
-from fitcompress.graph.leaves import Leaf, find_leaves, named_arguments
-from fitcompress.graph.program import Program, operation, output_nodes
+from fitcompress.graph.leaves import Leaf, find_leaves
+from fitcompress.graph.program import Program, named_arguments, operation, output_nodes
 
 __all__ = ["Piece", "Slot", "Step", "find_pieces", "is_below", "outside", "results_of", "slots_of"]
 

@@ -1,47 +1,35 @@
-"""Runs the axis rules over a program: the axes of every value and every literal that came from a
-size. Layer: graph."""
+"""Runs the axis rules over a program: the axes of every value, and every literal that is a size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.axes.algebra import Atom, Axis, AxisAlgebra
-from fitcompress.graph.axes.rules import apply_rule
-from fitcompress.graph.axes.rules.call import (
-    KERNEL,
-    PLACE,
-    Axes,
-    Binding,
-    Call,
-    ConstantBinding,
-    Value,
-)
-from fitcompress.graph.program import Program, output_nodes
+from fitcompress.graph.axes.builder import Axes, Binding, ConstantBinding, TraceBuilder, Value
+from fitcompress.graph.axes.rules import KERNEL, PLACE, Call, apply_rule
+from fitcompress.graph.program import WEIGHT_ARGUMENTS, Program, named_arguments, output_nodes
 from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["OUTPUT", "STRUCTURAL", "AxisTrace", "free_weight_atoms", "trace_axes"]
 
 _BATCH_SIZE = 11
-"""A batch size for the analysis that is no factor of common sizes, so that it is not mistaken for
-one."""
+"""A batch size that divides no common size, so that the batch is not mistaken for another axis."""
 
-_FEWER = 2
-"""Another batch size: what moves with it holds the batch."""
+_OTHER_BATCH_SIZE = 2
+"""Sizes that differ between the two batch sizes contain the batch."""
 
 INPUT, OUTPUT = "an input", "an output"
 STRUCTURAL = (INPUT, OUTPUT, PLACE, KERNEL)
 """Reasons for being frozen that lie in the task and not in the analysis."""
 
-_WEIGHT_ARGUMENTS = ("weight", "bias", "running_mean", "running_var")
-
 
 @dataclass(frozen=True)
 class AxisTrace:
-    """What the rules found in one program."""
+    """The axes of one program."""
 
     algebra: AxisAlgebra
     values: Mapping[str, Value]
@@ -52,105 +40,79 @@ class AxisTrace:
     bindings: tuple[Binding, ...]
     constants: tuple[ConstantBinding, ...]
     read: frozenset[Atom]
-    """Of the axes that weights sum over."""
+    """The atoms of the axes that weights sum over."""
 
     def is_batch(self, axis: Axis) -> bool:
         """Whether the batch is a factor of the axis."""
-        batch = set(self.algebra.atoms(self.batch))
-        return any(atom in batch for atom in self.algebra.atoms(axis))
+        return _shares_atoms(self.algebra, axis, self.batch)
 
 
 def trace_axes(program: Program) -> AxisTrace:
     """The axes of all values of a program. Nothing is modified."""
-    shapes, fewer = (propagate_shapes(program, size) for size in (_BATCH_SIZE, _FEWER))
-    algebra = AxisAlgebra()
-    batch = algebra.new(_BATCH_SIZE, frozen="the batch")
-    values: dict[Node, Value] = {}
-    contracted: dict[Node, Axis] = {}
-    learned: list[Axis] = []
-    read: list[Axis] = []
-    bindings: list[Binding] = []
-    constants: list[ConstantBinding] = []
-    tables = _tables(program)
+    trace = TraceBuilder(propagate_shapes(program, _BATCH_SIZE))
+    other_shapes = propagate_shapes(program, _OTHER_BATCH_SIZE)
+    batch = trace.algebra.new(_BATCH_SIZE, frozen="the batch")
     for node in program.graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, OpOverload):
-            if isinstance(shapes[node.name], int | float | bool):
-                continue
-            call = Call(
-                node, algebra, shapes, values, contracted, learned, read, bindings, constants
-            )
-            values[node] = apply_rule(call)
-            _check_sizes(algebra, node, values[node], shapes[node.name])
-            _hold_batch(algebra, batch, values[node], shapes[node.name], fewer[node.name])
-        else:
-            values[node] = _plain_value(algebra, node, shapes, values, batch)
+        value = trace.values[node] = _value_axes(trace, node, batch)
+        if value is not None:
+            shape = trace.shapes[node.name]
+            _check_sizes(trace.algebra, node, value, shape)
+            _mark_batch(trace.algebra, batch, value, shape, other_shapes[node.name])
     for node in output_nodes(program.graph):
-        _freeze_output(algebra, values[node])
-    table_axes = [values[node] for node in program.graph.nodes if node.target in tables]
-    _freeze_tables(algebra, table_axes, learned)
-    return AxisTrace(
-        algebra,
-        {node.name: value for node, value in values.items()},
-        {str(node.target): value for node, value in values.items() if node.op == "get_attr"},
-        batch,
-        tuple(bindings),
-        tuple(constants),
-        frozenset(atom for axis in read for atom in algebra.atoms(axis)),
-    )
+        for axis in trace.values[node]:
+            trace.algebra.freeze(axis, OUTPUT)
+    _freeze_tables(trace, program)
+    values = {node.name: value for node, value in trace.values.items()}
+    bindings, constants = tuple(trace.bindings), tuple(trace.constants)
+    weights = _weight_axes(trace)
+    return AxisTrace(trace.algebra, values, weights, batch, bindings, constants, trace.read_atoms)
 
 
-def _plain_value(
-    algebra: AxisAlgebra,
-    node: Node,
-    shapes: Mapping[str, Shape],
-    values: Mapping[Node, Value],
-    batch: Axis,
-) -> Value:
-    shape = shapes[node.name]
+def _value_axes(trace: TraceBuilder, node: Node, batch: Axis) -> Value:
+    shape, new = trace.shapes[node.name], trace.algebra.new
     if node.op == "placeholder":
-        return [batch, *(algebra.new(size, frozen=INPUT) for size in shape[1:])]
+        return [batch, *(new(size, frozen=INPUT) for size in shape[1:])]
     if node.op == "get_attr":
-        return [algebra.new(size) for size in shape]
-    if node.op == "call_function" and isinstance(shape, tuple):
-        source, index = node.args
-        assert isinstance(source, Node) and isinstance(index, int), node.format_node()
-        return values[source][index]
-    return None
+        return [new(size) for size in shape]
+    if node.op != "call_function" or not isinstance(shape, tuple):
+        return None
+    if isinstance(node.target, OpOverload):
+        return apply_rule(Call(trace, node))
+    source, index = node.args
+    assert isinstance(source, Node) and isinstance(index, int), node.format_node()
+    return trace.values[source][index]
+
+
+def _weight_axes(trace: TraceBuilder) -> dict[str, Axes]:
+    tensors = (item for item in trace.values.items() if item[0].op == "get_attr")
+    return {str(node.target): axes for node, axes in tensors}
+
+
+def _freeze_tables(trace: TraceBuilder, program: Program) -> None:
+    """Freeze the axes of tables, except where a table meets channels that a weight gives: there it
+    loses the same ones."""
+    tables, learned = _tables(program), trace.learned_atoms
+    for axes in (axes for name, axes in _weight_axes(trace).items() if name in tables):
+        for atom in (atom for axis in axes for atom in trace.algebra.atoms(axis)):
+            if atom not in learned:
+                trace.algebra.freeze((atom,), "a table that is no weight")
 
 
 def _tables(program: Program) -> frozenset[str]:
-    """Tensors that are neither trained nor taken by some operation as its weights, however the
-    source registered them: indices, masks, positions, constants."""
+    """Tensors that are neither trained nor an operation's weights, however the source registered
+    them: indices, masks, positions, constants."""
     weights = set(program.trainable)
     for node in program.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, OpOverload):
-            continue
-        schema = [argument.name for argument in node.target._schema.arguments]
-        given = {**dict(zip(schema, node.args, strict=False)), **node.kwargs}
-        for argument in _WEIGHT_ARGUMENTS:
-            value = given.get(argument)
-            if isinstance(value, Node) and value.op == "get_attr":
-                weights.add(str(value.target))
+        if node.op == "call_function" and isinstance(node.target, OpOverload):
+            given = named_arguments(node)
+            values = (given.get(argument) for argument in WEIGHT_ARGUMENTS)
+            nodes = (value for value in values if isinstance(value, Node))
+            weights.update(str(value.target) for value in nodes if value.op == "get_attr")
     return frozenset(program.tensors) - weights
 
 
-def _freeze_tables(algebra: AxisAlgebra, tables: Iterable[Axes], learned: Iterable[Axis]) -> None:
-    """Where a table meets channels that a weight gives, it loses the same ones; whatever else it
-    holds stays as it is."""
-    free = {atom for axis in learned for atom in algebra.atoms(axis)}
-    for axis in (axis for axes in tables for axis in axes):
-        for atom in algebra.atoms(axis):
-            if atom not in free:
-                algebra.freeze((atom,), "a table that is no weight")
-
-
-def _freeze_output(algebra: AxisAlgebra, value: Value) -> None:
-    for axis in value or ():
-        algebra.freeze(axis, OUTPUT)
-
-
 def _check_sizes(algebra: AxisAlgebra, node: Node, value: Value, shape: Shape) -> None:
-    """A rule that returns other sizes than the operation is a fault of ours."""
+    """Assert that the rule gave the sizes that the operation gives."""
     if shape and isinstance(shape[0], tuple):
         for item, own in zip(value, shape, strict=True):
             _check_sizes(algebra, node, item, own)
@@ -159,17 +121,22 @@ def _check_sizes(algebra: AxisAlgebra, node: Node, value: Value, shape: Shape) -
         assert found == shape, f"{node.format_node()}: rule gave {found}, the operation {shape}"
 
 
-def _hold_batch(
-    algebra: AxisAlgebra, batch: Axis, value: Value, shape: Shape, fewer: Shape
+def _mark_batch(
+    algebra: AxisAlgebra, batch: Axis, value: Value, shape: Shape, other: Shape
 ) -> None:
-    """A size that moves with the batch holds it, also where no rule could say so."""
-    for part, size, less in zip(value, shape, fewer, strict=True):
+    """Make the batch a factor of each axis whose size is proportional to the batch size, where no
+    rule has done so."""
+    for part, size, other_size in zip(value, shape, other, strict=True):
         if isinstance(size, tuple):
-            _hold_batch(algebra, batch, part, size, less)
-        elif size != less and size * _FEWER == less * _BATCH_SIZE:
-            beside = algebra.new(size // _BATCH_SIZE, frozen="beside the batch")
-            if not set(algebra.atoms(part)) & set(algebra.atoms(batch)):
-                algebra.unify(part, (*batch, *beside))
+            _mark_batch(algebra, batch, part, size, other_size)
+        elif size != other_size and size * _OTHER_BATCH_SIZE == other_size * _BATCH_SIZE:
+            rest = algebra.new(size // _BATCH_SIZE, frozen="beside the batch")
+            if not _shares_atoms(algebra, part, batch):
+                algebra.unify(part, (*batch, *rest))
+
+
+def _shares_atoms(algebra: AxisAlgebra, one: Axis, other: Axis) -> bool:
+    return not set(algebra.atoms(one)).isdisjoint(algebra.atoms(other))
 
 
 def free_weight_atoms(trace: AxisTrace) -> set[Atom]:

@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fitcompress.errors import CaptureError
+from fitcompress.graph.program import named_arguments
 
 __all__ = ["MutatedViewError", "functionalise", "value_dtype"]
 
@@ -224,7 +225,7 @@ _WRITERS: dict[Any, Callable[..., tuple[Any, ...]]] = {
 
 def _into_piece(graph: Graph, parent: Node, value: Node, pieces: Node, index: Any) -> Node:
     """`parent` with `value` in place of one of the pieces that a call takes it apart into."""
-    values, given = pieces.meta["val"], _arguments(pieces)
+    values, given = pieces.meta["val"], named_arguments(pieces)
     dim = given.get("dim")
     if not isinstance(dim, int) or dim % parent.meta["val"].ndim == 0:
         raise MutatedViewError(f"no rule for a write to a piece of '{pieces.target}'")
@@ -234,13 +235,6 @@ def _into_piece(graph: Graph, parent: Node, value: Node, pieces: Node, index: An
     starts = [0, *accumulate(piece.shape[dim] for piece in values)]
     bounds = (starts[index], starts[index] + values[index].shape[dim])
     return graph.call_function(aten.slice_scatter.default, (parent, value, dim, *bounds))
-
-
-def _arguments(node: Node) -> dict[str, Any]:
-    """The arguments of a call by name, with defaults."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    values = {a.name: a.default_value for a in schema if a.has_default_value()}
-    return {**values, **dict(zip((a.name for a in schema), node.args, strict=False)), **node.kwargs}
 
 
 # --- what a call writes and shares ----------------------------------------------------------

@@ -16,12 +16,17 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.analysis.blocks import find_blocks
-from fitcompress.graph.program import Program, clone, copy_graph, output_nodes
+from fitcompress.graph.program import (
+    WEIGHT_ARGUMENTS,
+    Program,
+    clone,
+    copy_graph,
+    output_nodes,
+)
 from fitcompress.graph.shapes import propagate_shapes
 
 __all__ = ["infer_owners", "name_by_use"]
 
-_WEIGHT_ARGUMENTS = ("weight", "bias", "running_mean", "running_var")
 _MIN_LOOSE_WEIGHT = 8
 """Elements from which an unnamed float tensor in plain arithmetic counts as learnt: not the mean of
 the input channels.
@@ -46,7 +51,7 @@ def name_by_use(program: Program) -> Program:
             if old in renamed:
                 continue
             value = named.tensors[old]
-            is_weight = role in _WEIGHT_ARGUMENTS and value.is_floating_point()
+            is_weight = role in WEIGHT_ARGUMENTS and value.is_floating_point()
             renamed[old] = f"{node.name}.{role}" if is_weight else old
             if (is_weight and not role.startswith("running")) or _is_table(value):
                 trainable.add(old)
@@ -80,7 +85,7 @@ def _unnamed_weights(node: Node) -> Iterable[tuple[int, Node]]:
         return
     roles = [argument.name for argument in node.target._schema.arguments]
     for index, (role, source) in enumerate(zip(roles, node.args, strict=False)):
-        if role not in _WEIGHT_ARGUMENTS or not isinstance(source, Node):
+        if role not in WEIGHT_ARGUMENTS or not isinstance(source, Node):
             continue
         if source.op == "get_attr" and _is_unnamed(str(source.target)):
             yield index, source

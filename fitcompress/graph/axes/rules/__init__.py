@@ -1,46 +1,28 @@
-"""One table of axis rules: for each operation what its axes have to do with each other, and which
-literals follow.
+"""The axis rules: for each operation, how the axes of its arguments and results are related and
+which of its literals are sizes of axes.
 
-An operation without a rule is not an error: it freezes what it touches, and the plan says so.
-Layer: graph.
+An operation without a rule is not an error: every axis that it touches is frozen, and the plan
+reports it.
 """
 
 from __future__ import annotations
 
 import torch
 
-from fitcompress.graph.axes.rules.call import (
-    KERNEL,
-    PLACE,
-    Axes,
-    Binding,
-    Call,
-    ConstantBinding,
-    Rule,
-    Value,
-)
+from fitcompress.graph.axes.builder import Value
+from fitcompress.graph.axes.rules.call import KERNEL, PLACE, Call, Rule
 from fitcompress.graph.axes.rules.contractions import CONTRACTIONS
 from fitcompress.graph.axes.rules.elementwise import ELEMENTWISE, pointwise
 from fitcompress.graph.axes.rules.layout import LAYOUT
 
-__all__ = [
-    "KERNEL",
-    "PLACE",
-    "RULES",
-    "Axes",
-    "Binding",
-    "Call",
-    "ConstantBinding",
-    "Value",
-    "apply_rule",
-]
+__all__ = ["KERNEL", "PLACE", "RULES", "Call", "apply_rule"]
 
 RULES: dict[str, Rule] = {**ELEMENTWISE, **CONTRACTIONS, **LAYOUT}
 
 
 def apply_rule(call: Call) -> Value:
-    """The axes of the call's results; where no rule applies, fresh frozen ones, and its arguments
-    are frozen."""
+    """The axes of the call's results. Without a rule that applies, they are new and frozen, and so
+    are those of the arguments."""
     rule = RULES.get(call.name)
     if rule is None and torch.Tag.pointwise in call.node.target.tags:  # type: ignore[union-attr]
         rule = pointwise

@@ -4,7 +4,8 @@ attention. Layer: graph."""
 from __future__ import annotations
 
 from fitcompress.graph.axes.algebra import Axis
-from fitcompress.graph.axes.rules.call import KERNEL, PLACE, Axes, Call, Rule, Value
+from fitcompress.graph.axes.builder import Axes, Value
+from fitcompress.graph.axes.rules.call import KERNEL, PLACE, Call, Rule
 from fitcompress.graph.axes.rules.elementwise import broadcast, is_fixed
 
 __all__ = ["CONTRACTIONS", "RECURRENT"]
@@ -21,8 +22,8 @@ def _convolution(call: Call) -> Value:
     transposed = "transpose" in call.name
     call.freeze(weight[2:], KERNEL)
     out = call.algebra.new(call.shape[1])
-    call.learned.append(out)
-    call.read.append(axes[1])
+    call.trace.learn(out)
+    call.trace.read(axes[1])
     near, far = (axes[1], out) if transposed else (out, axes[1])
     _unify_grouped(call, near, far, weight)
     if call.is_tensor("bias"):
@@ -54,8 +55,8 @@ def _unify_grouped(call: Call, near: Axis, far: Axis, weight: Axes) -> None:
 def _linear(call: Call) -> Value:
     *leading, features = call.axes("input")
     out, inner = call.axes("weight")
-    call.learned.append(out)
-    call.read.append(features)
+    call.trace.learn(out)
+    call.trace.read(features)
     call.algebra.unify(features, inner)
     if call.is_tensor("bias"):
         call.algebra.unify(out, call.axes("bias")[0])
@@ -72,7 +73,7 @@ def _matmul(call: Call) -> Value:
         right_name = "vec"
     left, right = call.axes(left_name), call.axes(right_name)
     result, inner = _product(call, left, right)
-    call.contracted[call.node] = inner
+    call.contract(inner)
     if left_name in ("mat1", "batch1"):
         broadcast(call, [call.axes("self"), result])
     return result
@@ -112,14 +113,14 @@ def _einsum(call: Call) -> Value:
             call.algebra.unify(known.setdefault(letter, axis), axis)
     summed = [letter for letter in known if letter not in output]
     if len(summed) == 1:
-        call.contracted[call.node] = known[summed[0]]
+        call.contract(known[summed[0]])
     return [known[letter] for letter in output]
 
 
 def _embedding(call: Call) -> Value:
     table = call.axes("weight")
     call.freeze(table[:1], "looked up by index")
-    call.learned.append(table[1])
+    call.trace.learn(table[1])
     return [*call.axes("indices"), table[1]]
 
 
@@ -136,7 +137,7 @@ def _recurrent(call: Call) -> Value:
         return None  # projections
     states = [call.axes("hx")] if call.is_tensor("hx") else call.list_axes("hx")
     hidden = _hidden(call, leading, states)
-    call.read.append(features)
+    call.trace.read(features)
     for layer in range(call["num_layers"]):
         start = layer * directions * per
         for index, axes in enumerate(params[start : start + directions * per]):
@@ -155,7 +156,7 @@ def _hidden(call: Call, leading: Axes, states: list[Axes]) -> Axis:
         call.freeze([layers], "one for each layer and direction")
         call.algebra.unify(hidden, own)
         broadcast(call, [batch, [*leading[:time], *leading[time + 1 :]]])
-    call.learned.append(hidden)
+    call.trace.learn(hidden)
     return hidden
 
 
@@ -172,13 +173,8 @@ CONTRACTIONS: dict[str, Rule] = {
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
     "embedding": _embedding,
-    **dict.fromkeys(
-        (
-            *("conv1d", "conv2d", "conv3d"),
-            *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-        ),
-        _convolution,
-    ),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution),
     **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm", "mv"), _matmul),
     **dict.fromkeys(RECURRENT, _recurrent),
 }

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fitcompress.graph.axes.algebra import Axis
-from fitcompress.graph.axes.rules.call import PLACE, Axes, Call, Rule, Value
+from fitcompress.graph.axes.builder import Axes, Value
+from fitcompress.graph.axes.rules.call import PLACE, Call, Rule
+from fitcompress.graph.program import WEIGHT_ARGUMENTS
 
 __all__ = ["ELEMENTWISE", "broadcast", "is_fixed", "normal_dims", "pointwise"]
 
@@ -36,13 +38,9 @@ def pointwise(call: Call) -> Value:
     if not operands:
         return call.fresh(call.shape)
     if call.name in ("mul", "div"):
-        call.bind_constant("other", [*operands[0], *_contracted(call)])
+        summed = call.trace.contracted_by(call.node.all_input_nodes)
+        call.bind_constant("other", [*operands[0], *summed])
     return broadcast(call, operands)
-
-
-def _contracted(call: Call) -> list[Axis]:
-    sources = call.node.all_input_nodes
-    return [call.contracted[source] for source in sources if source in call.contracted]
 
 
 def _same(call: Call) -> Value:
@@ -74,7 +72,7 @@ def _prelu(call: Call) -> Value:
 
 def _batch_norm(call: Call) -> Value:
     axes = call.axes("input")
-    for name in ("weight", "bias", "running_mean", "running_var"):
+    for name in WEIGHT_ARGUMENTS:
         if call.is_tensor(name):
             call.algebra.unify(axes[1], call.axes(name)[0])
     return axes

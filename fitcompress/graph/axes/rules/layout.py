@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from fitcompress.graph.axes.algebra import Axis
-from fitcompress.graph.axes.rules.call import KERNEL, PLACE, Axes, Call, Rule, Value
+from fitcompress.graph.axes.builder import Axes, Value
+from fitcompress.graph.axes.rules.call import KERNEL, PLACE, Call, Rule
 from fitcompress.graph.axes.rules.elementwise import broadcast, normal_dims
 
 __all__ = ["LAYOUT"]
@@ -305,7 +306,7 @@ def _index(call: Call) -> Value:
     indices = list(call.arguments["indices"])
     at = [dim for dim, node in enumerate(indices) if isinstance(node, Node)]
     call.freeze([axes[dim] for dim in at], "picked by index")
-    found = broadcast(call, [list(call.values[indices[dim]]) for dim in at])
+    found = broadcast(call, [call.trace.values[indices[dim]] for dim in at])
     if len(found) + len(axes) - len(at) != len(call.shape):
         return None
     rest = [axis for dim, axis in enumerate(axes) if dim not in at]
