@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fitcompress.data.bundle import DataBundle, load_data
@@ -101,10 +101,11 @@ def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
 def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
     """The accuracy of any model (a folder, a teacher, an ONNX file) on the evaluation split."""
     data = load_images(recipe, emit)
-    opened = _open_any(model, recipe, data, emit)
-    data = match_classes(data, opened.interface.class_names)
-    predictions = predict_split(opened, data.evaluation, resolve_device(recipe.run.device))
-    has_scores = opened.interface.kind_of(predictions.logits_NK.shape) != "values"
+    network, interface = _open_any(model, recipe, data, emit)
+    data = match_classes(data, interface.class_names)
+    device = resolve_device(recipe.run.device)
+    predictions = predict_split(network, interface, data.evaluation, device)
+    has_scores = interface.kind_of(predictions.logits_NK.shape) != "values"
     return {
         "accuracy": accuracy(predictions) if has_scores else None,
         "n": len(predictions.ids_N),
@@ -114,13 +115,15 @@ def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, An
     }
 
 
-def _open_any(model: str, recipe: Recipe, data: DataBundle, emit: Emit) -> Model:
+def _open_any(
+    model: str, recipe: Recipe, data: DataBundle, emit: Emit
+) -> tuple[nn.Module, Interface]:
     if model.endswith(".onnx"):
         network = open_onnx(Path(model))
-        return Model(None, network, network.interface)  # type: ignore[arg-type]
+        return network, network.interface
     source = replace(recipe.teacher, source=model)
     teacher = open_teacher(source, image_size=data.image_size, emit=emit)
-    return Model(teacher.program, build_network(teacher.program), teacher.interface)
+    return build_network(teacher.program), teacher.interface
 
 
 def export(

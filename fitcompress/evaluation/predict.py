@@ -11,7 +11,7 @@ from fitcompress.data.loader import make_loader
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import make_dataset
 from fitcompress.evaluation.accuracy import Predictions, predict
-from fitcompress.models.model import Model
+from fitcompress.interface import Interface
 
 __all__ = ["images_digest", "predict_split"]
 
@@ -22,10 +22,11 @@ _DIGESTED = 64
 """Images of a split, spread over it, that tell it from others."""
 
 
-def predict_split(model: Model, images: Images, device: str) -> Predictions:
-    """What the model says about every image of a split, each as it is."""
-    spec = model.interface.images
-    network: nn.Module = model.network
+def predict_split(
+    network: nn.Module, interface: Interface, images: Images, device: str
+) -> Predictions:
+    """The network's outputs for every image of a split, without augmentation."""
+    spec = interface.images
     if not getattr(network, "takes_pixels", False):
         network = nn.Sequential(Preprocess(spec), network).to(device)
     views = make_dataset(images, spec, augment="none", seed=0)

@@ -49,10 +49,11 @@ def source_of(
             yield preprocess(batch.images)
 
     def score(network: nn.Module) -> float:
-        found = predict_split(_runnable(network, model.interface), data.held_out, "cpu")
+        found = predict_split(network, model.interface, data.held_out, "cpu")
         if measured := accuracy(found):
             return measured["top1"]
-        return agreement(predict_split(model, data.held_out, "cpu"), found)["top1"]
+        own = predict_split(model.network, model.interface, data.held_out, "cpu")
+        return agreement(own, found)["top1"]
 
     source = Exportable(
         _ending(model),
@@ -98,16 +99,11 @@ def accuracy_of(
     without labels or scores.
     """
     with quiet():  # torch says that TorchScript is of the past
-        network = _runnable(FORMATS[form].open(path, interface), interface)
-        predictions = predict_split(network, data.evaluation, "cpu")
+        network: Any = FORMATS[form].open(path, interface)
+        predictions = predict_split(network, interface, data.evaluation, "cpu")
     if interface.kind_of(predictions.logits_NK.shape) == "values":
         return None
     return accuracy(predictions)
-
-
-def _runnable(network: Any, interface: Interface) -> Model:
-    """A network that came from a file, as a model that can only be run."""
-    return Model(None, network, interface)  # type: ignore[arg-type]
 
 
 def _views(images: Images, model: Model) -> Views:

@@ -60,7 +60,9 @@ def distill(
     recipe = session.recipe
     planned = plan_run(opened, recipe, emit=emit, before=_planned_before(run))
     run.write_json("plan.json", planned.summary)
-    before = predict_split(planned.teacher, session.data.evaluation, session.device)
+    before = predict_split(
+        planned.teacher.network, planned.teacher.interface, session.data.evaluation, session.device
+    )
     if opened.num_classes:
         check_teacher(before, opened.name, session.data.evaluation_split)
     seconds = training_seconds(session, planned)

@@ -68,7 +68,9 @@ def measure_results(
     predictions = {"teacher": teacher_predictions}
     for name, model in models.items():
         if name != "teacher":
-            predictions[name] = predict_split(model, session.data.evaluation, session.device)
+            predictions[name] = predict_split(
+                model.network, model.interface, session.data.evaluation, session.device
+            )
     save_predictions(session.run.predictions_path, predictions)
     kind = output_kinds(models["teacher"])[0]
     costs = _costs(session, models)
