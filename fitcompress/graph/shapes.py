@@ -1,4 +1,4 @@
-"""The shapes of a program's values, found without memory or arithmetic. Layer: graph (torch)."""
+"""The shapes of a program's values, computed on the meta device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx.node import Node, Target, map_arg
 
-from fitcompress.graph.program import ACTIVATIONS, Program
+from fitcompress.graph.program import ACTIVATIONS, Program, output_nodes
 
-__all__ = ["Shape", "call_layout", "makes_tensors", "propagate_shapes"]
+__all__ = ["Shape", "call_layout", "makes_tensors", "output_shapes", "propagate_shapes"]
 
 Shape = Any
 """`tuple[int, ...]` of a tensor, a number for arithmetic on sizes, a tuple of these for a call with
@@ -23,27 +23,37 @@ several results.
 
 
 def propagate_shapes(program: Program, batch_size: int = 2) -> dict[str, Shape]:
-    """The shape of every node's value by node name, found on the meta device: no memory, no
-    arithmetic. The answers for the last programs are remembered, by what they say.
+    """The shape of every node's value, by node name. Runs on the meta device, which takes neither
+    memory nor arithmetic; the results for the last few programs are cached by content.
 
     Raises:
-        RuntimeError: a call does not fit the shapes that it gets (as torch words it).
+        RuntimeError: a call does not accept the shapes of its arguments (torch's message).
     """
-    key = (_wording(program), batch_size)
-    if key not in _ANSWERS:
-        _ANSWERS[key] = _run_for_shapes(program, batch_size)
-        if len(_ANSWERS) > _MOST_ANSWERS:
-            _ANSWERS.popitem(last=False)
-    return dict(_ANSWERS[key])
+    key = (_digest(program), batch_size)
+    if key not in _PROGRAM_CACHE:
+        _PROGRAM_CACHE[key] = _run_for_shapes(program, batch_size)
+        if len(_PROGRAM_CACHE) > _MAX_CACHED_PROGRAMS:
+            _PROGRAM_CACHE.popitem(last=False)
+    return dict(_PROGRAM_CACHE[key])
 
 
-_ANSWERS: OrderedDict[tuple[str, int], dict[str, Shape]] = OrderedDict()
-_MOST_ANSWERS = 16
-"""Planning asks for the shapes of a handful of programs some thirty times."""
+def output_shapes(program: Program, batch_size: int = 2) -> list[tuple[int, ...]]:
+    """The shapes of the program's outputs, batch included.
+
+    Raises:
+        RuntimeError: as `propagate_shapes`.
+    """
+    shapes = propagate_shapes(program, batch_size)
+    return [shapes[node.name] for node in output_nodes(program.graph)]
 
 
-def _wording(program: Program) -> str:
-    """All that the shapes depend on, as a digest."""
+_PROGRAM_CACHE: OrderedDict[tuple[str, int], dict[str, Shape]] = OrderedDict()
+_MAX_CACHED_PROGRAMS = 16
+"""Planning a student takes the shapes of a handful of programs some thirty times."""
+
+
+def _digest(program: Program) -> str:
+    """A digest of everything that the shapes depend on."""
     digest = hashlib.sha256(repr(program.inputs).encode())
     for node in program.graph.nodes:
         digest.update(f"{node.name} {node.target} {node.args} {node.kwargs}\n".encode())
@@ -53,7 +63,7 @@ def _wording(program: Program) -> str:
 
 
 def _run_for_shapes(program: Program, batch_size: int) -> dict[str, Shape]:
-    """Call by call without fx's interpreter, whose bookkeeping takes longer than the calls."""
+    """Runs the calls in a loop: the bookkeeping of fx's interpreter takes longer than they do."""
     inputs = iter(program.inputs)
     values: dict[Node, Any] = {}
     with torch.no_grad():
@@ -79,34 +89,34 @@ def _call(target: Target, args: Any, kwargs: Any) -> Any:
     if _keeps_layout(target, args):
         return args[0]
     key = (target, call_layout(args), call_layout(kwargs))
-    if key not in _CALLS:
-        _CALLS[key] = target(*args, **kwargs)  # type: ignore[operator]
-        if len(_CALLS) > _MOST_CALLS:
-            _CALLS.popitem(last=False)
-    return _CALLS[key]
+    if key not in _CALL_CACHE:
+        _CALL_CACHE[key] = target(*args, **kwargs)  # type: ignore[operator]
+        if len(_CALL_CACHE) > _MAX_CACHED_CALLS:
+            _CALL_CACHE.popitem(last=False)
+    return _CALL_CACHE[key]
 
 
 def _keeps_layout(target: Target, args: Any) -> bool:
-    """Whether a call surely runs and gives what lies in memory as its first argument. Torch, asked
-    for that, takes ten to twenty times as long as for a convolution.
+    """Whether the result certainly has the shape and strides of the first argument. On the meta
+    device such a call takes torch ten to twenty times as long as a convolution.
     """
     x = args[0] if args else None
     if not (isinstance(x, Tensor) and x.is_floating_point() and x.is_contiguous()):
         return False
     name = target._schema.name.removeprefix("aten::") if isinstance(target, OpOverload) else ""
     if name == "batch_norm":
-        shapes = {tuple(of_channels.shape) for of_channels in args[1:5] if of_channels is not None}
+        shapes = {tuple(value.shape) for value in args[1:5] if value is not None}
         return x.dim() > 1 and shapes <= {x.shape[1:2]}
     return name in ACTIVATIONS
 
 
-_CALLS: OrderedDict[Any, Any] = OrderedDict()
-_MOST_CALLS = 20_000
-"""Blocks repeat, and a program is run at several batch sizes: most calls have been answered."""
+_CALL_CACHE: OrderedDict[Any, Any] = OrderedDict()
+_MAX_CACHED_CALLS = 20_000
+"""Blocks repeat and a program runs at several batch sizes, so most calls are in the cache."""
 
 
 def call_layout(value: Any) -> Any:
-    """All that a call on the meta device can see of its arguments, to look its answer up by."""
+    """Everything about the arguments that the result on the meta device depends on, as a key."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
@@ -118,7 +128,7 @@ def call_layout(value: Any) -> Any:
 
 @functools.cache
 def makes_tensors(target: Target) -> bool:
-    """Whether the call makes a tensor from numbers alone, hence on a device of its own choice."""
+    """Whether the call makes a tensor without taking one, so that its device is an argument."""
     if not isinstance(target, OpOverload):
         return False
     arguments = target._schema.arguments

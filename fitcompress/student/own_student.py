@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from fitcompress.errors import CaptureError, PlanError, TeacherError
 from fitcompress.events import Emit
-from fitcompress.graph.program import Program, output_nodes
-from fitcompress.graph.shapes import propagate_shapes
+from fitcompress.graph.program import Program
+from fitcompress.graph.shapes import output_shapes
 from fitcompress.interface import Interface
 from fitcompress.models.open import open_teacher
 from fitcompress.models.teacher import Teacher
@@ -27,7 +27,8 @@ def open_student(
         cause = error.message.removeprefix(f"opening teacher '{name}': ")
         raise type(error)(f"opening student '{name}': {cause}", advice=error.advice) from error
     interface = replace(opened.interface, class_names=teacher.interface.class_names)
-    outputs = [_output_shapes(program) for program in (teacher.program, opened.program)]
+    programs = (teacher.program, opened.program)
+    outputs = [[shape[1:] for shape in output_shapes(program)] for program in programs]
     if outputs[0] != outputs[1]:
         raise PlanError(
             f"student '{name}' has outputs of shape {outputs[1]}, the teacher {outputs[0]}",
@@ -71,8 +72,3 @@ def _opened_where_it_runs(
             first_error = first_error or error
     assert first_error is not None, name
     raise first_error
-
-
-def _output_shapes(program: Program) -> list[tuple[int, ...]]:
-    shapes = propagate_shapes(program, 2)
-    return [tuple(shapes[node.name][1:]) for node in output_nodes(program.graph)]

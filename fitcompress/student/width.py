@@ -22,8 +22,8 @@ from fitcompress.graph.analysis.costs import COUNTED_BATCH
 from fitcompress.graph.axes.algebra import Atom, Axis, Factor
 from fitcompress.graph.axes.builder import Binding
 from fitcompress.graph.axes.trace import STRUCTURAL, AxisTrace, free_weight_atoms
-from fitcompress.graph.program import Program, clone, output_nodes, prune
-from fitcompress.graph.shapes import propagate_shapes
+from fitcompress.graph.program import Program, clone, prune
+from fitcompress.graph.shapes import output_shapes
 
 __all__ = [
     "KEPT",
@@ -264,20 +264,15 @@ def verify_program(program: Program, reference: Program) -> None:
         PlanError: it does not.
     """
     try:
-        found = _output_shapes(program)
+        found = output_shapes(program, COUNTED_BATCH)
     except (RuntimeError, ValueError, TypeError) as error:
         cause = first_line(error)
         raise PlanError(f"the planned student does not run: {cause}") from error
-    expected = _output_shapes(reference)
+    expected = output_shapes(reference, COUNTED_BATCH)
     if found != expected:
         raise PlanError(
             f"the planned student gives outputs of shape {found}, the teacher {expected}"
         )
-
-
-def _output_shapes(program: Program) -> list[Any]:
-    shapes = propagate_shapes(program, COUNTED_BATCH)
-    return [shapes[node.name] for node in output_nodes(program.graph)]
 
 
 @dataclass(frozen=True)
