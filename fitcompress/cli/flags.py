@@ -33,7 +33,6 @@ class Flag:
     help: str
     constant: bool | None = None
     """For a flag without a value: what it sets."""
-    choices: tuple[str, ...] = ()
     parse: Callable[[str], str] = str
     """Turns what people write into what the recipe reads."""
 
@@ -153,7 +152,6 @@ STUDENT = Group(
             "--init",
             "student.init",
             "Weights the student starts from: random, or inherited from the teacher.",
-            choices=("random", "inherit"),
         ),
         Flag(
             "--student",
@@ -234,7 +232,6 @@ TRAINING = Group(
             "--log",
             "run.log",
             "Tracker to log losses and scores to as they come.",
-            choices=("none", "tensorboard", "wandb", "trackio"),
         ),
     ),
 )
@@ -259,32 +256,27 @@ MACHINE = Group(
             "--precision",
             "run.precision",
             "auto is bf16 on CUDA and on processors with AMX, else fp32.",
-            choices=("auto", "fp32", "bf16", "fp16"),
         ),
         Flag(
             "--teacher-precision",
             "run.teacher_precision",
             "Of the teacher as it teaches; auto is the fastest that says the same, measured.",
-            choices=("auto", "fp32", "bf16", "fp16"),
         ),
         Flag(
             "--teacher-layout",
             "run.teacher_layout",
             "How its maps lie in memory meanwhile; auto is the faster one, measured.",
-            choices=("auto", "contiguous", "channels-last"),
         ),
         Flag(
             "--layout",
             "run.layout",
             "The same of what is trained; auto is channels-last, except on MPS.",
-            choices=("auto", "contiguous", "channels-last"),
         ),
         Flag(
             "--compile",
             "run.compile",
             "Compile the networks (torch.compile); auto does when training takes over ten minutes"
             " and the student's steps are measured to be faster for it.",
-            choices=("auto", "on", "off"),
         ),
     ),
 )

@@ -290,9 +290,9 @@ def _flag_type(flag: Flag) -> Any:
     """What Typer reads: numbers as numbers, layers as a list, all else as text."""
     if flag.constant is not None:
         return bool
-    if flag.choices:
-        return Literal[flag.choices] | None
     hint = setting_type(Recipe(), flag.settings.split()[0])
+    if typing.get_origin(hint) is Literal:
+        return hint | None
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if tuple[str, ...] in kinds:
         return list[str] | None

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 from torch import nn
 
@@ -15,7 +14,7 @@ from fitcompress.events import Emit, Notice
 from fitcompress.formatting import first_line
 from fitcompress.graph.program import Program, output_nodes
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.interface import InputSpec, Interface, OutputKind, TensorSpec, read_tensor_spec
+from fitcompress.interface import InputSpec, Interface, TensorSpec, read_tensor_spec
 from fitcompress.models.teacher import Named, T, tensor_specs
 from fitcompress.models.weight_files import load_weights, read_weights
 from fitcompress.recipe.schema import TeacherRecipe
@@ -167,7 +166,7 @@ def described(
 def with_kind(request: OpenRequest, interface: Interface) -> Interface:
     """The interface with what the user says that the outputs mean."""
     kind = request.recipe.output_kind
-    return interface if kind == "auto" else replace(interface, output_kind=cast(OutputKind, kind))
+    return interface if kind == "auto" else replace(interface, output_kind=kind)
 
 
 def assumed_spec(request: OpenRequest, size: Size) -> InputSpec:

@@ -1,4 +1,4 @@
-"""What a run is asked to do: settings by dotted name, their sections, presets and TOML.
+"""The configuration of a run: settings by dotted name, their sections, presets and TOML files.
 
-Torch-free. Imports only the modules directly under `fitcompress`.
+Imports only the modules directly under `fitcompress`; no torch.
 """

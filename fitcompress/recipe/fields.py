@@ -1,11 +1,12 @@
-"""Settings by dotted name: any tree of frozen dataclasses, changed by name and written as TOML.
+"""Settings by dotted name: read, change and write any tree of frozen dataclasses.
 
-Types come from the annotations: `str`, `int`, `float`, `bool`, tuples of those, and each of them
-`| None`. Layer: errors only; no torch, and nothing about what the settings mean.
+Types come from the annotations: `str`, `int`, `float`, `bool`, a `Literal` of texts, tuples of
+those, and each of them `| None`. Knows nothing of what the settings mean; imports errors only.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import tomllib
@@ -13,13 +14,14 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fitcompress.errors import RecipeError, near_misses
 
 __all__ = [
     "check",
     "check_at_least",
+    "check_choices",
     "check_one_of",
     "check_positive",
     "differing_settings",
@@ -33,13 +35,13 @@ __all__ = [
 Config = TypeVar("Config")
 
 _NONE = "none"
-"""How `None` is written in TOML, which has no word for it, and on a command line."""
+"""Text for `None` on a command line and in TOML, which has no null."""
 
-_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_EXPECTED = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
 def flat_settings(config: Any) -> dict[str, Any]:
-    """Every setting of the tree by its dotted name, in the order of declaration."""
+    """All settings of the tree by dotted name, in the order of declaration."""
     return dict(_walk(config, ""))
 
 
@@ -53,27 +55,29 @@ def _walk(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def differing_settings(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two trees of one type differ: name -> (value here, value there)."""
-    here, there = flat_settings(config), flat_settings(other)
-    return {name: (here[name], there[name]) for name in here if here[name] != there[name]}
+    """Settings that differ between two trees of one type: name -> (value, other value)."""
+    values, others = flat_settings(config), flat_settings(other)
+    return {name: (values[name], others[name]) for name in values if values[name] != others[name]}
 
 
 def setting_type(config: Any, name: str) -> Any:
-    """The annotation of the setting `name`, for instance `float | None`."""
+    """The annotation of the setting `name`, such as `float | None`."""
     *sections, last = name.split(".")
     for section in sections:
         config = getattr(config, section)
-    return typing.get_type_hints(type(config))[last]
+    return _type_hints(config.__class__)[last]
+
+
+_type_hints = functools.cache(typing.get_type_hints)  # evaluating annotations takes a millisecond
 
 
 def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy of `config` with the named settings changed; text is read as the setting's type.
+    """A copy of `config` with the named settings changed; text is converted to the setting's type.
 
-    All values go in together, so checks that compare settings see the final ones.
+    All values are set at once, so that checks across settings see the final values.
 
     Raises:
-        RecipeError: an unknown name (with near misses), a value of the wrong type, or one that a
-            check refuses.
+        RecipeError: unknown name (near misses are listed), wrong type, or a failed check.
     """
     known = flat_settings(config)
     for name in values:
@@ -89,47 +93,66 @@ def _rebuilt(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
         if is_dataclass(current):
             changed[item.name] = _rebuilt(current, values, name + ".")
         elif name in values:
-            hint = typing.get_type_hints(type(config))[item.name]
+            hint = _type_hints(config.__class__)[item.name]
             changed[item.name] = _converted(values[name], hint, name)
     return replace(config, **changed)
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> RecipeError:
-    same_leaf = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     inside = [other for other in known if other.startswith(name + ".")]
     if inside:
         return RecipeError(
-            f"'{name}' is a section, not a setting", advice=f"it holds {', '.join(inside)}"
+            f"'{name}' is a section, not a setting",
+            code="setting-is-section",
+            advice=f"Use one of its settings: {', '.join(inside)}.",
+            setting=name,
+            settings=inside,
         )
-    advice = (
-        f"did you mean {' or '.join(map(repr, same_leaf))}?"
+    same_leaf = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    return RecipeError(
+        f"unknown setting '{name}'",
+        code="setting-unknown",
+        advice=f"Did you mean {' or '.join(map(repr, same_leaf))}?"
         if same_leaf
-        else near_misses(name, known)
+        else near_misses(name, known),
+        setting=name,
     )
-    return RecipeError(f"there is no setting '{name}'", advice=advice)
 
 
 def _converted(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the annotation `hint` wants it."""
+    """`value` as the type that the annotation `hint` names."""
     if isinstance(hint, types.UnionType):
         if value is None or value == _NONE:
             return None
         hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
     if typing.get_origin(hint) is tuple:
         return _converted_tuple(value, typing.get_args(hint), name)
+    if typing.get_origin(hint) is Literal:
+        check_one_of(typing.get_args(hint), name, value)
+        return value
     try:
         return _scalar(value, hint)
     except (TypeError, ValueError, KeyError):
-        raise RecipeError(f"'{name}' must be {_EXPECTED[hint]}, got {value!r}") from None
+        raise _wrong_type(name, _EXPECTED[hint], value) from None
+
+
+def _wrong_type(name: str, expected: str, got: object) -> RecipeError:
+    return RecipeError(
+        f"{name} must be {expected}, got {got!r}",
+        code="setting-type-wrong",
+        setting=name,
+        expected=expected,
+        got=got,
+    )
 
 
 def _converted_tuple(value: Any, kinds: tuple[Any, ...], name: str) -> tuple[Any, ...]:
-    """`value` (a sequence, or text with commas) as a tuple of `kinds` (may end in an ellipsis)."""
+    """`value` (a sequence, or comma-separated text) as a tuple; `kinds` may end in an ellipsis."""
     items = (value.split(",") if value else []) if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
-        raise RecipeError(f"'{name}' must be a list, got {value!r}")
+        raise _wrong_type(name, "a list", value)
     if kinds[-1] is not Ellipsis and len(items) != len(kinds):
-        raise RecipeError(f"'{name}' must have {len(kinds)} values, got {value!r}")
+        raise _wrong_type(name, f"{len(kinds)} values", value)
     return tuple(_converted(item, kinds[0], name) for item in items)
 
 
@@ -146,9 +169,9 @@ def _scalar(value: Any, kind: type) -> Any:
 
 
 def settings_to_toml(config: Any) -> str:
-    """The whole tree as TOML, every setting written out; `None` is the text "none".
+    """The tree as TOML with every setting; `None` is written as "none".
 
-    `settings_from_toml` and `with_settings` give the same tree back.
+    `settings_from_toml` and `with_settings` restore the same tree.
     """
     return "\n".join(_toml_lines(config, "")).lstrip("\n") + "\n"
 
@@ -170,9 +193,7 @@ def _toml_value(value: Any) -> str:
         return f'"{_NONE}"'
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(
-        value, str
-    ):  # a JSON string is a TOML string but for DEL, which TOML wants escaped
+    if isinstance(value, str):  # JSON strings are TOML strings, except that TOML escapes DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml_value, value))}]"
@@ -180,10 +201,10 @@ def _toml_value(value: Any) -> str:
 
 
 def settings_from_toml(text: str) -> dict[str, Any]:
-    """The settings in a TOML text by dotted name.
+    """The settings in a TOML text by dotted name, unchecked.
 
     Raises:
-        tomllib.TOMLDecodeError: not TOML.
+        tomllib.TOMLDecodeError: the text is not TOML.
 
     >>> settings_from_toml("preset = 'modern'\\n[stage1.optim]\\nlr = 0.1")
     {'preset': 'modern', 'stage1.optim.lr': 0.1}
@@ -200,8 +221,15 @@ def _flattened(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
 
 
 def check(holds: bool, name: str, bound: str, value: object) -> None:
+    """Raises a RecipeError unless the value of the setting `name` is within its bound."""
     if not holds:
-        raise RecipeError(f"{name} must be {bound}, got {value!r}")
+        raise RecipeError(
+            f"{name} must be {bound}, got {value!r}",
+            code="setting-out-of-bounds",
+            setting=name,
+            expected=bound,
+            got=value,
+        )
 
 
 def check_at_least(least: float, name: str, value: float | None) -> None:
@@ -212,9 +240,25 @@ def check_positive(name: str, value: float | None) -> None:
     check(value is None or 0 < value < math.inf, name, "above 0", value)
 
 
-def check_one_of(choices: tuple[str, ...], name: str, value: str) -> None:
+def check_one_of(choices: tuple[str, ...], name: str, value: object) -> None:
+    """Raises a RecipeError with near misses unless `value` is one of `choices`."""
     if value not in choices:
         raise RecipeError(
             f"{name} must be one of {', '.join(choices)}, got {value!r}",
+            code="setting-choice-unknown",
             advice=near_misses(str(value), choices),
+            setting=name,
+            expected=list(choices),
+            got=value,
         )
+
+
+def check_choices(section: str, config: Any) -> None:
+    """Checks every setting of a section whose annotation is a `Literal`.
+
+    Raises:
+        RecipeError: the value is none of the annotation's.
+    """
+    for name, hint in _type_hints(config.__class__).items():
+        if typing.get_origin(hint) is Literal:
+            check_one_of(typing.get_args(hint), f"{section}.{name}", getattr(config, name))

@@ -1,4 +1,4 @@
-"""What each preset changes in the defaults of a recipe. Layer: standard library only."""
+"""Presets: named sets of changes to the default recipe. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -46,4 +46,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stage2.lambda_kd": 0.9,
     },
 }
-"""What each preset changes in the defaults, by dotted name."""
+"""Changed settings of each preset, by dotted name."""

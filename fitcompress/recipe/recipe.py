@@ -1,8 +1,8 @@
-"""The resolved configuration of a run: frozen dataclasses, presets, TOML in and out.
+"""The configuration of a run: presets, recipe files and single settings become one `Recipe`.
 
-A run is a function of its recipe. `None` means "decided from the teacher and the data when the
-run starts"; the decided value is what the run directory stores, so running the stored recipe again
-gives the same bits. Layer: errors and settings only; no torch.
+A run is a function of its recipe. `None` means "decided from the teacher and the data when the run
+starts"; the run directory stores the decided value, so running the stored recipe again reproduces
+the run bit by bit.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """All of a run."""
+    """All settings of a run, by section."""
 
     preset: str = "modern"
     teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
@@ -72,15 +72,18 @@ class Recipe:
         check_one_of(tuple(PRESETS), "preset", self.preset)
         if self.stage2.hint_weight and self.hints.target == "random-teacher":
             raise RecipeError(
-                "stage2.hint_weight needs hints of the teacher whose outputs are learnt, not of"
-                " hints.target = random-teacher"
+                "stage2.hint_weight must be 0 if hints.target is random-teacher: stage 2 runs the"
+                " trained teacher only",
+                code="hint-weight-random-teacher",
+                advice="Set stage2.hint_weight to 0, or choose another hints.target.",
+                hint_weight=self.stage2.hint_weight,
             )
 
     @property
     def asks_for_hints(self) -> bool:
-        """Whether there is a stage 1 where no number of epochs is given for it: where a hint is
-        named, or the student does not begin with the teacher's weights. No hints were seen to
-        better one that does (examples/reproductions, section 6).
+        """Whether stage 1 runs if its number of epochs is not set: if a hint is named, or if the
+        student does not inherit the teacher's weights. Hints did not improve students that do
+        (examples/reproductions, section 6).
         """
         return not self.student.begins_as_teacher or self.hints != HintRecipe()
 
@@ -92,10 +95,10 @@ class Recipe:
 
 
 def recipe_from_preset(name: str) -> Recipe:
-    """The recipe that a preset stands for: "modern" (the default), "fitnets" or "hinton".
+    """The recipe of a preset: "modern" (the default), "fitnets" or "hinton".
 
     Raises:
-        RecipeError: no preset of that name.
+        RecipeError: unknown preset.
 
     >>> recipe_from_preset("fitnets").stage2.tau
     3.0
@@ -104,21 +107,21 @@ def recipe_from_preset(name: str) -> Recipe:
 
 
 def load_recipe(path: Path | str, *, preset: str | None = None) -> Recipe:
-    """The recipe in a TOML file, over the preset that it names (or `preset`, if given).
+    """The recipe in a TOML file, on top of the preset that it names (or of `preset`, if given).
 
     Raises:
-        RecipeError: the file is missing, is not TOML, or holds a setting that cannot hold.
+        RecipeError: the file is missing, is not TOML, or holds an unknown or invalid setting.
     """
     values = recipe_settings(path)
     named = values.pop("preset", "modern")
     try:
         return with_settings(recipe_from_preset(preset or named), values)
     except RecipeError as error:
-        raise RecipeError(f"in the recipe '{path}': {error}", advice=error.advice) from error
+        raise error.reworded(f"in the recipe '{path}': {error}") from error
 
 
 def recipe_settings(path: Path | str) -> dict[str, Any]:
-    """What a recipe file names, by dotted name and unchecked.
+    """The settings in a recipe file by dotted name, unchecked.
 
     Raises:
         RecipeError: the file is missing or is not TOML.
@@ -126,19 +129,24 @@ def recipe_settings(path: Path | str) -> dict[str, Any]:
     try:
         return settings_from_toml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe '{path}': {error}") from error
+        raise RecipeError(
+            f"cannot read the recipe '{path}': {error}",
+            code="recipe-unreadable",
+            advice="Pass a recipe file in TOML, such as the recipe.toml of a run.",
+            path=str(path),
+        ) from error
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML, every setting written out; `load_recipe` gives it back exactly."""
+    """The recipe as TOML with every setting; `load_recipe` restores it exactly."""
     return settings_to_toml(recipe)
 
 
 def apply_sets(recipe: Recipe, sets: Sequence[str]) -> Recipe:
-    """The recipe with `section.key=value` texts applied, in order.
+    """The recipe with texts such as `section.key=value` applied, in order.
 
     Raises:
-        RecipeError: a text without "=", an unknown name, or a value that cannot hold.
+        RecipeError: a text without "=", an unknown setting, or an invalid value.
 
     >>> apply_sets(Recipe(), ["stage2.tau=3", "stage1.optim.lr=1e-4"]).stage1.optim.lr
     0.0001
@@ -147,9 +155,19 @@ def apply_sets(recipe: Recipe, sets: Sequence[str]) -> Recipe:
     for text in sets:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
-            raise RecipeError(f"cannot apply '{text}'", advice="write it as section.key=value")
+            raise RecipeError(
+                f"reading the setting '{text}': expected SECTION.KEY=VALUE",
+                code="set-without-value",
+                advice="Write it as SECTION.KEY=VALUE, for example stage2.tau=3.",
+                text=text,
+            )
         if name == "preset":
-            raise RecipeError("a preset is chosen before single settings", advice="use --preset")
+            raise RecipeError(
+                "the preset cannot be set like a single setting",
+                code="set-preset",
+                advice="Use --preset.",
+                preset=value,
+            )
         values[name] = value
     return with_settings(recipe, values)
 
@@ -161,7 +179,8 @@ def resolve_recipe(
     sets: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe asked for: a preset, below a recipe file, below `sets`, below `settings`.
+    """The recipe of all sources; precedence, lowest to highest: `preset`, `config` (a recipe file),
+    `sets`, `settings`.
 
     Raises:
         RecipeError: as `load_recipe` and `apply_sets`.
@@ -173,18 +192,23 @@ def resolve_recipe(
 _FREE_ON_RESUME = ("run.out", "run.device", "run.threads", "run.log", "data.num_workers")
 
 
-def continued_recipe(stored: Recipe, asked: Recipe, path: Path) -> Recipe:
-    """The stored recipe of a run that goes on in `path`; where it is and on which hardware, as it
-    is asked for now. A run is a function of its recipe: all else may only be repeated. What is None
-    or "auto" asks for nothing.
+def continued_recipe(stored: Recipe, requested: Recipe, path: Path) -> Recipe:
+    """The recipe of a resumed run in `path`: the stored one, with directory and hardware as
+    requested now. All other settings may only be repeated; None and "auto" request nothing.
 
     Raises:
-        RecipeError: a setting is asked for that is another one in the stored recipe.
+        RecipeError: a requested setting differs from the stored one.
     """
-    for name, (now, then) in differing_settings(asked, stored).items():
-        if name not in _FREE_ON_RESUME and now not in (None, "auto"):
+    for name, (new, old) in differing_settings(requested, stored).items():
+        if name not in _FREE_ON_RESUME and new not in (None, "auto"):
             raise RecipeError(
-                f"cannot go on with '{path}' with {name} = {now!r}: it was started with {then!r}",
-                advice="leave that setting out, or choose another --out",
+                f"cannot resume '{path}' with {name} = {new!r}: it was started with {old!r}",
+                code="resume-contradiction",
+                advice="Leave that setting out, or choose another --out.",
+                path=str(path),
+                setting=name,
+                expected=old,
+                got=new,
             )
-    return with_settings(stored, {name: flat_settings(asked)[name] for name in _FREE_ON_RESUME})
+    free = flat_settings(requested)
+    return with_settings(stored, {name: free[name] for name in _FREE_ON_RESUME})

@@ -1,5 +1,7 @@
-"""The sections of a recipe, as frozen dataclasses: what each setting means, its default, what it
-may be. Layer: errors, settings, spec and targets; no torch.
+"""The sections of a recipe as frozen dataclasses: the meaning, default and bounds of each setting.
+
+A setting with a fixed set of values is annotated with a `Literal`; checks, flags and mypy all read
+that annotation. Imports errors, interface, fields and targets; no torch.
 """
 
 from __future__ import annotations
@@ -7,52 +9,82 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fitcompress.errors import RecipeError
-from fitcompress.interface import read_tensor_spec
-from fitcompress.recipe.fields import check, check_at_least, check_one_of, check_positive
+from fitcompress.interface import OutputKind, read_tensor_spec
+from fitcompress.recipe.fields import check, check_at_least, check_choices, check_positive
 from fitcompress.recipe.targets import TARGETS, Target, parse_target
 
 __all__ = [
+    "PADDING",
+    "Augmentation",
+    "Compile",
     "DataRecipe",
     "HintRecipe",
+    "HintTarget",
+    "Init",
+    "Layout",
     "OptimRecipe",
+    "Precision",
     "RunRecipe",
+    "Schedule",
     "Stage1Recipe",
     "Stage2Recipe",
     "StudentRecipe",
     "TeacherRecipe",
+    "Timing",
+    "Tracker",
 ]
+
+Init = Literal["random", "inherit"]
+Augmentation = Literal["none", "flip", "shift", "crop", "strong", "auto"]
+HintTarget = Literal["teacher", "random-teacher", "random-vectors", "shuffled", "labels"]
+Schedule = Literal["cosine", "steps", "constant"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Layout = Literal["auto", "contiguous", "channels-last"]
+Compile = Literal["auto", "on", "off"]
+Timing = Literal["all", "torch", "none"]
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
+
+PADDING = 1 / 8
+"""Of the side: 4 pixels for 32 (He et al., "Deep residual learning", section 4.2)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherRecipe:
-    """Where the teacher comes from and how its inputs look."""
+    """The teacher: where it is loaded from, its inputs and outputs, and how it is fine-tuned."""
 
     source: str = ""
-    """timm name, file, or `package.module:factory`."""
+    """timm model name, file, model folder, or `package.module:factory`."""
     weights: str | None = None
-    """File of weights (safetensors or state dict) for a timm name or a factory."""
+    """Weights for a timm name or a factory: a safetensors file or a state dict."""
     pretrained: bool = True
+    """Whether a timm model is loaded with its pretrained weights."""
     num_classes: int | None = None
+    """Number of classes, if the teacher's own configuration lacks it."""
     input_size: tuple[int, int, int] | None = None
     """Channels, height, width."""
     inputs: tuple[str, ...] = ()
-    """Of a teacher that takes no images, each input without the batch: "1x16000", "128:int64"."""
-    output_kind: str = "auto"
-    """What its outputs mean: "classes", "labels", "values" (an embedding, say), or "auto": a row of
-    scores is classes, all else values."""
+    """Inputs of a teacher that takes no images, without the batch axis: "1x16000", "128:int64"."""
+    output_kind: Literal["auto", OutputKind] = "auto"
+    """Meaning of the outputs: "classes", "labels" (independent yes/no), "values" (such as an
+    embedding), or "auto": a row of scores is classes, any other output is values."""
     mean: tuple[float, ...] | None = None
+    """Mean per channel that the teacher's normalization subtracts, for pixels in 0..1."""
     std: tuple[float, ...] | None = None
+    """Standard deviation per channel that the teacher's normalization divides by."""
     class_map: str | None = None
-    """File with one class name a line, in the order of the teacher's outputs."""
+    """File of class names, one per line, in the order of the teacher's outputs."""
     adapt: bool = True
-    """Fine-tune a copy on the data when the teacher's classes are not the data's."""
+    """Fine-tune a copy of the teacher if its classes differ from the data's."""
     epochs: int | None = None
-    """Epochs of that adaptation."""
+    """Epochs of fine-tuning; None: decided from the number of images."""
     lr: float | None = None
+    """Learning rate of fine-tuning; None: decided from the weights."""
 
     def __post_init__(self) -> None:
+        check_choices("teacher", self)
         check_at_least(1, "teacher.num_classes", self.num_classes)
         check_at_least(0, "teacher.epochs", self.epochs)
         check_positive("teacher.lr", self.lr)
@@ -62,110 +94,119 @@ class TeacherRecipe:
             read_tensor_spec(text)
         if self.inputs and (self.input_size or self.mean or self.std):
             raise RecipeError(
-                "teacher.inputs is for a teacher that takes no images, which has no"
-                " teacher.input_size, teacher.mean or teacher.std"
+                "teacher.inputs is for a teacher that takes no images, so it excludes"
+                " teacher.input_size, teacher.mean and teacher.std",
+                code="tensor-and-image-inputs",
+                advice="Remove teacher.inputs, or the three settings for images.",
             )
-        check_one_of(
-            ("auto", "classes", "labels", "values"), "teacher.output_kind", self.output_kind
-        )
         for deviation in self.std or ():
             check_positive("teacher.std", deviation)
         if self.mean and self.std and len(self.mean) != len(self.std):
             raise RecipeError(
-                "teacher.mean and teacher.std must have a value per channel each, "
-                f"got {len(self.mean)} and {len(self.std)}"
+                "teacher.mean and teacher.std must both have one value per channel, "
+                f"got {len(self.mean)} and {len(self.std)}",
+                code="mean-std-mismatch",
+                mean=list(self.mean),
+                std=list(self.std),
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentRecipe:
-    """What the student is."""
+    """The student: its depth and width, or the targets that decide them, and its first weights."""
 
     depth_mult: float | None = None
-    """None: 2, or less where a target needs it."""
+    """Depth multiplier: blocks of the student / blocks of the teacher. None: 2, or less if a target
+    requires it."""
     width_mult: float | None = None
-    """None: 0.3, or what the targets allow."""
+    """Width multiplier for channels, heads and groups. None: 0.3, or the largest that the targets
+    allow."""
     target_params: str | None = None
-    """At most so many parameters: "10%" of the teacher's, or "2M"."""
+    """Maximum parameters: "10%" of the teacher's, or "2M"."""
     target_flops: str | None = None
-    """At most so many floating-point operations for one sample."""
+    """Maximum FLOPs per sample: "10%" of the teacher's, or "300M"."""
     target_macs: str | None = None
-    """At most so many multiply-adds for one sample, half as many."""
+    """Maximum multiply-adds per sample (FLOPs / 2): "10%" of the teacher's, or "150M"."""
     target_size: str | None = None
-    """At most so many bytes of float32 weights."""
+    """Maximum size of the weights in float32: "10%" of the teacher's, or "2MB"."""
     target_latency: str | None = None
-    """At most so long for one sample on this machine: "50%", "5ms"."""
-    init: str = "inherit"
-    """"random" (the FitNets way), or "inherit": the teacher's weights, the strongest of each axis,
-    which is much the better start where training is short."""
+    """Maximum latency of one sample on this machine: "50%" of the teacher's, or "5ms"."""
+    init: Init = "inherit"
+    """Initial weights: "random" (as in FitNets), or "inherit" (from the teacher, the strongest
+    channels of each axis), which is much better if training is short."""
     source: str | None = None
-    """A student of the user's own: timm name or file; then the multipliers are not used."""
+    """Custom student: a timm name or a file. It replaces the multipliers and targets."""
 
     def __post_init__(self) -> None:
+        check_choices("student", self)
         depth, width = self.depths[0], self.width
         check(1 <= depth < math.inf, "student.depth_mult", "at least 1", depth)
         check(0 < width <= 1, "student.width_mult", "above 0 and at most 1", width)
         if self.targets and self.width_mult is not None:
             raise RecipeError(
-                "a student has a width or targets, not both",
-                advice="leave out --width-mult, or every --target-...",
+                "student.width_mult and a student.target_* exclude each other",
+                code="width-and-target",
+                advice="Remove --width-mult, or every --target-* flag.",
+                width_mult=self.width_mult,
+                targets=list(self.targets),
             )
-        check_one_of(("random", "inherit"), "student.init", self.init)
 
     @property
     def begins_as_teacher(self) -> bool:
-        """Whether its first weights are the teacher's."""
+        """Whether the student's initial weights come from the teacher."""
         return self.init == "inherit" and self.source is None
 
     @property
     def width(self) -> float:
-        """Of all axes, where there is no target."""
+        """Width multiplier of a student without targets."""
         return 0.3 if self.width_mult is None else self.width_mult
 
     @property
     def depths(self) -> tuple[float, ...]:
-        """The depth, or those that targets may choose from, the preferred one first."""
+        """Depth multipliers that targets may choose from, the preferred one first."""
         return (2.0, 1.5, 1.0) if self.depth_mult is None else (self.depth_mult,)
 
     @property
     def targets(self) -> dict[str, Target]:
-        """By kind, those that were given."""
+        """The targets that are set, by kind."""
         given = {kind: getattr(self, f"target_{kind}") for kind in TARGETS}
         return {kind: parse_target(kind, text) for kind, text in given.items() if text}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataRecipe:
-    """The images."""
+    """The images: source, batches and augmentation."""
 
     source: str = "builtin"
+    """Image folder, timm data set string ("hfds/...", "torch/..."), or "builtin"."""
     batch_size: int = 64
-    """Images that one process takes at once."""
+    """Batch size per process."""
     accumulate: int = 1
-    """Batches whose gradients are averaged into one step, in each process: a step sees `batch_size`
-    x `accumulate` x processes images, and its learning rate is for so many."""
+    """Batches whose gradients are averaged into one step, per process. The effective batch size,
+    which the learning rate refers to, is `batch_size` x `accumulate` x processes."""
     num_workers: int = 0
-    augment: str = "auto"
-    """"none", "flip", "shift", "crop" (a shift, that is a padded random crop, and flip), "strong"
-    (random resized crop and flip), or "auto" by image size."""
-    padding: float = 0.125
-    """How far "shift" and "crop" move an image, as a share of its sides."""
+    """Worker processes that decode images; 0 decodes in the main process."""
+    augment: Augmentation = "auto"
+    """"none", "flip", "shift" (a random crop of the padded image), "crop" (shift and flip),
+    "strong" (random resized crop, flip and color jitter), or "auto": "crop" for small images,
+    "strong" for others."""
+    padding: float = PADDING
+    """Maximum shift of "shift" and "crop", as a fraction of the image's sides."""
     mixup: float = 0.0
-    """Alpha of the Beta distribution; 0 is off."""
+    """Mixup's alpha, the parameter of its Beta distribution; 0 turns it off."""
     views: int | None = None
-    """Augmented views of each image, which come in turns; None is a new one in each epoch. The
-    teacher's answers to views that come again are kept."""
+    """Augmented views per image, repeated in turns, so that teacher outputs can be cached; None:
+    new views in every epoch."""
     limit: int | None = None
-    """At most so many training images (a seeded, stratified sample)."""
+    """Maximum number of training images (a seeded, stratified sample)."""
     max_unreadable: int = 10
+    """Unreadable images that are skipped before the run fails."""
 
     def __post_init__(self) -> None:
+        check_choices("data", self)
         check_at_least(1, "data.batch_size", self.batch_size)
         check_at_least(1, "data.accumulate", self.accumulate)
         check_at_least(0, "data.num_workers", self.num_workers)
-        check_one_of(
-            ("none", "flip", "shift", "crop", "strong", "auto"), "data.augment", self.augment
-        )
         check(0 <= self.padding < 0.5, "data.padding", "at least 0 and below 0.5", self.padding)
         check_at_least(0, "data.mixup", self.mixup)
         check_at_least(1, "data.views", self.views)
@@ -175,54 +216,64 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HintRecipe:
-    """Which layers are paired."""
+    """The hints: which teacher and student layers are paired, and what the student matches."""
 
     hint: tuple[str, ...] = ()
+    """Teacher layers to match; empty: chosen automatically."""
     guided: tuple[str, ...] = ()
+    """Student layers guided by the hints; empty: chosen automatically."""
     num_pairs: int = 1
+    """Number of pairs to choose, if no layers are named."""
     standardise: bool = True
-    """Standardise the hint per channel by frozen statistics (else the paper's raw maps)."""
+    """Standardize hints per channel by fixed statistics; false: raw maps, as in the paper."""
     regressor_when_equal: bool = True
-    """A 1x1 regressor even where the guided map already has the hint's shape."""
-    target: str = "teacher"
-    """What is learnt: "teacher", its hint; or a control: "random-teacher" (one of random weights,
-    its moments matched), "random-vectors" (one drawn for each image, with the hint's mean and
-    covariance), "shuffled" (the hint for another image) or "labels"."""
+    """Use a 1x1 regressor even if the guided map already has the hint's shape."""
+    target: HintTarget = "teacher"
+    """What the guided layer learns: "teacher" (the teacher's hint), or a control: "random-teacher"
+    (the hint of a teacher with random weights, scaled to the same moments), "random-vectors" (one
+    per image, with the hint's mean and covariance), "shuffled" (the hint of another image) or
+    "labels"."""
 
     def __post_init__(self) -> None:
+        check_choices("hints", self)
         check_at_least(1, "hints.num_pairs", self.num_pairs)
-        known = ("teacher", "random-teacher", "random-vectors", "shuffled", "labels")
-        check_one_of(known, "hints.target", self.target)
         if self.hint and self.guided and len(self.hint) != len(self.guided):
             raise RecipeError(
-                "hints.hint and hints.guided are pairs and must be as many, "
+                "hints.hint and hints.guided must name the same number of layers, "
                 f"got {len(self.hint)} and {len(self.guided)}",
-                advice="name as many guided layers as hints, or leave one side to be chosen",
+                code="hint-pairs-mismatch",
+                advice="Name one guided layer per hint, or only one of the two.",
+                hint=list(self.hint),
+                guided=list(self.guided),
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimRecipe:
-    """Optimizer and schedule, by timm's names."""
+    """Optimizer and learning rate schedule of a stage."""
 
     optimizer: str = "adamw"
+    """Name of a timm optimizer."""
     lr: float | None = 2e-3
+    """Peak learning rate."""
     weight_decay: float = 0.05
-    schedule: str = "cosine"
-    """"cosine", "steps" (a tenth after 5/8, 3/4 and 7/8 of the stage) or "constant"."""
+    schedule: Schedule = "cosine"
+    """"cosine", "steps" (divided by 10 after 5/8, 3/4 and 7/8 of the stage) or "constant"."""
     warmup_epochs: float = 0.5
+    """Epochs of linear warmup."""
     grad_clip: float | None = 1.0
+    """Maximum norm of the gradient; None: no clipping."""
     patience: int | None = None
-    """Epochs without a better score on held-out images (top-1, or the loss) after which a stage
-    ends, with the weights of its best epoch; None trains to the end, with the last weights."""
+    """Early stopping: epochs without a better held-out score (top-1, or the loss) after which the
+    stage ends with the weights of its best epoch. None: no early stopping."""
     ema: float = 0.0
-    """Decay of the moving average of the weights, which is then what the stage ends with (0.999 or
-    so); 0 takes the last weights."""
+    """Decay of the exponential moving average of the weights (such as 0.999), which becomes the
+    stage's result; 0: no averaging."""
 
     def __post_init__(self) -> None:
+        check_choices("optim", self)
         check_positive("optim.lr", self.lr)
         check_at_least(0, "optim.weight_decay", self.weight_decay)
-        check_one_of(("cosine", "steps", "constant"), "optim.schedule", self.schedule)
         check_at_least(0, "optim.warmup_epochs", self.warmup_epochs)
         check_positive("optim.grad_clip", self.grad_clip)
         check_at_least(1, "optim.patience", self.patience)
@@ -231,15 +282,14 @@ class OptimRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage1Recipe:
-    """Hint training (FitNets Eq. 3)."""
+    """Stage 1: hint training (FitNets Eq. 3)."""
 
     epochs: int | None = None
-    """None: 0 where the student inherits its weights and no hint is named, else a share of those of
-    stage 2."""
+    """None: 0 if the student inherits its weights and no hint is named, otherwise a fraction of
+    stage 2's."""
     optim: OptimRecipe = field(default_factory=lambda: OptimRecipe(lr=None))
-    """A rate of None: that of stage 2 where the student does not begin with the teacher's weights,
-    else 3e-4: inherited weights fit each other, and what hints move too far in the lower half no
-    longer fits the upper."""
+    """An `lr` of None: 3e-4 if the student inherits its weights, otherwise stage 2's. Inherited
+    layers fit each other; moving the lower half too far breaks the upper half."""
 
     def __post_init__(self) -> None:
         check_at_least(0, "stage1.epochs", self.epochs)
@@ -247,27 +297,31 @@ class Stage1Recipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage2Recipe:
-    """Knowledge distillation (FitNets Eq. 2, Hinton section 2)."""
+    """Stage 2: knowledge distillation (FitNets Eq. 2, Hinton section 2)."""
 
     epochs: int | None = None
+    """None: decided from the number of images."""
     optim: OptimRecipe = field(default_factory=OptimRecipe)
     tau: float = 4.0
+    """Temperature of the softmax."""
     student_tau: float | None = None
-    """Temperature on the student's side; None means tau (the paper). 1 is what the public FitNets
-    code really does."""
+    """Temperature of the student's softmax. None: tau, as in the paper; the public FitNets code
+    uses 1."""
     tau_squared: bool = True
-    """Multiply the soft term by tau^2 (Hinton section 2); FitNets Eq. 2 does not."""
+    """Multiply the distillation loss by tau^2 (Hinton section 2); FitNets Eq. 2 does not."""
     label_weight: float = 0.1
+    """Weight of the cross-entropy with the labels."""
     lambda_kd: float = 0.9
-    """Weight of the soft term at the first step."""
+    """Weight of the distillation loss at the first step."""
     lambda_kd_end: float | None = None
-    """Weight at the last step, linear in between; None keeps it."""
+    """Weight of the distillation loss at the last step, linear in between; None: constant."""
     standardise_logits: bool = False
-    """Z-score the logits of both sides per sample before the soft term (logit standardisation,
-    CVPR 2024)."""
+    """Standardize teacher and student logits per sample before the distillation loss (logit
+    standardization, CVPR 2024)."""
     label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
     hint_weight: float = 0.0
-    """Of the hint loss, if it is learnt here too, from the first step to the last."""
+    """Weight of the hint loss during all of stage 2; 0: hints are learned in stage 1 only."""
 
     def __post_init__(self) -> None:
         check_at_least(0, "stage2.epochs", self.epochs)
@@ -287,67 +341,64 @@ class Stage2Recipe:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether anything of the teacher is learnt."""
+        """Whether stage 2 uses the teacher at all."""
         return bool(self.lambda_kd or self.lambda_kd_end or self.hint_weight)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecipe:
-    """How and where."""
+    """The run: directory, hardware, speed and what is measured."""
 
     out: str | None = None
+    """Run directory."""
     seed: int = 0
+    """Seed of all randomness."""
     device: str = "auto"
-    precision: str = "auto"
-    """"fp32", "bf16", "fp16" or "auto" (bf16 on CUDA and on processors with AMX, else fp32)."""
-    teacher_precision: str = "auto"
-    """Of the teacher while it teaches: "fp32", "bf16", "fp16" or "auto" (the fastest that is
-    measured to say the same)."""
-    teacher_layout: str = "auto"
-    """How the teacher's maps lie in memory as it teaches: "contiguous", "channels-last" or "auto":
-    the faster one, as measured."""
-    layout: str = "auto"
-    """The same of what is trained; "auto" is channels-last, except on MPS."""
-    compile: str = "auto"
-    """Whether networks are compiled: "on", "off" or "auto" (when training takes over ten minutes
-    and the student's steps are measured to be faster for it)."""
+    """"auto", "cpu", "cuda", "cuda:N" or "mps"."""
+    precision: Precision = "auto"
+    """Training precision: "fp32", "bf16", "fp16" or "auto" (bf16 on CUDA and on CPUs with AMX,
+    otherwise fp32)."""
+    teacher_precision: Precision = "auto"
+    """Precision of the frozen teacher: "fp32", "bf16", "fp16" or "auto" (the fastest whose outputs
+    are close enough, measured)."""
+    teacher_layout: Layout = "auto"
+    """Memory format of the frozen teacher: "contiguous", "channels-last" or "auto" (the faster one,
+    measured)."""
+    layout: Layout = "auto"
+    """Memory format of the student: "contiguous", "channels-last" or "auto" (channels-last, except
+    on MPS)."""
+    compile: Compile = "auto"
+    """Compile the networks with torch.compile: "on", "off" or "auto" (if training takes over ten
+    minutes and compiling is measured to speed up the student's steps)."""
     auto_batch: bool = False
-    """Where memory runs out, halve the batch and accumulate twice as many."""
+    """If memory runs out, halve the batch size and accumulate twice as many batches."""
     shard: bool = False
-    """Of several processes each keeps only a part of the networks as they train (FSDP2)."""
+    """Shard the networks across processes while they train (FSDP2)."""
     threads: int | None = None
-    """Of the processor, for each process; None is the cores that the machine grants, divided among
-    the processes on it, or OMP_NUM_THREADS."""
+    """CPU threads per process. None: OMP_NUM_THREADS, or the available cores divided among the
+    processes of this machine."""
     cache_teacher: str = "auto"
-    """Where the teacher's answers are kept: "auto" (with the run, until it is finished), "off", or
-    a directory."""
+    """Where teacher outputs are cached: "auto" (in the run directory, until the run is finished),
+    "off", or a directory."""
     cache_gb: float = 4.0
-    """At most so many gigabytes of them for each stage and split."""
-    log: str = "none"
-    """Where losses and scores are logged as they come: "tensorboard", "wandb", "trackio" or "none".
-    """
+    """Maximum size of the cached teacher outputs per stage and split, in gigabytes."""
+    log: Tracker = "none"
+    """Experiment tracker that losses and scores are logged to."""
     baseline: bool = False
-    """Also train the same student without a teacher for the same budget."""
-    timing: str = "all"
-    """Which latencies and memory are measured at the end: "all" (in PyTorch and, of temporary
-    exports, in onnxruntime), "torch" or "none"; takes some seconds."""
+    """Also train the same student without a teacher, for the same number of steps."""
+    timing: Timing = "all"
+    """Latency and memory measured at the end of the run: "all" (PyTorch and ONNX Runtime), "torch"
+    or "none"."""
 
     def __post_init__(self) -> None:
+        check_choices("run", self)
         check_at_least(0, "run.seed", self.seed)
         check_at_least(0, "run.cache_gb", self.cache_gb)
         check_at_least(1, "run.threads", self.threads)
-        for name in ("precision", "teacher_precision"):
-            check_one_of(("auto", "fp32", "bf16", "fp16"), f"run.{name}", getattr(self, name))
-        for name in ("layout", "teacher_layout"):
-            known = ("auto", "contiguous", "channels-last")
-            check_one_of(known, f"run.{name}", getattr(self, name))
-        check_one_of(("auto", "on", "off"), "run.compile", self.compile)
-        check_one_of(("all", "torch", "none"), "run.timing", self.timing)
-        check_one_of(("none", "tensorboard", "wandb", "trackio"), "run.log", self.log)
         check(
             not self.shard or self.cache_teacher in ("auto", "off"),
             "run.cache_teacher",
-            "auto or off with run.shard, since only a whole teacher's answers are kept",
+            "auto or off with run.shard, which cannot cache teacher outputs",
             self.cache_teacher,
         )
         check(

@@ -1,6 +1,4 @@
-"""How large a student may be, as people write it: "10%", "2M", "300M", "5 ms". Layer: standard
-library.
-"""
+"""Targets: limits on the student's cost, parsed from texts such as "10%", "2M" or "5ms"."""
 
 from __future__ import annotations
 
@@ -32,29 +30,30 @@ TARGETS: Mapping[str, Mapping[str, float]] = {
     "size": _BYTES,
     "latency": _SECONDS,
 }
-"""What may be limited, and its units."""
+"""The kinds of cost that can be limited, each with its units."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A limit of one kind of cost."""
+    """A limit on one kind of cost."""
 
     amount: float
-    """A number, bytes or seconds; or, where `is_share`, a share of the teacher's."""
+    """A count, bytes or seconds; a fraction of the teacher's cost if `is_share`."""
     is_share: bool = False
 
     def limit(self, of_teacher: float) -> float:
-        """The most that it allows, for a teacher that costs so much."""
+        """The limit in absolute terms, for a teacher of cost `of_teacher`."""
         return self.amount * of_teacher if self.is_share else self.amount
 
 
 def parse_target(kind: str, text: str) -> Target:
-    """The target that a text means: a share of the teacher's ("10%"), or a number with a unit.
+    """The target in a text: a share of the teacher's cost ("10%"), or a number with a unit.
 
-    kind: a key of `TARGETS`.
+    Args:
+        kind: a key of `TARGETS`.
 
     Raises:
-        RecipeError: it means neither, or nothing above 0.
+        RecipeError: the text is neither, or is not above 0.
 
     >>> parse_target("params", "10%"), parse_target("latency", "5ms")
     (Target(amount=0.1, is_share=True), Target(amount=0.005, is_share=False))
@@ -71,6 +70,9 @@ def parse_target(kind: str, text: str) -> Target:
             return Target(number * units[unit])
     examples = {"latency": "5ms", "size": "2MB"}.get(kind, "2M")
     raise RecipeError(
-        f"student.target_{kind} cannot be read: {text!r}",
-        advice=f"write a share of the teacher's (10%) or an amount ({examples})",
+        f"student.target_{kind} must be a percentage or an amount above 0, got {text!r}",
+        code="target-unreadable",
+        advice=f"Write a percentage of the teacher's (10%) or an amount ({examples}).",
+        setting=f"student.target_{kind}",
+        got=text,
     )

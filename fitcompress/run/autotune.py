@@ -24,6 +24,7 @@ from fitcompress.events import Notice
 from fitcompress.models.model import Model, make_model
 from fitcompress.models.teacher import Teacher
 from fitcompress.recipe.recipe import Recipe
+from fitcompress.recipe.schema import Layout, Precision
 from fitcompress.run.session import Session, plain_batches
 from fitcompress.training.compile import compiler_said
 from fitcompress.training.device import (
@@ -53,8 +54,8 @@ _CHOSEN = ("teacher_precision", "teacher_layout", "compile")
 
 @dataclass(frozen=True)
 class _Form:
-    precision: str
-    layout: str
+    precision: Precision
+    layout: Layout
 
     def __str__(self) -> str:
         return f"{self.layout} {self.precision}"
@@ -97,15 +98,16 @@ def as_chosen(recipe: Recipe, stored: Recipe) -> Recipe:
     return replace(recipe, run=replace(run, **open_ones))
 
 
-def _precisions(session: Session) -> list[str]:
+def _precisions(session: Session) -> list[Precision]:
     asked, device = session.recipe.run.teacher_precision, session.device
     if asked != "auto":
         return [asked]
-    lower = "bf16" if has_bf16(device) else "fp16" if device == "cuda" else ""
-    return ["fp32", lower] if lower else ["fp32"]
+    if has_bf16(device):
+        return ["fp32", "bf16"]
+    return ["fp32", "fp16"] if device == "cuda" else ["fp32"]
 
 
-def _layouts(session: Session) -> list[str]:
+def _layouts(session: Session) -> list[Layout]:
     asked = session.recipe.run.teacher_layout
     return ["contiguous", "channels-last"] if asked == "auto" else [asked]
 

@@ -10,6 +10,7 @@ import inspect
 import json
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from fitcompress.cli.commands import app
 from fitcompress.cli.flags import Group
 from fitcompress.errors import DataError, RunError
 from fitcompress.events import Notice, StageFinished, StageStarted
-from fitcompress.recipe.fields import flat_settings, with_settings
+from fitcompress.recipe.fields import flat_settings, setting_type, with_settings
 from fitcompress.recipe.recipe import (
     Recipe,
     load_recipe,
@@ -180,13 +181,22 @@ def test_every_flag_names_settings_of_the_recipe(flag):
 
 
 @pytest.mark.parametrize(
-    "flag",
-    [flag for group in GROUPS for flag in group.flags if flag.choices],
-    ids=lambda flag: flag.name,
+    ("flag", "setting"),
+    [
+        ("--init", "student.init"),
+        ("--log", "run.log"),
+        ("--precision", "run.precision"),
+        ("--teacher-precision", "run.teacher_precision"),
+        ("--layout", "run.layout"),
+        ("--teacher-layout", "run.teacher_layout"),
+        ("--compile", "run.compile"),
+    ],
 )
-def test_every_choice_of_a_flag_is_one_the_recipe_takes(flag):
-    for choice in flag.choices:
-        assert with_settings(Recipe(), {flag.settings: choice})
+def test_a_flag_takes_the_choices_of_its_setting_and_no_others(pipeline, flag, setting):
+    for choice in typing.get_args(setting_type(Recipe(), setting)):
+        assert run("distill", "--teacher", "resnet18", flag, choice).exit_code == 0
+        assert flat_settings(recipe_of(pipeline))[setting] == choice
+    assert run("distill", "--teacher", "resnet18", flag, "other").exit_code == 2
 
 
 @pytest.mark.parametrize(
