@@ -1,4 +1,4 @@
-"""Every command in the README and the examples runs, or at least the command line takes it."""
+"""Commands in the README, the guides and the examples run, or at least parse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ import fitcompress
 from fitcompress.cli.commands import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
+EXAMPLES = ROOT / "examples"
+PAGES = [
+    ROOT / "README.md",
+    *sorted(EXAMPLES.glob("*/README.md")),
+    *sorted(EXAMPLES.glob("guides/*.md")),
+]
+MOST_LINES = 200
 TABLE = re.compile(r"^\| `(\w+)[ `]", re.MULTILINE)
 
 
@@ -56,15 +62,31 @@ def words_of(command: str) -> list[str]:
 def test_a_command_is_taken_as_it_stands(pipeline, words):
     Path("runs/x").mkdir(parents=True)
     if "--config" in words:
-        config = Path(words[words.index("--config") + 1])
-        config.parent.mkdir(parents=True)
-        config.write_text('[teacher]\nsource = "resnet50"\n')
+        write_recipe(Path(words[words.index("--config") + 1]))
+    if "--resume" in words:
+        out = Path(words[words.index("--out") + 1])
+        write_recipe(out / "recipe.toml")
+        write_recipe(out / "teacher/recipe.toml")
 
     result = CliRunner().invoke(app, words)
 
     assert result.exit_code == 0, result.output
-    function = {"train": "train_teacher", "eval": "evaluate", "report": "load_report"}
-    assert pipeline.calls[-1][0] == function.get(words[0], words[0])
+    assert pipeline.calls[-1][0] == function_of(words)
+
+
+def write_recipe(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('[teacher]\nsource = "resnet50"\n')
+
+
+def function_of(words: list[str]) -> str:
+    """The public function that a command calls."""
+    if words[0] == "report":
+        runs = [word for word in words[1:] if word.startswith("runs/")]
+        return "load_comparison" if len(runs) > 1 else "load_report"
+    if words[0] == "plan" and "--pareto" in words:
+        return "plan_frontier"
+    return {"train": "train_teacher", "eval": "evaluate"}.get(words[0], words[0])
 
 
 @pytest.mark.parametrize(
@@ -120,25 +142,29 @@ def test_the_check_script_runs_the_line_of_the_readme():
     assert script.stat().st_mode & stat.S_IXUSR
 
 
-def test_the_python_blocks_run_one_after_another(pipeline, monkeypatch):
-    monkeypatch.setattr(fitcompress, "distill", pipeline.distill)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem
+)
+def test_the_python_blocks_of_a_page_run_one_after_another(pipeline, monkeypatch, page):
     monkeypatch.setattr(fitcompress, "load", lambda path: ("loaded", path))
     names: dict[str, object] = {
         "my_module": nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     }
 
-    for block in blocks(ROOT / "README.md", "python"):
-        exec(compile(block, "README.md", "exec"), names)
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
 
     recipe = names["recipe"]
     assert (recipe.teacher.source, recipe.student.width_mult) == ("resnet18", 0.5)
     assert names["student"] == ("loaded", recipe.run.out)
-    assert pipeline.calls[-1][2]["teacher"].num_classes == 10
+    assert pipeline.calls[-1][0] == "distill"
+    if "teacher" in names:
+        assert pipeline.calls[-1][2]["teacher"].num_classes == 10
 
 
 def test_the_table_of_commands_is_complete():
     text = (ROOT / "README.md").read_text("utf-8")
-    [section] = re.findall(r"## Commands\n(.*?)`export` and", text, re.DOTALL)
+    [section] = re.findall(r"^## Commands\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
 
     assert sorted(TABLE.findall(section)) == sorted(app_commands())
 
@@ -147,14 +173,27 @@ def app_commands() -> list[str]:
     return [command.name or command.callback.__name__ for command in app.registered_commands]
 
 
-def test_links_to_files_of_the_repository_lead_somewhere():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_of_the_repository_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8"))
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_links_to_every_guide_and_example():
     text = (ROOT / "README.md").read_text("utf-8")
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
 
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [page for page in PAGES if f"]({page.relative_to(ROOT)})" not in text] == PAGES[:1]
 
 
-def test_the_transcript_stands_between_its_marks():
-    text = (ROOT / "README.md").read_text("utf-8")
+def test_the_readme_is_a_landing_page():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= MOST_LINES
 
-    assert text.index("<!-- transcript:begin -->") < text.index("<!-- transcript:end -->")
+
+def test_the_demo_s_transcript_is_in_the_guide_to_reports():
+    [begin, end] = [f"<!-- transcript:{mark} -->" for mark in ("begin", "end")]
+    text = (EXAMPLES / "guides/reading-a-report.md").read_text("utf-8")
+
+    transcript = text[text.index(begin) : text.index(end)]
+    assert "$ fitcompress demo\n" in transcript
+    assert "Top-1 " in transcript
