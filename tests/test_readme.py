@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from torch import nn
 from typer.testing import CliRunner
 
 import fitcompress
+from fitcompress.ablation.arms import COMMON
 from fitcompress.cli.commands import app
+from fitcompress.recipe.recipe import recipe_to_toml
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -66,7 +70,7 @@ def test_a_command_is_taken_as_it_stands(pipeline, words):
     if "--resume" in words:
         out = Path(words[words.index("--out") + 1])
         write_recipe(out / "recipe.toml")
-        write_recipe(out / "teacher/recipe.toml")
+        write_recipe(out / "teacher/recipe.toml", COMMON)  # an ablation's
 
     result = CliRunner().invoke(app, words)
 
@@ -74,9 +78,10 @@ def test_a_command_is_taken_as_it_stands(pipeline, words):
     assert pipeline.calls[-1][0] == function_of(words)
 
 
-def write_recipe(path: Path) -> None:
+def write_recipe(path: Path, settings: Mapping[str, object] = MappingProxyType({})) -> None:
+    recipe = fitcompress.resolve_recipe(settings={"teacher.source": "resnet50", **settings})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('[teacher]\nsource = "resnet50"\n')
+    path.write_text(recipe_to_toml(recipe), "utf-8")
 
 
 def function_of(words: list[str]) -> str:
