@@ -66,7 +66,7 @@ __all__ = [
     "train_teacher",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Ablation": "report.ablation_facts",
