@@ -1,18 +1,18 @@
-"""The exceptions for what a user can cause. Lowest layer: standard library only.
+"""Exceptions for errors that the user can fix.
 
-    FitcompressError       anything below; the command line prints one line and exits with 3
-    |-- RecipeError        a setting, a multiplier or a budget that cannot hold
-    |-- TeacherError       a teacher that cannot be opened, or does not fit its weights or the data
-    |-- CaptureError       a network that cannot be turned into a graph, or not faithfully
-    |   `-- ObstacleError  one that cannot whatever it is given: it calls what no graph can hold
-    |-- PlanError          no student can be planned as asked
-    |-- LayerError         a layer name that is unknown or ambiguous
-    |-- DataError          images, folders or data sets that cannot be used
-    |-- TrainingError      training that diverged or could not go on
-    |-- RunError           a run directory that is missing, unfinished or already taken
-    `-- ExportError        an export that failed or does not match the student
+    FitcompressError       base class; the command line prints it and exits with status 3
+    |-- RecipeError        invalid setting, multiplier or budget
+    |-- TeacherError       teacher that cannot be opened, or does not match its weights or the data
+    |-- CaptureError       network that cannot be captured as a graph
+    |   `-- ObstacleError  call in the network that no graph can hold, whatever the inputs
+    |-- PlanError          no student satisfies the request
+    |-- LayerError         unknown or ambiguous layer name
+    |-- DataError          unusable images, folders or data sets
+    |-- TrainingError      training that diverged or cannot continue
+    |-- RunError           run directory that is missing, unfinished or already in use
+    `-- ExportError        export that failed or does not match the student
 
-A fault of ours is an `assert`, never one of these.
+Bugs in fitcompress fail an `assert` instead.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ __all__ = [
 
 
 class FitcompressError(Exception):
-    """Something that the user can fix.
+    """An error that the user can fix.
 
     Attributes:
-        message: what was being done, on what, what was expected and what came; one line.
+        message: the operation, its object, the expected and the actual value, in one line.
         code: a stable slug such as "run-exists", for scripts and tests.
-        advice: what to do about it, as sentences; may be empty.
-        facts: the values in the message, by name.
+        advice: how to fix it, in sentences; may be empty.
+        facts: the values in the message by name, ready for JSON.
     """
 
     def __init__(self, message: str, *, code: str = "", advice: str = "", **facts: Any) -> None:
@@ -55,62 +55,60 @@ class FitcompressError(Exception):
         self.facts = facts
 
     def reworded(self, message: str, *, advice: str | None = None) -> Self:
-        """The same error (type, code and facts) in other words, for adding context to it."""
+        """The same error (type, code and facts) with another message, to add context."""
         advice = self.advice if advice is None else advice
         return type(self)(message, code=self.code, advice=advice, **self.facts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The error for scripts, ready for JSON: `code`, `message`, `advice` and the facts."""
+        """`code`, `message`, `advice` and the facts, ready for JSON."""
         return {"code": self.code, "message": self.message, "advice": self.advice, **self.facts}
 
 
 class RecipeError(FitcompressError):
-    """A setting, a multiplier or a budget that cannot hold."""
+    """Invalid setting, multiplier or budget."""
 
 
 class TeacherError(FitcompressError):
-    """A teacher that cannot be opened, or does not fit its weights or the data."""
+    """Teacher that cannot be opened, or does not match its weights or the data."""
 
 
 class CaptureError(FitcompressError):
-    """A network that cannot be turned into a graph, or not faithfully."""
+    """Network that cannot be captured as a graph."""
 
 
 class ObstacleError(CaptureError):
-    """A network that cannot be turned into a graph whatever it is given: one of its calls stands in
-    the way.
-    """
+    """Call in the network that no graph can hold, whatever the inputs."""
 
 
 class PlanError(FitcompressError):
-    """No student can be planned as asked."""
+    """No student satisfies the request."""
 
 
 class LayerError(FitcompressError):
-    """A layer name that is unknown or ambiguous."""
+    """Unknown or ambiguous layer name."""
 
 
 class DataError(FitcompressError):
-    """Images, folders or data sets that cannot be used."""
+    """Unusable images, folders or data sets."""
 
 
 class TrainingError(FitcompressError):
-    """Training that diverged or could not go on."""
+    """Training that diverged or cannot continue."""
 
 
 class RunError(FitcompressError):
-    """A run directory that is missing, unfinished or already taken."""
+    """Run directory that is missing, unfinished or already in use."""
 
 
 class ExportError(FitcompressError):
-    """An export that failed or does not match the student."""
+    """Export that failed or does not match the student."""
 
 
 def near_misses(name: str, known: Iterable[str]) -> str:
-    """Up to three names close to `name`, worded for the end of a message, or an empty string.
+    """Advice that suggests up to three known names close to `name`; empty if none is close.
 
     >>> near_misses("resnet5", ["resnet50", "vgg11"])
-    "did you mean 'resnet50'?"
+    "Did you mean 'resnet50'?"
     """
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+    return f"Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
