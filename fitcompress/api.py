@@ -41,11 +41,10 @@ from fitcompress.report.comparison import Comparison
 from fitcompress.report.run_report import Report
 from fitcompress.run.distill import distill
 from fitcompress.run.prepare import load_images
-from fitcompress.run.session import on_its_threads
 from fitcompress.rundir import RunDir
 from fitcompress.student.frontier import frontier
 from fitcompress.student.planner import plan_run
-from fitcompress.training.device import resolve_device
+from fitcompress.training.device import resolve_device, used_threads
 
 __all__ = [
     "demo",
@@ -97,14 +96,14 @@ def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
     ]
 
 
-@on_its_threads
 def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
     """The accuracy of any model (a folder, a teacher, an ONNX file) on the evaluation split."""
-    data = load_images(recipe, emit)
-    network, interface = _open_any(model, recipe, data, emit)
-    data = match_classes(data, interface.class_names)
-    device = resolve_device(recipe.run.device)
-    predictions = predict_split(network, interface, data.evaluation, device)
+    with used_threads(recipe.run.threads):
+        data = load_images(recipe, emit)
+        network, interface = _open_any(model, recipe, data, emit)
+        data = match_classes(data, interface.class_names)
+        device = resolve_device(recipe.run.device)
+        predictions = predict_split(network, interface, data.evaluation, device)
     has_scores = interface.kind_of(predictions.logits_NK.shape) != "values"
     return {
         "accuracy": accuracy(predictions) if has_scores else None,

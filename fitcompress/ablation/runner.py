@@ -28,16 +28,15 @@ from fitcompress.models.model import output_kinds
 from fitcompress.models.teacher import Teacher
 from fitcompress.ranks import num_processes
 from fitcompress.recipe.fields import differing_settings, flat_settings, with_settings
-from fitcompress.recipe.recipe import Recipe, continued_recipe, load_recipe
+from fitcompress.recipe.recipe import Recipe, continued_recipe, load_recipe, recipe_to_toml
 from fitcompress.report.ablation_facts import ABLATION, Ablation, cell_path
-from fitcompress.run.autotune import compiling
 from fitcompress.run.distill import distill
 from fitcompress.run.estimate import training_seconds
-from fitcompress.run.prepare import Prepared, prepare_teacher
-from fitcompress.run.session import on_its_threads
+from fitcompress.run.prepare import Prepared, prepare_run
+from fitcompress.run.resolve import resolve_compile
 from fitcompress.rundir import RunDir
 from fitcompress.student.planner import plan_run
-from fitcompress.training.device import resolve_device
+from fitcompress.training.device import resolve_device, used_threads
 
 __all__ = ["ablate"]
 
@@ -47,7 +46,6 @@ _NOTHING: dict[str, Any] = {"arms": [], "cells": [], "is_extended": False, "shar
 _NUM_SEEDS = 5
 
 
-@on_its_threads
 def ablate(
     recipe: Recipe,
     *,
@@ -78,6 +76,20 @@ def ablate(
             "ablating: several processes were launched",
             advice="launch one, which trains on every GPU that it sees",
         )
+    with used_threads(recipe.run.threads):
+        return _ablate(recipe, arms, seeds, teacher, resume=resume, force=force, emit=emit)
+
+
+def _ablate(
+    recipe: Recipe,
+    arms: Sequence[Arm] | None,
+    seeds: Sequence[int] | None,
+    teacher: Teacher | None,
+    *,
+    resume: bool,
+    force: bool,
+    emit: Emit,
+) -> Ablation:
     root = Path(recipe.run.out or "runs/ablation")
     known = _NOTHING | ((RunDir(root).read_json(ABLATION) if resume else None) or {})
     # what cannot be is refused before anything is removed or trained
@@ -85,10 +97,12 @@ def ablate(
     if not resume:
         _make_room(root, force=force)
     run = RunDir.create(root / _TEACHER, resume=True)
-    prepared = prepare_teacher(_asked(recipe, run, emit), run, teacher, emit, resume=True)
+    prepared = prepare_run(_asked(recipe, run, emit), run, teacher, emit, resume=True)
+    # every arm runs the teacher in the form measured here, also in a resumed ablation
+    run.write_text("recipe.toml", recipe_to_toml(prepared.recipe))
     _require_accuracy(prepared)
     shared = _shared(prepared, known, emit)
-    base = _base(prepared, shared, root)
+    base = _base(prepared, shared, root, run)
     cells = _cells(root, base, known, named, seeds)
     facts = _facts(prepared.teacher, shared, cells, known)
     write_json(root / ABLATION, facts)
@@ -158,7 +172,7 @@ def _require_accuracy(prepared: Prepared) -> None:
             " not classes",
             advice="`fitcompress distill` works for it",
         )
-    if not prepared.session.data.labelled:
+    if not prepared.data.labelled:
         raise DataError(
             "ablating: arms are compared by their accuracy, and not all images have a label"
         )
@@ -175,7 +189,7 @@ def _shared(prepared: Prepared, known: dict[str, Any], emit: Emit) -> dict[str, 
     """
     same = {
         "teacher": prepared.teacher.fingerprint,
-        "images": images_digest(prepared.session.data.evaluation),
+        "images": images_digest(prepared.data.evaluation),
     }
     if not known["shared"]:
         return {**same, **_decided(prepared, emit)}
@@ -190,37 +204,35 @@ def _shared(prepared: Prepared, known: dict[str, Any], emit: Emit) -> dict[str, 
 
 def _decided(prepared: Prepared, emit: Emit) -> dict[str, Any]:
     """`settings` and `seconds`, measured on this machine."""
-    base = prepared.session.recipe
+    base = prepared.recipe
     planned = plan_run(prepared.teacher, base, emit=emit)
     if "values" in output_kinds(planned.teacher):
         raise TeacherError(
             f"ablating '{prepared.teacher.name}': one of its outputs is no classes, and would be"
             " learnt from it in every arm"
         )
-    seconds = training_seconds(prepared.session, planned) or 0.0
-    compiled = compiling(prepared.session, planned.student, seconds)
-    settings: dict[str, Any] = {}
-    settings["run.compile"] = compiled.recipe.run.compile
+    seconds = training_seconds(base, prepared.data, planned) or 0.0
+    compiled = resolve_compile(base, prepared.data, planned.student, seconds, emit)
+    settings: dict[str, Any] = {"run.compile": compiled.run.compile}
     if base.data.views is None:  # of all epochs, which are the same in all arms of a seed
         settings["data.views"] = (base.stage1.epochs or 0) + (base.stage2.epochs or 0) or None
-    if base.student.target_latency:  # measured again, it would be another student
+    if base.student.target_latency and planned.plan:  # measured again, it would be another student
         settings |= {
             "student.target_latency": None,
             "student.target_flops": None,
-            "student.target_macs": f"{planned.summary['most_macs']:.0f}",
-            "student.depth_mult": planned.summary["depth_mult"],
+            "student.target_macs": f"{planned.plan.limits.macs:.0f}",
+            "student.depth_mult": planned.plan.depth_mult,
         }
     return {"settings": settings, "seconds": seconds}
 
 
-def _base(prepared: Prepared, shared: dict[str, Any], root: Path) -> Recipe:
+def _base(prepared: Prepared, shared: dict[str, Any], root: Path, run: RunDir) -> Recipe:
     """The recipe of all runs, which the arms change."""
-    base, settings = prepared.session.recipe, dict(shared["settings"])
+    base, settings = prepared.recipe, dict(shared["settings"])
     if base.run.cache_teacher == "auto":
         settings["run.cache_teacher"] = str(root / _ANSWERS)
-    if prepared.facts["adapted"]:
-        adapted = prepared.session.run.teacher_path
-        settings |= {"teacher.source": str(adapted), "teacher.weights": None}
+    if prepared.adaptation:
+        settings |= {"teacher.source": str(run.teacher_path), "teacher.weights": None}
     return with_settings(base, settings)
 
 

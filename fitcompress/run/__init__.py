@@ -1,4 +1,1 @@
-"""One run, step by step: prepare, plan, stage 1, stage 2, baseline, evaluation.
-
-Imports every package but `ablation` and `cli`.
-"""
+"""One run, step by step: from a recipe to a trained, measured student in a run directory."""

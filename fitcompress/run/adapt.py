@@ -1,4 +1,4 @@
-"""A copy of the teacher, fine-tuned where its classes are not the data's."""
+"""Fine-tunes a copy of the teacher whose classes are not those of the data."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from fitcompress.training.stage_result import StageResult
 
 __all__ = ["adapt_teacher", "require_adaptable"]
 
-_PRETRAINED_LR, _FRESH_LR = 3e-4, 1e-3
-"""Adapting a teacher: AdamW's usual rates for fine-tuning and for training from random weights."""
+_PRETRAINED_LR, _RANDOM_LR = 3e-4, 1e-3
+"""AdamW's usual rates for fine-tuning and for training from random weights."""
 
 
 def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Teacher, StageResult]:
-    """A copy of the teacher fine-tuned on the data, kept as the model folder `folder`."""
+    """A copy of the teacher, fine-tuned on the data and saved as the model folder `folder`."""
     interface = replace(teacher.interface, class_names=session.data.class_names or ())
     model = make_model(teacher.program, interface)
     spec = interface.images
     objective = SupervisedObjective(model.network, student_preprocess=Preprocess(spec))
-    usual = _FRESH_LR if teacher.weights_from == "random" else _PRETRAINED_LR
-    optim = OptimRecipe(lr=session.recipe.teacher.lr or usual)
+    default_lr = _RANDOM_LR if teacher.weights_from == "random" else _PRETRAINED_LR
+    optim = OptimRecipe(lr=session.recipe.teacher.lr or default_lr)
     epochs = session.recipe.teacher.epochs or 0
     session.emit(estimate_adaptation(session, model, epochs))
     cost = stage_cost(None, model)
@@ -48,20 +48,24 @@ def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Tea
 
 
 def require_adaptable(teacher: Teacher, data: DataBundle, recipe: Recipe) -> None:
-    """Refuse a teacher of other classes than the data's where it may not, or cannot, be adapted.
+    """Refuses a teacher with other classes than the data that cannot, or must not, be adapted.
 
     Raises:
-        TeacherError: it has other classes and stays as it is.
+        TeacherError: the teacher keeps its classes.
     """
     if recipe.teacher.adapt and teacher.can_resize_classes:
         return
-    why = (
+    reason = (
         "adapting is switched off"
         if teacher.can_resize_classes
-        else "this kind of teacher cannot be given another head"
+        else "the head of this kind of teacher cannot be replaced"
     )
     raise TeacherError(
-        f"teacher '{teacher.name}' has {teacher.num_classes} classes,"
-        f" the data has {data.num_classes}, and {why}",
-        advice="use data with the teacher's classes, or a timm model or a factory as teacher",
+        f"adapting teacher '{teacher.name}': it has {teacher.num_classes} classes and the data"
+        f" {data.num_classes}, and {reason}",
+        code="class-count-mismatch",
+        advice="Use data with the teacher's classes, or a timm model or a factory as the teacher.",
+        teacher=teacher.name,
+        expected=data.num_classes,
+        got=teacher.num_classes,
     )

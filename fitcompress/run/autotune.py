@@ -1,8 +1,5 @@
-"""How the networks run: for the teacher the fastest precision and layout in which it says the same,
-and whether it pays to compile what trains. Layer: pipeline.
-
-Measured once, when a run begins; what was chosen stands in the run's recipe from then on, so that a
-resumed run, or another from that recipe, computes the same bits.
+"""Measures how networks run fastest: the precision and memory layout of the teacher, and whether
+compiling pays for the student.
 """
 
 from __future__ import annotations
@@ -17,15 +14,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fitcompress.data.bundle import DataBundle
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.evaluation.benchmark import Runner, paired_latency, torch_runner
-from fitcompress.events import Notice
+from fitcompress.events import Emit, Notice
 from fitcompress.models.model import Model, make_model
 from fitcompress.models.teacher import Teacher
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.recipe.schema import Layout, Precision
-from fitcompress.run.session import Session, plain_batches
+from fitcompress.run.session import host_device, plain_batches
 from fitcompress.training.compile import compiler_said
 from fitcompress.training.device import (
     has_bf16,
@@ -37,23 +35,21 @@ from fitcompress.training.device import (
 )
 from fitcompress.training.distributed import ProcessGroup
 
-__all__ = ["as_chosen", "compiling", "tuned"]
+__all__ = ["TeacherForm", "choose_teacher_form", "is_compiling_worthwhile"]
 
 _TOLERANCE = 0.01
-"""How far the outputs may be from those in float32, as a share of their norm."""
-_WORTH = 1.1
-"""So many times as fast as the usual form another must be to be chosen: less is noise."""
-_NUM_IMAGES, _NUM_ROUNDS, _SECONDS = 16, 9, 3.0
-"""What is measured on, how often, and for about how long."""
-
-
-_LONG = 600.0
-"""Seconds of training from which some minutes of compiling come back."""
-_CHOSEN = ("teacher_precision", "teacher_layout", "compile")
+"""Largest difference of the outputs from those in float32, relative to their norm."""
+_MIN_SPEEDUP = 1.1
+"""Smaller speedups are noise."""
+_NUM_IMAGES, _NUM_ROUNDS, _BUDGET_S = 16, 9, 3.0
+_LONG_TRAINING_S = 600.0
+"""Compiling takes up to some minutes, which shorter training does not win back."""
 
 
 @dataclass(frozen=True)
-class _Form:
+class TeacherForm:
+    """How the frozen teacher runs."""
+
     precision: Precision
     layout: Layout
 
@@ -61,101 +57,98 @@ class _Form:
         return f"{self.layout} {self.precision}"
 
 
-def tuned(session: Session, teacher: Teacher) -> Session:
-    """The session with a precision and a layout for the teacher where its recipe leaves them open;
-    of several processes the first one's.
+def choose_teacher_form(
+    recipe: Recipe, data: DataBundle, teacher: Teacher, emit: Emit
+) -> TeacherForm:
+    """The fastest precision and layout, among those the recipe leaves open, whose outputs stay
+    within 1 % of those in float32. With several processes the first one decides.
     """
-    forms = [_Form(*form) for form in product(_precisions(session), _layouts(session))]
-    chosen = forms[0]
-    if len(forms) > 1 and not session.recipe.run.shard:
-        group = ProcessGroup(start_accelerator(session.device, "fp32"))
-        found = _fastest(session, teacher, forms) if group.is_first else None
-        chosen = group.all_gather(found)[0]
-    run = session.recipe.run
-    run = replace(run, teacher_precision=chosen.precision, teacher_layout=chosen.layout)
-    return replace(session, recipe=replace(session.recipe, run=run))
+    device = host_device(recipe)
+    forms = [TeacherForm(*form) for form in product(_precisions(recipe, device), _layouts(recipe))]
+    if len(forms) == 1 or recipe.run.shard:
+        return forms[0]
+    group = ProcessGroup(start_accelerator(device, "fp32"))
+    found = _fastest(recipe, data, teacher, forms, emit) if group.is_first else None
+    chosen: TeacherForm = group.all_gather(found)[0]
+    return chosen
 
 
-def compiling(session: Session, student: Model, seconds: float | None) -> Session:
-    """The session with a decision on compiling: on where training takes so long, if known, that
-    compiling comes back, and the student's steps are measured to be faster for it.
+def is_compiling_worthwhile(
+    recipe: Recipe, data: DataBundle, student: Model, seconds: float, emit: Emit
+) -> bool:
+    """Whether training takes `seconds` long enough, and the student's steps are measured to be
+    faster compiled. With several processes the first one decides.
     """
-    run = session.recipe.run
-    if run.compile == "auto" and seconds:
-        precision = resolve_precision(run.precision, session.device)
-        accelerator = start_accelerator(session.device, precision)
-        group = ProcessGroup(accelerator)
-        can_pay = group.is_first and session.device != "mps" and seconds > _LONG
-        pays = group.all_gather(can_pay and _is_faster_compiled(session, student, accelerator))[0]
-        run = replace(run, compile="on" if pays else "off")
-    return replace(session, recipe=replace(session.recipe, run=run))
+    device = host_device(recipe)
+    accelerator = start_accelerator(device, resolve_precision(recipe.run.precision, device))
+    group = ProcessGroup(accelerator)
+    can_pay = group.is_first and device != "mps" and seconds > _LONG_TRAINING_S
+    is_faster = can_pay and _is_faster_compiled(recipe, data, student, accelerator, emit)
+    return bool(group.all_gather(is_faster)[0])
 
 
-def as_chosen(recipe: Recipe, stored: Recipe) -> Recipe:
-    """The recipe of a run that goes on, with what was chosen when it began."""
-    run, before = recipe.run, stored.run
-    open_ones = {name: getattr(before, name) for name in _CHOSEN if getattr(run, name) == "auto"}
-    return replace(recipe, run=replace(run, **open_ones))
-
-
-def _precisions(session: Session) -> list[Precision]:
-    asked, device = session.recipe.run.teacher_precision, session.device
-    if asked != "auto":
-        return [asked]
+def _precisions(recipe: Recipe, device: str) -> list[Precision]:
+    requested = recipe.run.teacher_precision
+    if requested != "auto":
+        return [requested]
     if has_bf16(device):
         return ["fp32", "bf16"]
     return ["fp32", "fp16"] if device == "cuda" else ["fp32"]
 
 
-def _layouts(session: Session) -> list[Layout]:
-    asked = session.recipe.run.teacher_layout
-    return ["contiguous", "channels-last"] if asked == "auto" else [asked]
+def _layouts(recipe: Recipe) -> list[Layout]:
+    requested = recipe.run.teacher_layout
+    return ["contiguous", "channels-last"] if requested == "auto" else [requested]
 
 
-def _fastest(session: Session, teacher: Teacher, forms: Sequence[_Form]) -> _Form:
-    """The form to take; the first is the usual one."""
+def _fastest(
+    recipe: Recipe, data: DataBundle, teacher: Teacher, forms: Sequence[TeacherForm], emit: Emit
+) -> TeacherForm:
+    """The fastest of the forms whose outputs are close to those of the first."""
+    device = host_device(recipe)
     model, spec = make_model(teacher.program, teacher.interface), teacher.interface.images
-    images = next(iter(plain_batches(session, spec))).images[:_NUM_IMAGES]
+    images = plain_batches(recipe, data, spec)[0].images[:_NUM_IMAGES]
     networks = {
         form: freeze_teacher(model, precision=form.precision, layout=form.layout).network
         for form in forms
     }
     with torch.no_grad():
-        inputs = Preprocess(spec)(images).to(session.device)
-        outputs = {form: net.to(session.device)(inputs) for form, net in networks.items()}
-    usual, size = forms[0], str(len(images))
-    runners = {
-        str(form): torch_runner(network, spec.shape, session.device)
-        for form, network in networks.items()
-    }
-    times = paired_latency(
-        runners, (len(images),), num_warmup=1, num_runs=_NUM_ROUNDS, budget_s=_SECONDS
-    )
-    speedups = {form: times[str(form)][size]["speedup"] for form in forms}
-    differences = {form: _difference(outputs[form], outputs[usual]) for form in forms}
-    fit = [form for form in forms if differences[form] <= _TOLERANCE]
-    best = max(fit, key=speedups.__getitem__, default=usual)
-    chosen = best if speedups[best] >= _WORTH else usual
-    said = ", ".join(
-        f"{form} is {speedups[form]:.2f}x as fast and off by {differences[form]:.0e}"
+        inputs = Preprocess(spec)(images).to(device)
+        outputs = {form: net.to(device)(inputs) for form, net in networks.items()}
+    default, size = forms[0], len(images)
+    runners = {str(form): torch_runner(net, spec.shape, device) for form, net in networks.items()}
+    times = paired_latency(runners, (size,), num_warmup=1, num_runs=_NUM_ROUNDS, budget_s=_BUDGET_S)
+    speedups = {form: times[str(form)][str(size)]["speedup"] for form in forms}
+    differences = {form: _difference(outputs[form], outputs[default]) for form in forms}
+    close = [form for form in forms if differences[form] <= _TOLERANCE]
+    best = max(close, key=speedups.__getitem__, default=default)
+    chosen = best if speedups[best] >= _MIN_SPEEDUP else default
+    measured = ", ".join(
+        f"{form} is {speedups[form]:.2f}x as fast with a relative difference of"
+        f" {differences[form]:.0e}"
         for form in forms[1:]
     )
-    message = f"the teacher runs {chosen}: against {usual}, {said} ({_TOLERANCE:.0e} is allowed)"
-    session.emit(Notice(topic="training", message=message))
+    message = (
+        f"the teacher runs in {chosen}: compared with {default}, {measured} (at most"
+        f" {_TOLERANCE:.0e} is allowed)"
+    )
+    emit(Notice(topic="training", code="teacher-form-chosen", message=message))
     return chosen
 
 
-def _is_faster_compiled(session: Session, student: Model, accelerator: Accelerator) -> bool:
-    """Whether steps of copies of the student are, forward and backward, in batches as trained."""
-    recipe, device, spec = session.recipe, session.device, student.interface.images
-    size = min(recipe.data.batch_size, len(session.data.train))
+def _is_faster_compiled(
+    recipe: Recipe, data: DataBundle, student: Model, accelerator: Accelerator, emit: Emit
+) -> bool:
+    """Times training steps of two copies of the student, at the training batch size."""
+    device, spec = host_device(recipe), student.interface.images
+    size = min(recipe.data.batch_size, len(data.train))
     networks = [deepcopy(student.network).to(device).train() for _ in range(2)]
     if resolve_layout(recipe.run.layout, device) == "channels-last":
         for network in networks:
             to_channels_last(network)
     networks[1].compile(dynamic=False)
 
-    def stepping(network: nn.Module) -> Runner:
+    def training_step(network: nn.Module) -> Runner:
         def step(images_NCHW: Tensor) -> None:
             with torch.enable_grad(), accelerator.autocast():
                 loss = sum(output.float().mean() for output in tree_leaves(network(images_NCHW)))
@@ -163,25 +156,25 @@ def _is_faster_compiled(session: Session, student: Model, accelerator: Accelerat
 
         return replace(torch_runner(network, spec.shape, device), run=step)
 
-    runners = dict(zip(("plain", "compiled"), map(stepping, networks), strict=True))
+    runners = dict(zip(("plain", "compiled"), map(training_step, networks), strict=True))
     try:
         with preserved_random_state(device):
             times = paired_latency(
-                runners, (size,), num_warmup=1, num_runs=_NUM_ROUNDS, budget_s=_SECONDS
+                runners, (size,), num_warmup=1, num_runs=_NUM_ROUNDS, budget_s=_BUDGET_S
             )
-    except Exception as error:  # dynamo, its backend and its compilers raise what they like
-        said = f"not compiled: {compiler_said(error)}"
-        session.emit(Notice(topic="training", message=said))
+    except Exception as error:  # dynamo, its backends and compilers raise errors of any type
+        message = f"not compiled: {compiler_said(error)}"
+        emit(Notice(topic="training", code="compile-failed", message=message))
         return False
     speedup = times["compiled"][str(size)]["speedup"]
-    pays: bool = speedup >= _WORTH
-    said = "compiled" if pays else "as it is"
-    message = f"the student trains {said}: compiled, its steps are {speedup:.2f}x as fast"
-    session.emit(Notice(topic="training", message=message))
-    return pays
+    is_faster: bool = speedup >= _MIN_SPEEDUP
+    chosen = "compiled" if is_faster else "without compiling"
+    message = f"the student trains {chosen}: compiled, its steps are {speedup:.2f}x as fast"
+    emit(Notice(topic="training", code="compile-chosen", message=message))
+    return is_faster
 
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest over the outputs, as a share of their norms."""
+    """The largest relative difference (L2) of any output."""
     pairs = zip(found, expected, strict=True)
     return max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs)

@@ -1,7 +1,6 @@
 """One run, step by step.
 
-teacher source -> Teacher -> StudentPlan -> student Model -> HintPairs
-    -> stage 1 -> stage 2 -> student folder -> Report
+teacher -> student plan and hint pairs -> stage 1 -> stage 2 -> student folder -> report
 """
 
 from __future__ import annotations
@@ -9,31 +8,33 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from fitcompress.evaluation.accuracy import Predictions
 from fitcompress.evaluation.predict import predict_split
 from fitcompress.events import Emit, Notice, ignore
 from fitcompress.models.model import Model, save_model, with_state
 from fitcompress.models.teacher import Teacher
 from fitcompress.ranks import is_first_process
-from fitcompress.recipe.recipe import Recipe, recipe_to_toml
+from fitcompress.recipe.recipe import Recipe
 from fitcompress.report.run_report import Report
-from fitcompress.run.autotune import compiling
 from fitcompress.run.baseline import train_baseline
 from fitcompress.run.cache_policy import remove_cache
-from fitcompress.run.estimate import estimate_cost, training_seconds
+from fitcompress.run.estimate import estimate_training, training_seconds
 from fitcompress.run.event_log import record_events
-from fitcompress.run.hints import inherit_statistics
-from fitcompress.run.prepare import prepare_teacher
+from fitcompress.run.hints import reestimate_statistics
+from fitcompress.run.prepare import Prepared, prepare_run
+from fitcompress.run.resolve import resolve_compile
 from fitcompress.run.results import check_teacher, measure_results
-from fitcompress.run.session import on_its_threads
+from fitcompress.run.session import Session, host_device
 from fitcompress.run.stage1 import train_hints
 from fitcompress.run.stage2 import train_student
 from fitcompress.rundir import RunDir
 from fitcompress.student.planner import Planned, plan_run
+from fitcompress.training.device import used_threads
+from fitcompress.training.stage_result import StageResult
 
 __all__ = ["distill"]
 
 
-@on_its_threads
 def distill(
     recipe: Recipe,
     *,
@@ -42,59 +43,85 @@ def distill(
     force: bool = False,
     emit: Emit = ignore,
 ) -> Report:
-    """Builds, trains, checks and reports the student of the recipe, in the directory `run.out`.
+    """Plans, trains and evaluates the student of a recipe in the run directory `recipe.run.out`.
 
-    teacher: one that is open already (`teacher_from_module`), instead of `recipe.teacher.source`.
+    teacher: an opened teacher (`teacher_from_module`), instead of `recipe.teacher.source`.
+    resume: continue the run in that directory.
+    force: replace the run in that directory.
 
     Raises:
-        FitcompressError: see `errors`; what the run directory holds by then can be resumed.
-        Interrupted: stopped by a signal; `resume=True` goes on.
+        FitcompressError: see `errors`; a run that got as far as its recipe can be resumed.
+        Interrupted: stopped by a signal; `resume=True` continues.
     """
-    run = RunDir.create(Path(recipe.run.out or "runs/run"), force=force, resume=resume)
-    emit = record_events(run, recipe, emit)
-    if resume and run.is_finished():
-        emit(Notice(topic="run", message=f"the run '{run.path}' is finished already"))
+    with used_threads(recipe.run.threads):
+        run = RunDir.create(Path(recipe.run.out or "runs/run"), force=force, resume=resume)
+        emit = record_events(run, recipe, emit)
+        if resume and run.is_finished():
+            message = f"the run '{run.path}' is already finished"
+            emit(Notice(topic="run", code="run-finished", message=message))
+            return Report.load(run)
+        prepared = prepare_run(recipe, run, teacher, emit, resume=resume)
+        data, opened = prepared.data, prepared.teacher
+        planned = plan_run(opened, prepared.recipe, emit=emit, before=_stored_plan(run))
+        run.write_json("plan.json", planned.summary)
+        before = _check_teacher(prepared, planned.teacher)
+        session = _start_session(prepared, planned, run, emit, resume=resume)
+        models, stages = _train(session, planned)
+        if is_first_process():
+            facts = {
+                "teacher_weights": opened.weights_from,
+                "adapted": prepared.adaptation is not None,
+                "evaluation_split": data.evaluation_split,
+            }
+            stages = [*([prepared.adaptation] if prepared.adaptation else []), *stages]
+            run.write_json("results.json", measure_results(session, models, before, stages, facts))
+            remove_cache(run)
         return Report.load(run)
-    prepared = prepare_teacher(recipe, run, teacher, emit, resume=resume)
-    session, opened, stages = prepared.session, prepared.teacher, [*prepared.stages]
-    recipe = session.recipe
-    planned = plan_run(opened, recipe, emit=emit, before=_planned_before(run))
-    run.write_json("plan.json", planned.summary)
-    before = predict_split(
-        planned.teacher.network, planned.teacher.interface, session.data.evaluation, session.device
-    )
-    if opened.num_classes:
-        check_teacher(before, opened.name, session.data.evaluation_split)
-    seconds = training_seconds(session, planned)
+
+
+def _stored_plan(run: RunDir) -> tuple[float, float] | None:
+    """Depth multiplier and MACs limit of a resumed run's student, found by a latency search."""
+    plan = run.read_json("plan.json")
+    return (plan["depth_mult"], plan["most_macs"]) if plan and plan["most_macs"] else None
+
+
+def _check_teacher(prepared: Prepared, teacher: Model) -> Predictions:
+    """The teacher's predictions on the evaluation split, which must be better than chance."""
+    data = prepared.data
+    device = host_device(prepared.recipe)
+    predictions = predict_split(teacher.network, teacher.interface, data.evaluation, device)
+    if prepared.teacher.num_classes:
+        check_teacher(predictions, prepared.teacher.name, data.evaluation_split)
+    return predictions
+
+
+def _start_session(
+    prepared: Prepared, planned: Planned, run: RunDir, emit: Emit, *, resume: bool
+) -> Session:
+    """Announces the cost of training, and makes the last choice that depends on it: compiling."""
+    recipe, data = prepared.recipe, prepared.data
+    seconds = training_seconds(recipe, data, planned)
     if seconds is not None:
-        emit(estimate_cost(session, planned, seconds))
-    session = compiling(session, planned.student, seconds)
-    run.write_text("recipe.toml", recipe_to_toml(session.recipe))
-    if planned.inherits:
-        inherit_statistics(session, planned.student)
-    models = {"teacher": planned.teacher, "student": planned.student}
+        emit(estimate_training(recipe, planned.student, seconds))
+    recipe = resolve_compile(recipe, data, planned.student, seconds, emit)
+    return Session.start(recipe, data, run, emit, resume=resume)
+
+
+def _train(session: Session, planned: Planned) -> tuple[dict[str, Model], list[StageResult]]:
+    """The trained and saved networks by name, with the teacher, and the stages they took."""
+    recipe, run = session.recipe, session.run
+    models, stages = {"teacher": planned.teacher, "student": planned.student}, []
+    if planned.inherits_statistics:
+        reestimate_statistics(session, planned.student)
     if recipe.stage1.epochs:
-        stages.append(train_hints(session, planned, opened.fingerprint))
-    stages.append(train_student(session, planned, opened.fingerprint))
+        stages.append(train_hints(session, planned))
+    stages.append(train_student(session, planned))
     _save(run.student_path, planned.student, recipe, planned)
-    if recipe.run.baseline and session.data.labelled and opened.num_classes:
-        models["baseline"], result = train_baseline(session, planned, opened.fingerprint)
+    if recipe.run.baseline and session.data.labelled and planned.num_classes:
+        models["baseline"], result = train_baseline(session, planned)
         stages.append(result)
         _save(run.baseline_path, models["baseline"], recipe, planned)
-    if not is_first_process():
-        return Report.load(run)
-    results = measure_results(session, models, before, stages, prepared.facts)
-    run.write_json("results.json", results)
-    remove_cache(run)
-    return Report.load(run)
-
-
-def _planned_before(run: RunDir) -> tuple[float, float] | None:
-    """Depth-mult and most multiply-adds of the run's student before it was interrupted."""
-    if not (run.path / "plan.json").is_file():
-        return None
-    plan = run.read_json("plan.json")
-    return (plan["depth_mult"], plan["most_macs"]) if plan["most_macs"] else None
+    return models, stages
 
 
 def _save(folder: Path, model: Model, recipe: Recipe, planned: Planned) -> None:
@@ -102,11 +129,9 @@ def _save(folder: Path, model: Model, recipe: Recipe, planned: Planned) -> None:
 
     if not is_first_process():
         return
-    mults = {name: planned.summary[name] for name in ("depth_mult", "width_mult")}
-    origin = {
-        "teacher": recipe.teacher.source,
-        **{name: f"{mult:.4g}" for name, mult in mults.items() if mult is not None},
-        "fitcompress": __version__,
-    }
-    interface = replace(model.interface, origin=origin)
+    origin = {"teacher": recipe.teacher.source}
+    if planned.plan:
+        origin["depth_mult"] = f"{planned.plan.depth_mult:.4g}"
+        origin["width_mult"] = f"{planned.plan.width_mult:.4g}"
+    interface = replace(model.interface, origin=origin | {"fitcompress": __version__})
     save_model(folder, with_state(model, model.network), {}, interface, model.blocks)

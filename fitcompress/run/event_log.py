@@ -1,4 +1,4 @@
-"""Where the events of a run go: its directory, trackers, and whoever listens."""
+"""Records the events of a run: in its directory, and in an experiment tracker."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from fitcompress.events import Emit, Event, Progress, ignore
 from fitcompress.ranks import is_first_process
 from fitcompress.recipe.fields import flat_settings
 from fitcompress.recipe.recipe import Recipe
-from fitcompress.run.trackers import tracked
+from fitcompress.run.trackers import log_to_tracker
 from fitcompress.rundir import RunDir
+
+__all__ = ["record_events"]
 
 
 def record_events(run: RunDir, recipe: Recipe, emit: Emit) -> Emit:
-    """Passes events on, keeps all but progress in the run directory, and logs them where the recipe
-    says; of several processes the first one speaks.
+    """A listener that appends events, except for progress, to `events.jsonl`, logs them to the
+    tracker `recipe.run.log`, and passes them on to `emit`.
+
+    With several processes only the first one's events are recorded.
     """
     if not is_first_process():
         return ignore
-    emit = tracked(recipe.run.log, run.path, flat_settings(recipe), emit)
+    emit = log_to_tracker(recipe.run.log, run.path, flat_settings(recipe), emit)
 
     def record(event: Event) -> None:
         if not isinstance(event, Progress):

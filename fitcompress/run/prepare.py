@@ -1,9 +1,8 @@
-"""Data and teacher of a run, ready for each other. Layer: pipeline."""
+"""The images and the teacher of a run, matched to each other."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from fitcompress.data.bundle import DataBundle, load_data
 from fitcompress.data.class_order import match_classes
@@ -14,85 +13,48 @@ from fitcompress.models.open import open_teacher
 from fitcompress.models.teacher import Teacher
 from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_to_toml
 from fitcompress.run.adapt import adapt_teacher, require_adaptable
-from fitcompress.run.autotune import as_chosen, tuned
-from fitcompress.run.session import Session, resolve_training
+from fitcompress.run.resolve import keep_measured, resolve_teacher_form, resolve_training
+from fitcompress.run.session import ResolvedRecipe, Session
 from fitcompress.rundir import RunDir
 from fitcompress.training.device import resolve_device
 from fitcompress.training.stage_result import StageResult
 
-__all__ = ["Prepared", "load_images", "prepare_teacher"]
+__all__ = ["Prepared", "claim_run", "load_images", "prepare_run"]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data and teacher, ready for each other."""
+    """What a student is planned from and trained on."""
 
-    session: Session
+    recipe: ResolvedRecipe
+    data: DataBundle
+    """With labels in the order of the teacher's classes."""
     teacher: Teacher
-    """Adapted where its classes are not the data's."""
-    facts: dict[str, Any]
-    """What the report must say of it."""
-    stages: tuple[StageResult, ...]
-    """What adapting it cost."""
+    """A fine-tuned copy if its classes were not those of the data."""
+    adaptation: StageResult | None
+    """The cost of that fine-tuning."""
 
 
-def prepare_teacher(
+def prepare_run(
     recipe: Recipe, run: RunDir, teacher: Teacher | None, emit: Emit, *, resume: bool = False
 ) -> Prepared:
-    """The recipe with all decided that data and teacher decide, and both of them.
+    """Loads the images, opens the teacher (unless given) and adapts it if necessary; resolves what
+    the recipe leaves to them.
 
     Raises:
-        FitcompressError: one cannot be read, or they do not fit each other.
-        Interrupted: stopped by a signal, while the teacher was adapted.
+        FitcompressError: the images or the teacher cannot be used, or do not match.
+        Interrupted: a signal stopped the adaptation of the teacher.
     """
     data = load_images(recipe, emit)
-    told, recipe = recipe, resolve_training(recipe, data)
-    if resume and run.recipe_path.is_file():
-        recipe = as_chosen(recipe, load_recipe(run.recipe_path))
-    if not recipe.learns_hints and (message := _why_no_hints(recipe, told.stage1.epochs)):
-        emit(Notice(topic="training", message=message))
-    run.write_text("recipe.toml", recipe_to_toml(recipe))
-    session = Session(recipe, data, emit, run, resume)
+    claimed = claim_run(recipe, data, run, resume=resume)
+    _explain_missing_hints(claimed, recipe, emit)
     run.write_json("environment.json", collect_environment(resolve_device(recipe.run.device)))
-    return _prepared(session, teacher)
-
-
-def _why_no_hints(recipe: Recipe, told: int | None) -> str:
-    """Where one would expect them; `told` are the epochs of stage 1 that were asked for."""
-    hints = recipe.hints
-    if hints.hint or hints.guided or hints.num_pairs > 1:
-        return "a hint is named, but not learnt: stage 1 has no epochs (--hint-epochs)"
-    if told is not None or not recipe.stage2.epochs:
-        return ""
-    return (
-        "no hint training (stage 1): the student begins with the teacher's weights, and hints"
-        " were not seen to better such a student; --hint-epochs N trains on them"
-    )
-
-
-def load_images(recipe: Recipe, emit: Emit) -> DataBundle:
-    """The images of the recipe, with a word on what they are."""
-    if recipe.data.source == "builtin":
-        emit(
-            Notice(
-                topic="data",
-                message="no --data given: using the built-in images (Fashion-MNIST, a sample)",
-            )
-        )
-    data = load_data(recipe.data, seed=recipe.run.seed, emit=emit)
-    emit(Notice(topic="data", message=data.description))
-    return data
-
-
-def _prepared(session: Session, teacher: Teacher | None) -> Prepared:
-    """The teacher for the data, and the data in the order of its classes."""
-    recipe, emit = session.recipe, session.emit
-    known = teacher or open_teacher(recipe.teacher, image_size=session.data.image_size, meta=True)
-    _require_images(known)
-    data = _in_order_of(known, session.data, is_told=recipe.teacher.class_map is not None)
-    fits = not data.labelled or known.num_classes in (0, data.num_classes)
+    described = teacher or open_teacher(recipe.teacher, image_size=data.image_size, meta=True)
+    _require_images(described)
+    data = _in_teacher_order(data, described, has_class_map=recipe.teacher.class_map is not None)
+    fits = not data.labelled or described.num_classes in (0, data.num_classes)
     if not fits:
-        require_adaptable(known, data, recipe)
+        require_adaptable(described, data, recipe)
     opened = teacher or open_teacher(
         recipe.teacher,
         image_size=data.image_size,
@@ -101,34 +63,72 @@ def _prepared(session: Session, teacher: Teacher | None) -> Prepared:
         allow_random=not fits and recipe.teacher.weights is None,
         seed=recipe.run.seed,
     )
-    facts = {
-        "teacher_weights": opened.weights_from,
-        "adapted": not fits,
-        "evaluation_split": data.evaluation_split,
-    }
-    session = tuned(replace(session, data=data), opened)
-    session.run.write_text("recipe.toml", recipe_to_toml(session.recipe))
+    resolved = resolve_teacher_form(claimed, data, opened, emit)
     if fits:
-        return Prepared(session, opened, facts, ())
-    message = f"the teacher has {known.num_classes} classes, the data {data.num_classes}"
-    emit(Notice(topic="teacher", message=f"{message}: a copy is adapted first"))
-    adapted, result = adapt_teacher(session, opened, session.run.teacher_path)
-    return Prepared(session, adapted, facts, (result,))
+        return Prepared(resolved, data, opened, None)
+    message = (
+        f"the teacher has {described.num_classes} classes and the data {data.num_classes}:"
+        " a copy is adapted first"
+    )
+    emit(Notice(topic="teacher", code="teacher-adapted", message=message))
+    session = Session.start(resolved, data, run, emit, resume=resume)
+    adapted, result = adapt_teacher(session, opened, run.teacher_path)
+    return Prepared(resolved, data, adapted, result)
+
+
+def load_images(recipe: Recipe, emit: Emit) -> DataBundle:
+    """The images of the recipe, announced."""
+    if recipe.data.source == "builtin":
+        message = "no --data given: using the built-in images (Fashion-MNIST, a sample)"
+        emit(Notice(topic="data", code="builtin-data", message=message))
+    data = load_data(recipe.data, seed=recipe.run.seed, emit=emit)
+    emit(Notice(topic="data", code="data-loaded", message=data.description))
+    return data
+
+
+def claim_run(recipe: Recipe, data: DataBundle, run: RunDir, *, resume: bool) -> Recipe:
+    """The recipe of `resolve_training`, with the measured choices of a resumed run."""
+    resolved = resolve_training(recipe, data)
+    if resume and run.is_run():
+        resolved = keep_measured(resolved, load_recipe(run.recipe_path))
+    # Only a directory with this file is a run that can be resumed, so it is written before the
+    # teacher is opened and measured; `Session.start` writes it again with the measured choices.
+    run.write_text("recipe.toml", recipe_to_toml(resolved))
+    return resolved
+
+
+def _explain_missing_hints(resolved: Recipe, requested: Recipe, emit: Emit) -> None:
+    """Notices where a user may expect hint training, and there is none."""
+    hints = requested.hints
+    if resolved.learns_hints:
+        return
+    if hints.hint or hints.guided or hints.num_pairs > 1:
+        message = "hint layers are given but not used: stage 1 has no epochs (--hint-epochs)"
+        emit(Notice(topic="training", code="hints-without-epochs", message=message))
+    elif requested.stage1.epochs is None and resolved.stage2.epochs:
+        message = (
+            "no hint training (stage 1): the student starts from the teacher's weights, and hints"
+            " did not improve such students in our experiments; --hint-epochs N turns it on"
+        )
+        emit(Notice(topic="training", code="no-hint-training", message=message))
 
 
 def _require_images(teacher: Teacher) -> None:
     if teacher.interface.input is None:
         inputs = " and ".join(map(str, teacher.interface.inputs))
         raise TeacherError(
-            f"distilling '{teacher.name}': a teacher is trained from on images, and it takes"
+            f"distilling '{teacher.name}': expected a teacher of images, got one that takes"
             f" {inputs}",
+            code="teacher-without-images",
             advice="`fitcompress plan` and `fitcompress inspect` work for it.",
+            teacher=teacher.name,
+            inputs=list(map(str, teacher.interface.inputs)),
         )
 
 
-def _in_order_of(teacher: Teacher, data: DataBundle, *, is_told: bool) -> DataBundle:
-    """The data with labels in the order of the teacher's outputs, where both sides have names."""
+def _in_teacher_order(data: DataBundle, teacher: Teacher, *, has_class_map: bool) -> DataBundle:
+    """The data with labels in the order of the teacher's outputs, if both name their classes."""
     names = teacher.interface.class_names
-    if is_told or set(data.class_names or ()) <= set(names):
+    if has_class_map or set(data.class_names or ()) <= set(names):
         return match_classes(data, names)
     return data

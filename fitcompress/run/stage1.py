@@ -1,4 +1,4 @@
-"""Stage 1: the student up to the guided layers learns the hints."""
+"""Stage 1, hint training: the student up to its guided layers learns the teacher's hints."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from fitcompress.training.stage_result import StageResult
 
 __all__ = ["train_hints"]
 
-_CONFIRMED_IMAGES = 4
+_NUM_CONFIRMED_IMAGES = 4
 
 
-def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageResult:
-    """Stage 1: the student up to the guided layers, trained in place, learns the hints."""
+def train_hints(session: Session, planned: Planned) -> StageResult:
+    """Runs stage 1; trains the student's network in place."""
     teacher, student = planned.teacher, planned.student
     student.network.to(session.device)
-    hint_nodes, guided_nodes = pair_nodes(planned)
-    guided = cut_at(student, guided_nodes)
-    _confirm_cuts(session, planned, freeze_teacher(teacher, hint_nodes).network, guided)
+    guided = cut_at(student, planned.guided_nodes)
+    _confirm_cuts(session, planned, freeze_teacher(teacher, planned.hint_nodes).network, guided)
     hinting = prepare_hints(session, planned)
     objective = HintObjective(
         hinting.network,
@@ -38,24 +37,18 @@ def train_hints(session: Session, planned: Planned, fingerprint: str) -> StageRe
         targets=hinting.targets,
     )
     recipe, spec = session.recipe.stage1, view_spec(teacher, student)
-    asked = teacher if objective.needs_teacher else None
-    cost = stage_cost(asked, student, hint_nodes, guided_nodes)
-    subject = f"{fingerprint} {hinting.subject}"
+    run_teacher = teacher if objective.needs_teacher else None
+    cost = stage_cost(run_teacher, student, planned.hint_nodes, planned.guided_nodes)
+    subject = f"{planned.teacher_fingerprint} {hinting.subject}"
     return run_stage(
         session, "stage1", objective, spec, recipe.optim, recipe.epochs or 0, subject, cost
     )
 
 
-def pair_nodes(planned: Planned) -> tuple[list[str], list[str]]:
-    """Of the hints and of the guided layers."""
-    pairs = planned.pairs
-    return [pair.hint.node for pair in pairs], [pair.guided.node for pair in pairs]
-
-
 def _confirm_cuts(
     session: Session, planned: Planned, hint_part: nn.Module, guided_part: nn.Module
 ) -> None:
-    """Holds what will be trained against what hooks see in the whole networks, on some images."""
+    """Checks on a few images that both parts compute what hooks in the whole networks see."""
     pairs = planned.pairs
     sides = (
         (planned.teacher, hint_part, [pair.hint.name for pair in pairs]),
@@ -64,7 +57,7 @@ def _confirm_cuts(
     for model, part, names in sides:
         spec = model.interface.images
         views = make_dataset(session.data.train, spec, augment="none", seed=0)
-        images = views.batch(range(min(_CONFIRMED_IMAGES, len(views)))).images
+        images = views.batch(range(min(_NUM_CONFIRMED_IMAGES, len(views)))).images
         inputs = Preprocess(spec)(images).to(session.device)
         part = part.to(session.device).eval()
         confirm_part(model.network.to(session.device), part, names, inputs)

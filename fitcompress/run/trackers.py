@@ -1,6 +1,4 @@
-"""What a run tells, also told to an experiment tracker as it happens. Layer: events, Accelerate's
-trackers.
-"""
+"""Logs losses and scores to an experiment tracker, through Accelerate."""
 
 from __future__ import annotations
 
@@ -11,23 +9,28 @@ from typing import Any
 from fitcompress.errors import RunError
 from fitcompress.events import Emit, EpochFinished, Event, Progress
 
-__all__ = ["tracked"]
+__all__ = ["log_to_tracker"]
 
 
-def tracked(tool: str, folder: Path, settings: Mapping[str, Any], emit: Emit) -> Emit:
-    """A listener that passes events on and logs losses, rates and held-out scores to a tracker, by
-    stage: "stage2/loss" and so on, after each epoch, and "stage2/step/loss" a few times a second.
+def log_to_tracker(tool: str, folder: Path, settings: Mapping[str, Any], emit: Emit) -> Emit:
+    """A listener that logs losses, learning rates and held-out scores, and passes events on to
+    `emit`.
 
-    tool: "tensorboard", "wandb" or "trackio"; "none" logs nothing.
-    folder: the run's directory; its name is the tracker's name of the run, and TensorBoard's files
-        lie in its `logs/`.
+    Values are named by stage: "stage2/loss" after each epoch, "stage2/step/loss" a few times a
+    second.
+
+    Args:
+        tool: "tensorboard", "wandb", "trackio", or "none" for no logging.
+        folder: the run directory; its name is the tracker's name of the run. TensorBoard writes to
+            its `logs/`.
+        settings: stored with the tracked run.
 
     Raises:
-        RunError: the tracker is not installed, or does not start.
+        RunError: the tracker is not installed or does not start.
     """
     if tool == "none":
         return emit
-    tracker = _started(tool, folder, settings)
+    tracker = _start(tool, folder, settings)
 
     def log(event: Event) -> None:
         if isinstance(event, EpochFinished):
@@ -42,20 +45,27 @@ def tracked(tool: str, folder: Path, settings: Mapping[str, Any], emit: Emit) ->
     return log
 
 
-def _started(tool: str, folder: Path, settings: Mapping[str, Any]) -> Any:
+def _start(tool: str, folder: Path, settings: Mapping[str, Any]) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     kind = LOGGER_TYPE_TO_CLASS[tool]
-    where = {"logging_dir": str(folder / "logs")} if kind.requires_logging_directory else {}
+    options = {"logging_dir": str(folder / "logs")} if kind.requires_logging_directory else {}
     try:
-        tracker = kind(folder.resolve().name, **where)
+        tracker = kind(folder.resolve().name, **options)
         tracker.start()
         values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
         tracker.store_init_configuration(values)
     except ModuleNotFoundError as error:
         raise RunError(
-            f"logging to {tool}: {error}", advice=f"Install it: pip install {tool}."
+            f"logging to {tool}: {error}",
+            code="tracker-not-installed",
+            advice=f"Install it: pip install {tool}.",
+            tool=tool,
         ) from error
-    except Exception as error:  # trackers raise whatever their servers and clients raise
-        raise RunError(f"logging to {tool}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # trackers raise errors of any type, from servers and clients
+        raise RunError(
+            f"logging to {tool}: {type(error).__name__}: {error}",
+            code="tracker-failed",
+            tool=tool,
+        ) from error
     return tracker

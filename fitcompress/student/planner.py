@@ -27,22 +27,35 @@ from fitcompress.student.own_student import open_student
 from fitcompress.student.plan import StudentPlan
 from fitcompress.student.summary import plan_notices, summarize_plan
 
-__all__ = ["Planned", "make_regressors", "plan_run", "untaught"]
+__all__ = ["Planned", "make_baseline", "make_regressors", "plan_run"]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a run will train."""
+    """The networks of a run and the hint pairs between them."""
 
     teacher: Model
+    teacher_fingerprint: str
+    num_classes: int
+    """Scores per row of the teacher's first output; 0 if its rows are not scores."""
     student: Model
+    plan: StudentPlan | None
+    """None for a custom student."""
+    inherits_statistics: bool
+    """Whether the student starts with batch norm statistics of a wider or shallower network."""
     pairs: tuple[HintPair, ...]
     summary: dict[str, Any]
     """`plan --json`: see `summarize_plan`."""
-    inherits: bool
-    plan: StudentPlan | None
-    """None for a student of the user's own."""
-    """Whether the student starts with batch norms that were estimated for other widths."""
+
+    @property
+    def hint_nodes(self) -> list[str]:
+        """The nodes of the teacher's program that the hints are the values of."""
+        return [pair.hint.node for pair in self.pairs]
+
+    @property
+    def guided_nodes(self) -> list[str]:
+        """The nodes of the student's program that the guided layers are the values of."""
+        return [pair.guided.node for pair in self.pairs]
 
 
 def plan_run(
@@ -88,8 +101,17 @@ def plan_run(
     for notice in notices:
         emit(Notice(topic="plan", message=notice))
     summary = summarize_plan(maps, plan, pairs, regressors, notices, recipe)
-    inherits = recipe.student.init == "inherit" and plan is not None and _is_changed(plan)
-    return Planned(teacher_model, student, pairs, summary, inherits, plan)
+    inherits = plan is not None and recipe.student.init == "inherit" and _has_other_shapes(plan)
+    return Planned(
+        teacher=teacher_model,
+        teacher_fingerprint=teacher.fingerprint,
+        num_classes=teacher.num_classes,
+        student=student,
+        plan=plan,
+        inherits_statistics=inherits,
+        pairs=pairs,
+        summary=summary,
+    )
 
 
 def _mapped(
@@ -101,9 +123,9 @@ def _mapped(
     return model, map_layers(program, model.network, trace, spine)
 
 
-def untaught(planned: Planned, seed: int) -> Model:
-    """The student as it is without anything of the teacher's: with random weights, which a student
-    of random first weights shares. One of the user's own keeps the weights it came with.
+def make_baseline(planned: Planned, seed: int) -> Model:
+    """The student with random weights, those that a randomly initialized student starts from. A
+    custom student keeps the weights that it came with.
     """
     program = planned.student.program
     if planned.plan is not None:
@@ -112,8 +134,10 @@ def untaught(planned: Planned, seed: int) -> Model:
     return make_model(program, planned.student.interface)
 
 
-def _is_changed(plan: StudentPlan) -> bool:
-    """Whether the student has other tensors than its teacher: else it computes the same."""
+def _has_other_shapes(plan: StudentPlan) -> bool:
+    """Whether any tensor of the student differs from its teacher's in name or shape; if none does,
+    the student computes the same.
+    """
     sides = (plan.teacher.tensors, plan.program.tensors)
     shapes = [{name: value.shape for name, value in side.items()} for side in sides]
     return shapes[0] != shapes[1]

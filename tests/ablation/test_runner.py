@@ -14,7 +14,6 @@ from helpers import toy_runs
 from PIL import Image
 from torch import nn
 
-from fitcompress import api as pipeline
 from fitcompress.ablation import runner as ablation
 from fitcompress.ablation.arms import (
     ARMS,
@@ -421,7 +420,9 @@ def test_arms_ask_the_teacher_once_between_them(images, tmp_path, augment, views
 
 
 def test_a_teacher_of_other_classes_is_adapted_once(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "check_teacher", lambda *_: None)  # two epochs: near chance
+    monkeypatch.setattr(
+        "fitcompress.run.distill.check_teacher", lambda *_: None
+    )  # two epochs: near chance
     found = run(
         images,
         tmp_path / "out",
@@ -525,7 +526,7 @@ def test_nothing_is_found_where_nothing_is_known(images, tmp_path, monkeypatch):
     """The teacher has the very weights that the student starts from: what the hint says, the
     student says already, but for the noise of its dropout. Sixteen seeds.
     """
-    monkeypatch.setattr(pipeline, "check_teacher", lambda *_: None)
+    monkeypatch.setattr("fitcompress.run.distill.check_teacher", lambda *_: None)
     torch.manual_seed(0)
     blank = toy_runs.toy_teacher(Forgetful().eval())
     same = "student.init=inherit"

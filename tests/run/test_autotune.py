@@ -1,7 +1,8 @@
-"""How a teacher is run: what is measured decides, within what its outputs may be off."""
+"""The teacher's precision and layout, and compiling, are chosen by measurement."""
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from functools import partialmethod
@@ -12,16 +13,16 @@ import torch
 from helpers import toy_runs
 from torch import nn
 
-from fitcompress.data.bundle import load_data
+from fitcompress.data.bundle import DataBundle, load_data
 from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.errors import RecipeError
-from fitcompress.events import Event, ignore
+from fitcompress.events import Emit, Event, Notice, ignore
 from fitcompress.models.model import Model, make_model
-from fitcompress.recipe.recipe import load_recipe
-from fitcompress.run import autotune as tuning
+from fitcompress.recipe.recipe import Recipe, load_recipe
+from fitcompress.run import autotune
 from fitcompress.run.distill import distill
-from fitcompress.run.session import Session
-from fitcompress.rundir import RunDir
+from fitcompress.run.resolve import keep_measured, resolve_compile, resolve_teacher_form
+from fitcompress.run.session import host_device
 
 
 @pytest.fixture
@@ -30,10 +31,13 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def session(tmp_path: Path, images: Path) -> Session:
-    recipe = toy_runs.toy_recipe(images, tmp_path / "run", run__teacher_layout="auto")
-    data = load_data(recipe.data, seed=0, emit=ignore)
-    return Session(recipe, data, ignore, RunDir.create(tmp_path / "run", force=False))
+def recipe(tmp_path: Path, images: Path) -> Recipe:
+    return toy_runs.toy_recipe(images, tmp_path / "run", run__teacher_layout="auto")
+
+
+@pytest.fixture
+def data(recipe: Recipe) -> DataBundle:
+    return load_data(recipe.data, seed=0, emit=ignore)
 
 
 @pytest.fixture
@@ -42,13 +46,18 @@ def student() -> Model:
     return make_model(teacher.program, teacher.interface)
 
 
-def decided(session: Session, student: Model) -> tuple[str, str]:
-    """The decision on compiling a long training, and the end of what is said of it."""
-    said: list[Event] = []
-    session = replace(session, emit=said.append)
-    decision = tuning.compiling(session, student, 700.0).recipe.run.compile
-    (notice,) = said
-    return decision, notice.message.split("compiled, ")[-1]
+def compile_choice(recipe: Recipe, data: DataBundle, student: Model) -> tuple[str, Notice]:
+    """The choice whether to compile a long training, and the notice of it."""
+    events: list[Event] = []
+    chosen = resolve_compile(recipe, data, student, 700.0, events.append).run.compile
+    (notice,) = events
+    return chosen, notice
+
+
+def speedup_in(notice: Notice) -> float:
+    """The speedup of compiled steps that a notice reports."""
+    (number,) = re.findall(r"steps are ([\d.]+)x as fast", notice.message)
+    return float(number)
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, **speedups: float) -> None:
@@ -61,33 +70,36 @@ def measured(monkeypatch: pytest.MonkeyPatch, **speedups: float) -> None:
             for name in runners
         }
 
-    monkeypatch.setattr(tuning, "paired_latency", paired_latency)
+    monkeypatch.setattr(autotune, "paired_latency", paired_latency)
+
+
+def teacher_form(recipe: Recipe, data: DataBundle, emit: Emit = ignore) -> tuple[str, str]:
+    run = resolve_teacher_form(recipe, data, toy_runs.toy_teacher(), emit).run
+    return run.teacher_precision, run.teacher_layout
 
 
 @pytest.mark.parametrize("speedup, layout", [(1.3, "channels-last"), (1.05, "contiguous")])
-def test_a_layout_must_be_faster_by_more_than_noise(monkeypatch, session, speedup, layout):
+def test_a_layout_must_be_faster_by_more_than_noise(monkeypatch, recipe, data, speedup, layout):
     measured(monkeypatch, channels_last_fp32=speedup)
-    said: list[Event] = []
-    session = replace(session, emit=said.append)
-    assert tuning.tuned(session, toy_runs.toy_teacher()).recipe.run.teacher_layout == layout
-    (notice,) = said
+    events: list[Event] = []
+    assert teacher_form(recipe, data, events.append) == ("fp32", layout)
+    (notice,) = events
+    assert notice.code == "teacher-form-chosen"
     assert f"channels-last fp32 is {speedup:.2f}x as fast" in notice.message
 
 
 @pytest.mark.parametrize("tolerance, precision", [(0.1, "bf16"), (1e-6, "fp32")])
-def test_a_precision_must_say_the_same(monkeypatch, session, tolerance, precision):
-    monkeypatch.setattr(tuning, "has_bf16", lambda _: True)
-    monkeypatch.setattr(tuning, "_TOLERANCE", tolerance)
+def test_a_lower_precision_must_keep_the_outputs(monkeypatch, recipe, data, tolerance, precision):
+    monkeypatch.setattr(autotune, "has_bf16", lambda _: True)
+    monkeypatch.setattr(autotune, "_TOLERANCE", tolerance)
     measured(monkeypatch, contiguous_bf16=3.0)
-    run = tuning.tuned(session, toy_runs.toy_teacher()).recipe.run
-    assert (run.teacher_precision, run.teacher_layout) == (precision, "contiguous")
+    assert teacher_form(recipe, data) == (precision, "contiguous")
 
 
-def test_what_is_asked_for_is_not_measured(monkeypatch, session):
-    monkeypatch.setattr(tuning, "paired_latency", None)
-    run = replace(session.recipe.run, teacher_precision="bf16", teacher_layout="channels-last")
-    asked = replace(session, recipe=replace(session.recipe, run=run))
-    assert tuning.tuned(asked, toy_runs.toy_teacher()).recipe.run == run
+def test_a_requested_form_is_not_measured(monkeypatch, recipe, data):
+    monkeypatch.setattr(autotune, "paired_latency", None)
+    run = replace(recipe.run, teacher_precision="bf16", teacher_layout="channels-last")
+    assert teacher_form(replace(recipe, run=run), data) == ("bf16", "channels-last")
 
 
 def test_a_lower_precision_stays_inside_of_the_teacher():
@@ -119,35 +131,47 @@ def test_channels_last_computes_the_same():
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_run_that_goes_on_keeps_what_was_chosen(monkeypatch, tmp_path, images):
+def test_a_resumed_run_keeps_the_measured_choices(monkeypatch, tmp_path, images):
     recipe = toy_runs.toy_recipe(images, tmp_path / "run", run__teacher_layout="auto")
     measured(monkeypatch, channels_last_fp32=2.0)
     distill(recipe, teacher=toy_runs.toy_teacher())
     stored = load_recipe(tmp_path / "run" / "recipe.toml")
     assert (stored.run.teacher_precision, stored.run.teacher_layout) == ("fp32", "channels-last")
-    assert tuning.as_chosen(recipe, stored).run == stored.run
+    assert keep_measured(recipe, stored).run == stored.run
     asked = replace(recipe, run=replace(recipe.run, teacher_layout="contiguous"))
-    assert tuning.as_chosen(asked, stored).run.teacher_layout == "contiguous"
+    assert keep_measured(asked, stored).run.teacher_layout == "contiguous"
 
 
 @pytest.mark.parametrize(
-    "asked, seconds, expected",
-    [("auto", 700, "on"), ("auto", 500, "off"), ("on", 1, "on"), ("off", 9000, "off")],
+    "requested, seconds, expected",
+    [
+        ("auto", 700, "on"),
+        ("auto", 500, "off"),
+        ("auto", None, "auto"),
+        ("on", 1, "on"),
+        ("off", 9000, "off"),
+    ],
 )
-def test_long_trainings_are_compiled(monkeypatch, session, student, asked, seconds, expected):
+def test_long_training_is_compiled(
+    monkeypatch, recipe, data, student, requested, seconds, expected
+):
     measured(monkeypatch, compiled=2.0)
-    run = replace(session.recipe.run, compile=asked)
-    session = replace(session, recipe=replace(session.recipe, run=run))
-    assert tuning.compiling(session, student, seconds).recipe.run.compile == expected
+    recipe = replace(recipe, run=replace(recipe.run, compile=requested))
+    resolved = resolve_compile(recipe, data, student, seconds, ignore)
+    assert resolved == replace(recipe, run=replace(recipe.run, compile=expected))
 
 
 @pytest.mark.parametrize("speedup, expected", [(1.3, "on"), (0.5, "off")])
-def test_what_is_no_faster_for_it_is_not_compiled(monkeypatch, session, student, speedup, expected):
+def test_a_slower_compiled_student_is_not_compiled(
+    monkeypatch, recipe, data, student, speedup, expected
+):
     measured(monkeypatch, compiled=speedup)
-    assert decided(session, student) == (expected, f"its steps are {speedup:.2f}x as fast")
+    chosen, notice = compile_choice(recipe, data, student)
+    assert (chosen, notice.code) == (expected, "compile-chosen")
+    assert speedup_in(notice) == speedup
 
 
-def test_compiling_is_measured_on_steps_of_copies(monkeypatch, session, student):
+def test_compiling_is_measured_on_steps_of_copies(monkeypatch, recipe, data, student):
     steps: list[bool] = []
 
     def backend(graph, _):
@@ -161,30 +185,32 @@ def test_compiling_is_measured_on_steps_of_copies(monkeypatch, session, student)
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
     torch.compiler.reset()
     before = {name: value.clone() for name, value in student.network.state_dict().items()}
-    decision, said = decided(session, student)
+    chosen, notice = compile_choice(recipe, data, student)
     assert steps and all(steps)
-    assert decision == "off" and 0 < float(said.split()[-3].rstrip("x")) < 1
+    assert chosen == "off" and 0 < speedup_in(notice) < 1
     after = student.network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in student.network.parameters())
 
 
-def test_a_compiler_that_fails_is_not_asked_again(monkeypatch, session, student):
+def test_a_compiler_that_fails_is_not_used(monkeypatch, recipe, data, student):
     def backend(*_):
         raise RuntimeError("no such processor")
 
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
     torch.compiler.reset()
-    decision, said = decided(session, student)
-    assert decision == "off" and "no such processor" in said
+    chosen, notice = compile_choice(recipe, data, student)
+    assert (chosen, notice.code) == ("off", "compile-failed")
+    assert "no such processor" in notice.message
 
 
-def test_networks_that_train_in_shards_are_whole_only_on_the_host(monkeypatch, session, student):
-    run = replace(session.recipe.run, device="cuda", shard=True)
-    sharded = replace(session, recipe=replace(session.recipe, run=run))
+def test_sharded_networks_stay_whole_only_on_the_host(monkeypatch, recipe, data, student):
+    run = replace(recipe.run, device="cuda", shard=True)
+    sharded = replace(recipe, run=run)
     monkeypatch.setattr("fitcompress.run.session.resolve_device", lambda name: name)
-    assert sharded.device == "cpu"
-    assert tuning.tuned(sharded, toy_runs.toy_teacher()).recipe.run.teacher_layout == "contiguous"
-    assert tuning.compiling(sharded, student, None) == sharded
+    assert host_device(sharded) == "cpu"
+    assert host_device(replace(recipe, run=replace(run, shard=False))) == "cuda"
+    assert teacher_form(sharded, data) == ("fp32", "contiguous")
+    assert resolve_compile(sharded, data, student, None, ignore) == sharded
     with pytest.raises(RecipeError, match=r"run\.cache_teacher.*run\.shard"):
         replace(run, cache_teacher="answers")

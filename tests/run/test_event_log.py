@@ -7,7 +7,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from fitcompress.errors import RunError
 from fitcompress.events import EpochFinished, Notice, Progress
-from fitcompress.run.trackers import tracked
+from fitcompress.run.trackers import log_to_tracker
 
 
 class Kept(GeneralTracker):
@@ -49,7 +49,7 @@ def test_epochs_and_steps_are_logged_and_passed_on(tmp_path, monkeypatch):
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Kept)
     seen = []
     settings = {"run.seed": 3, "teacher.mean": (0.5, 0.5)}
-    emit = tracked("tensorboard", tmp_path / "r18", settings, seen.append)
+    emit = log_to_tracker("tensorboard", tmp_path / "r18", settings, seen.append)
     step = Progress(
         stage="stage2",
         epoch=1,
@@ -79,9 +79,9 @@ def test_a_tracker_that_is_not_there_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Absent)
     with pytest.raises(RunError, match="logging to wandb") as caught:
-        tracked("wandb", tmp_path, {}, print)
+        log_to_tracker("wandb", tmp_path, {}, print)
     assert "pip install wandb" in caught.value.advice
 
 
 def test_without_a_tracker_nothing_is_between(tmp_path):
-    assert tracked("none", tmp_path, {}, print) is print
+    assert log_to_tracker("none", tmp_path, {}, print) is print

@@ -124,7 +124,7 @@ def test_inheriting_all_gives_the_teacher_and_needs_no_new_statistics():
 
     with torch.no_grad():
         assert torch.equal(run.student.network(X), net(X))
-    assert not run.inherits
+    assert not run.inherits_statistics
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_inheriting_all_gives_the_teacher_and_needs_no_new_statistics():
     ],
 )
 def test_statistics_are_estimated_anew_where_a_student_inherits_other_shapes(more, inherits):
-    assert planned(**more).inherits is inherits
+    assert planned(**more).inherits_statistics is inherits
 
 
 # --- a student of one's own --------------------------------------------------------------------

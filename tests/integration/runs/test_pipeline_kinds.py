@@ -31,7 +31,7 @@ from fitcompress.models.model import load_model
 from fitcompress.recipe.recipe import resolve_recipe
 from fitcompress.run.distill import distill
 from fitcompress.run.prepare import load_images
-from fitcompress.run.session import resolve_training
+from fitcompress.run.resolve import resolve_training
 
 
 @pytest.fixture(scope="module")
@@ -257,4 +257,4 @@ def test_a_hint_that_is_named_and_not_learnt_is_said(images, tmp_path):
     report = distill(recipe, teacher=toy_teacher()).to_dict()
 
     (told,) = [notice for notice in report["notices"] if "hint" in notice]
-    assert "named, but not learnt" in told
+    assert "given but not used" in told
