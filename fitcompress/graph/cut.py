@@ -1,7 +1,7 @@
-"""Cuts a program at named places, and finds the place that a layer's name means. Layer: graph.
+"""Cuts a program at named nodes, and finds the node that a layer's name stands for.
 
-A cut program returns the values at the cuts and holds only what they need, so training up to a hint
-costs what it should.
+A cut program returns the values at the cuts and contains only what they depend on, so that training
+up to a hint does not pay for the rest of the network.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ __all__ = ["cut_program", "resolve_layer", "split_activation"]
 
 
 def cut_program(program: Program, names: Sequence[str], *, with_output: bool) -> Program:
-    """A program that returns the values of the named nodes in that order, then its outputs if
-    asked. Nothing is modified.
+    """A program that returns the values of the named nodes in that order, then, with `with_output`,
+    the outputs. Nothing is modified.
 
     Raises:
-        LayerError: there is no node of that name.
+        LayerError: no node has that name.
     """
     cut = clone(program)
     by_name = {node.name: node for node in cut.graph.nodes}
     for name in names:
         if name not in by_name or by_name[name].op == "output":
             raise LayerError(
-                f"cutting the network: no value is called '{name}'",
+                f"cutting the network at '{name}': no value has this name",
+                code="value-unknown",
                 advice=near_misses(name, by_name),
+                name=name,
             )
     taps = tuple(by_name[name] for name in names)
     cut.graph.output_node().args = ((*taps, *(output_nodes(cut.graph) if with_output else ())),)
@@ -42,11 +44,11 @@ def cut_program(program: Program, names: Sequence[str], *, with_output: bool) ->
 def resolve_layer(program: Program, name: str, blocks: Iterable[BlockNodes] = ()) -> str:
     """The name of the node that computes the output of a layer.
 
-    name: of a block, a module (`layer2.1.conv1`, or `layer2`: its last value that is used outside
-        of it), or a node.
+    name: of a block, of a module (`layer2.1.conv1`; for `layer2`, its last value that is used
+        outside it), or of a node.
 
     Raises:
-        LayerError: nothing is called that, or the module has several results.
+        LayerError: nothing has that name, or the module has several outputs.
     """
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     members = {block: set(inside) for block, inside in blocks}
@@ -56,8 +58,10 @@ def resolve_layer(program: Program, name: str, blocks: Iterable[BlockNodes] = ()
             return name
         known = {*members, *_module_names(nodes), *(node.name for node in nodes)}
         raise LayerError(
-            f"looking for layer '{name}': the network has none of that name",
-            advice=near_misses(name, known) or "'fitcompress inspect' lists the layers.",
+            f"looking for layer '{name}': the network has no layer of this name",
+            code="layer-unknown",
+            advice=near_misses(name, known) or "Run 'fitcompress inspect' to list the layers.",
+            layer=name,
         )
     results = [node for node in nodes if node.name in owned and _is_used_outside(node, owned)]
     return _only_result(name, results)
@@ -73,19 +77,22 @@ def _is_used_outside(node: Node, owned: set[str]) -> bool:
 
 
 def _only_result(name: str, results: Sequence[Node]) -> str:
-    """The last result, if the others are only numbers about sizes."""
+    """The result that is a tensor; the others may only be sizes."""
     tensors = [node for node in results if "sym_size" not in str(node.target)]
     if len(tensors) == 1:
         return tensors[0].name
     found = ", ".join(repr(node.name) for node in tensors) or "none"
     raise LayerError(
-        f"looking for layer '{name}': expected one output, it has {len(tensors)} ({found})",
-        advice="Name one of its parts, or one of these values.",
+        f"looking for layer '{name}': expected one output, got {len(tensors)} ({found})",
+        code="layer-ambiguous",
+        advice="Name a layer inside it, or one of these values.",
+        layer=name,
+        outputs=[node.name for node in tensors],
     )
 
 
 def _module_names(nodes: Iterable[Node]) -> set[str]:
-    """Every dotted path that owns a node, and every path above one."""
+    """Every dotted path that owns a node, and every prefix of one."""
     names = set[str]()
     for node in nodes:
         parts = str(node.meta.get("owner", "")).split(".")
@@ -103,8 +110,8 @@ _ACTIVATIONS = {
 
 
 def split_activation(program: Program) -> tuple[Program, str]:
-    """The program without the activation that a single output ends in, and its name or "". Nothing
-    is modified.
+    """The program without the activation (softmax, log-softmax or sigmoid) that its only output
+    ends in, and the activation's name or "". Nothing is modified.
 
     A softmax counts only over the last dimension.
     """

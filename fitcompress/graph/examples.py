@@ -1,4 +1,4 @@
-"""Inputs for trying a program out. Layer: graph."""
+"""Random inputs for running a program."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["random_input"]
 
 
 def random_input(info: InputInfo, batch_size: int, generator: Generator) -> Tensor:
-    """Values that every network of such an input can take: normal numbers, or 0 and 1, which are
-    indices of any table.
+    """A batch of values that any network with this input accepts: normally distributed floats, or
+    integers 0 and 1, which are valid indices of any embedding.
     """
     shape = (batch_size, *info.shape)
     if info.dtype.is_floating_point or info.dtype.is_complex:

@@ -1,8 +1,8 @@
-"""Folds batch norms into the convolutions and linear maps before them. Layer: graph.
+"""Folds batch norms into the convolutions and linear layers before them.
 
-For a network that is only run, such as the teacher: in eval mode a batch norm scales and shifts
-each channel by constants, which the weights before it can do themselves. Each folded call gets
-weights of its own, so weights that several calls share stay as they are for the others.
+Meant for a network that only runs inference, such as the teacher: in eval mode a batch norm scales
+and shifts each channel by constants, which the preceding weights can absorb. Each folded call gets
+weights of its own, so weights shared with other calls are unchanged there.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ __all__ = ["Folded", "fold_norms"]
 
 @dataclass(frozen=True)
 class Folded:
-    """A program without the batch norms that could be folded away."""
+    """A program without the batch norms that could be folded."""
 
     program: Program
     num_folded: int
     refused: Mapping[str, str]
-    """For each batch norm that is left, by its node's name, the reason."""
+    """By node name: why each remaining batch norm was not folded."""
 
 
 def fold_norms(program: Program, kept: Collection[str] = ()) -> Folded:
     """The same function in eval mode, up to rounding, with fewer calls. Nothing is modified.
 
-    kept: names of nodes whose values must stay what they are, such as hints; outputs always do.
+    kept: names of nodes whose values must not change, such as hints; outputs never do.
     """
     folded = clone(program)
     shapes = propagate_shapes(program)
@@ -68,22 +68,22 @@ def _obstacle(
     wanted: Collection[str],
     shapes: Mapping[str, Shape],
 ) -> str:
-    """Why a batch norm cannot be folded, or nothing."""
+    """Why a batch norm cannot be folded; empty if it can."""
     given = named_arguments(norm)
     source = given["input"]
     if operation(source) not in (*_MAPS, *_TRANSPOSED):
-        return "no convolution or linear map is before it"
+        return "no convolution or linear layer precedes it"
     if given["training"] or given["running_mean"] is None:
-        return "it normalises by its batch"
+        return "it normalizes by batch statistics"
     if len(source.users) > 1 or source.name in wanted:
-        return f"what '{source.name}' gives is also used without it"
+        return f"the value of '{source.name}' is also used without it"
     if operation(source) == "linear" and len(shapes[source.name]) != 2:
-        return "its channels are not the outputs of the linear map"
+        return "its channels are not the outputs of the linear layer"
     if operation(source) in _TRANSPOSED and named_arguments(source)["groups"] != 1:
         return "the transposed convolution before it has groups"
     constants = [node for node in (*source.args[1:3], *_affine(norm)) if isinstance(node, Node)]
     if not all(node.op == "get_attr" and str(node.target) in tensors for node in constants):
-        return "its weights, or those before it, are computed"
+        return "its weights, or those of the layer before it, are computed"
     return ""
 
 
@@ -93,7 +93,7 @@ def _affine(norm: Node) -> tuple[Node | None, ...]:
 
 
 def _fold(norm: Node, program: Program) -> None:
-    """Turns the batch norm's node into the call before it, which nothing needs any more."""
+    """Turns the batch norm's node into a copy of the preceding call with scaled weights."""
     graph, tensors = program.graph, program.tensors
     source = named_arguments(norm)["input"]
     scale, shift = _scale_and_shift(norm, tensors)

@@ -1,8 +1,8 @@
-"""Recognises the calls that an ordinary leaf module makes, and makes that module. Layer: graph.
+"""Recognizes calls that a standard leaf module (`nn.Conv2d`, ...) would make, and makes the module.
 
-One small function for each kind of layer: from the call's arguments to a module that makes exactly
-this call. A call that matches none of them exactly stays a plain call; that is never wrong, only
-less convenient.
+One small function per kind of layer turns the call's arguments into a module that makes exactly
+this call. A call that matches none of them remains a plain call, which is correct but less
+convenient.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Leaf:
     tensors: tuple[tuple[str, str], ...]
     """Attribute of the module -> dotted name of the tensor."""
     source: Node
-    """The activation that the module is called with."""
+    """The value that the module is called on."""
 
 
 def find_leaves(program: Program) -> dict[Node, Leaf]:
-    """The calls that become leaf modules. A tensor belongs to one leaf (that may be called often)
-    or to none.
+    """The calls that become leaf modules. Each tensor belongs to at most one leaf, which may be
+    called several times.
     """
     shapes = propagate_shapes(program)
     found: dict[Node, Leaf] = {}
@@ -56,7 +56,7 @@ def find_leaves(program: Program) -> dict[Node, Leaf]:
 
 
 def make_leaf(leaf: Leaf, program: Program) -> nn.Module:
-    """The module with copies of its tensors; trainable ones are parameters that take gradients."""
+    """The module with copies of its tensors; those not trainable require no gradient."""
     place = {"device": "meta"} if leaf.tensors else {}
     module: nn.Module = getattr(nn, leaf.kind)(**dict(leaf.options), **place)
     for attribute, name in leaf.tensors:
@@ -79,7 +79,7 @@ class _Context:
     def leaf(
         self, kind: str, source: Any, tensors: Mapping[str, Any], **options: Any
     ) -> Leaf | None:
-        """A leaf if the tensors are plain ones that share a path and every option is a constant."""
+        """A leaf, if all tensors are stored under one path and every option is a constant."""
         present = {key: node for key, node in tensors.items() if node is not None}
         if not all(isinstance(n, Node) and n.op == "get_attr" for n in (*present.values(),)):
             return None
@@ -108,7 +108,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _without_conflicts(found: dict[Node, Leaf], program: Program) -> dict[Node, Leaf]:
-    """Drops leaves that would share a tensor or a name with anything else."""
+    """The leaves that share no tensor and no name with anything else."""
     by_path: dict[str, set[Leaf]] = defaultdict(set)
     for leaf in found.values():
         by_path[leaf.path].add(_anonymous(leaf))
@@ -132,7 +132,7 @@ _NOWHERE = torch.fx.Graph().placeholder("nowhere")
 
 
 def _names_below(names: Mapping[str, Tensor]) -> dict[str, set[str]]:
-    """For every dotted prefix, the tensors under it."""
+    """The tensors below each dotted prefix."""
     below: dict[str, set[str]] = defaultdict(set)
     for name in names:
         parts = name.split(".")
@@ -142,9 +142,7 @@ def _names_below(names: Mapping[str, Tensor]) -> dict[str, set[str]]:
 
 
 def _dropouts(program: Program, taken: set[str]) -> dict[Node, Leaf]:
-    """Dropouts under their module's own name where that is free, else below it under the name of
-    the call.
-    """
+    """Dropouts, under their module's name if it is free, otherwise below it."""
     occupied = taken | set(_names_below(program.tensors)) | {""}
     found: dict[Node, Leaf] = {}
     for node in program.graph.nodes:
@@ -167,12 +165,12 @@ _DROPOUTS = {
 }
 
 
-# --- one rule for each kind of call ---------------------------------------------------------
+# --- one rule per kind of call ---------------------------------------------------------
 
 
 def _convolution(node: Node, context: _Context) -> Leaf | None:
     a = named_arguments(node)
-    if isinstance(a["groups"], Node):  # one for each sample of a batch
+    if isinstance(a["groups"], Node):  # one kernel per sample: the groups count the batch
         return None
     shape, rank = context.shape(a["weight"]), len(context.shape(a["weight"])) - 2
     padding = a["padding"] if isinstance(a["padding"], str) else _expanded(a["padding"], rank)

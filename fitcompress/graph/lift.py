@@ -1,8 +1,8 @@
-"""Lifts a program into a network of ordinary modules. Layer: graph.
+"""Lifts a program into a network of standard modules.
 
-`build_network` gives a `torch.fx.GraphModule` with `nn.Conv2d`, `nn.BatchNorm2d` and so on under
-the names of the source, so that hooks, `state_dict`, `train()` and exporters work as on any module.
-In eval mode its outputs equal the program's bits.
+`build_network` returns a `torch.fx.GraphModule` with `nn.Conv2d`, `nn.BatchNorm2d` and so on under
+their original names, so that hooks, `state_dict`, `train()` and exporters work as on any module. In
+eval mode its outputs are bit-identical to the program's.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from fitcompress.graph.program import Program, output_nodes
 __all__ = ["BlockNodes", "build_network", "place", "share_leaves"]
 
 BlockNodes = tuple[str, tuple[str, ...]]
-"""Dotted name and the names of its nodes: contiguous in topological order, with one value that is
-used outside.
+"""The dotted name of a block and the names of its nodes, contiguous in topological order; one of
+their values is used outside the block.
 """
 
 
 def build_network(program: Program, blocks: Iterable[BlockNodes] = ()) -> GraphModule:
-    """The program as a network whose `state_dict()` has the program's names; in eval mode the
-    outputs are equal bit by bit.
+    """The program as a network whose `state_dict()` has the program's names; in eval mode its
+    outputs are bit-identical.
 
-    One output comes back as a tensor, several as a tuple. The network gets copies of the tensors
-    (meta ones stay on meta). Each block becomes a nested GraphModule under its own name. A block
-    stays flat (which changes nothing but what can be hooked) when a leaf under another name is
-    called in it, or one under its name is called outside.
+    A single output is returned as a tensor, several as a tuple. The network gets copies of the
+    tensors (meta tensors stay on meta). Each block becomes a nested GraphModule under its own name,
+    unless a leaf of another name is called inside it or a leaf below its name outside it: such a
+    block stays flat, which only affects where hooks can be registered.
     """
     leaves = find_leaves(program)
     root = nn.Module()
@@ -46,11 +46,11 @@ def build_network(program: Program, blocks: Iterable[BlockNodes] = ()) -> GraphM
 
 
 def share_leaves(network: GraphModule, program: Program) -> GraphModule:
-    """A flat network for a cut of the program that `network` was built from; it holds the very
+    """A flat network for a cut of the program that `network` was built from, which shares the
     modules of `network`.
 
-    Training one trains the other. Move and cast the full network before sharing; buffers that no
-    module owns are shared only until then.
+    Training one trains the other. Move and cast the full network before sharing: doing so later
+    replaces the buffers that belong to no leaf module, which are then no longer shared.
     """
     paths = dict(_leaf_paths(network))
     leaves = {
@@ -81,7 +81,7 @@ def _leaf_paths(network: GraphModule, prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _activation(node: Node, path: str) -> Node:
-    """The argument of a leaf call that is not one of its own tensors; it may be a tensor too."""
+    """The argument of a leaf call that is not one of the leaf's own tensors."""
     return next(
         source
         for source in node.all_input_nodes
@@ -108,9 +108,7 @@ def _with_leaves(graph: Graph, leaves: dict[Node, Leaf]) -> Graph:
 
 
 def _finished(root: nn.Module, graph: Graph) -> GraphModule:
-    """The module of a graph whose output is a tuple; a single output is handed out alone. Starts in
-    eval mode.
-    """
+    """The module of a graph, in eval mode; it returns a single output without the tuple."""
     values = output_nodes(graph)
     if len(values) == 1:
         graph.output_node().args = (values[0],)
@@ -131,7 +129,7 @@ def _place_loose_tensors(root: nn.Module, graph: Graph, program: Program) -> Non
 
 
 def place(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
-    """Puts a module, a parameter or a buffer under a dotted name, with plain modules in between."""
+    """Registers a module, parameter or buffer under a dotted name, with any modules in between."""
     *parents, last = path.split(".")
     for parent in parents:
         if parent not in root._modules:
@@ -166,24 +164,24 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 @dataclass(frozen=True)
 class _Nest:
-    """The nodes of a block that can be a module of its own."""
+    """The nodes of a block that becomes a nested module."""
 
     name: str
     nodes: tuple[Node, ...]
-    """Its calls and its own tensors, in order."""
+    """The block's calls and tensors, in order."""
     result: Node
-    """The one whose value is used outside."""
+    """The node whose value is used outside."""
 
     @property
     def sources(self) -> tuple[Node, ...]:
-        """The nodes outside that feed it."""
+        """The nodes outside the block whose values it reads."""
         inside = set(self.nodes)
         used = (source for node in self.nodes for source in node.all_input_nodes)
         return tuple(dict.fromkeys(source for source in used if source not in inside))
 
 
 def _nestable(blocks: Iterable[BlockNodes], graph: Graph) -> list[_Nest]:
-    """The blocks that hold exactly the modules and tensors under their own name."""
+    """The blocks that contain exactly the modules and tensors below their name."""
     by_name = {node.name: node for node in graph.nodes}
     order = {node: place for place, node in enumerate(graph.nodes)}
     below = _below(graph)
@@ -200,7 +198,7 @@ def _nestable(blocks: Iterable[BlockNodes], graph: Graph) -> list[_Nest]:
 
 
 def _below(graph: Graph) -> dict[str, list[Node]]:
-    """By dotted name: the module calls and tensors with this name or one below it."""
+    """By dotted name: the module calls and tensors at or below it."""
     below: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
@@ -210,7 +208,8 @@ def _below(graph: Graph) -> dict[str, list[Node]]:
 
 
 def _is_self_contained(name: str, calls: set[Node], below: dict[str, list[Node]]) -> bool:
-    """Whether a block's calls are all that use what is below its name, and call no other module."""
+    """Whether the block's calls use all modules and tensors below its name, no other module, and
+    no call outside the block uses them."""
     own = below.get(name, ())
     modules = {node for node in own if node.op == "call_module"}
     tensors = (node for node in own if node.op == "get_attr")
@@ -227,8 +226,8 @@ def _results(calls: set[Node]) -> list[Node]:
 
 
 def _with_blocks(root: nn.Module, graph: Graph, nests: Sequence[_Nest]) -> Graph:
-    """A copy of the graph in which each block is one call of a nested module, placed in `root`
-    under the block's name; the call stands where the block's result was computed.
+    """A copy of the graph in which each block is one call of a nested module, registered in `root`
+    under the block's name. The call takes the place of the node that computed the block's result.
     """
     by_result = {nest.result: nest for nest in nests}
     inside = {node for nest in nests for node in nest.nodes}
@@ -247,8 +246,7 @@ def _with_blocks(root: nn.Module, graph: Graph, nests: Sequence[_Nest]) -> Graph
 
 
 def _place_block(root: nn.Module, nest: _Nest, args: Sequence[Node]) -> None:
-    """Makes the block a module with relative names; it takes the values of `args`, under their
-    names, for its sources."""
+    """Registers the block as a module with relative names, whose inputs are named after `args`."""
     inner, prefix = Graph(), f"{nest.name}."
     new = {
         source: inner.placeholder(arg.name) for source, arg in zip(nest.sources, args, strict=True)

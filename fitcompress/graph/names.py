@@ -1,4 +1,4 @@
-"""What the nodes of a captured graph are called. Layer: graph."""
+"""Names of nodes, and new names for tensors and modules."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch.fx.node import map_arg
 
 from fitcompress.graph.program import Program
 
-__all__ = ["TakenNames", "plain_name", "tidied"]
+__all__ = ["TakenNames", "common_path", "plain_name", "tidy_names"]
 
 
 def plain_name(node: Node) -> str:
-    """`relu` for `aten.relu_.default`, `getitem` for the operator."""
+    """What a node calls: `relu` for `aten.relu_.default`, `getitem` for the operator."""
     if isinstance(node.target, OpOverload):
         return node.target._schema.name.split("::")[-1].strip("_")
     return str(getattr(node.target, "__name__", node.name))
 
 
-def tidied(program: Program) -> Program:
-    """A copy whose nodes are named after what they call and carry nothing but their owner."""
+def tidy_names(program: Program) -> Program:
+    """A copy whose nodes are named after what they call and whose `meta` is only the owner."""
     graph, new = Graph(), dict[Node, Node]()
     for node in program.graph.nodes:
         args, kwargs = map_arg((node.args, node.kwargs), new.__getitem__)
@@ -33,8 +33,22 @@ def tidied(program: Program) -> Program:
     return replace(program, graph=graph)
 
 
+def common_path(paths: Iterable[str]) -> str:
+    """The longest dotted path that all paths start with.
+
+    >>> common_path(["blocks.0.norm", "blocks.0.mlp.fc1"])
+    'blocks.0'
+    """
+    shared = []
+    for parts in zip(*(path.split(".") for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
 class TakenNames:
-    """The names of a program's tensors, and of the modules above them.
+    """The names in use: of a program's tensors and of the modules that contain them.
 
     >>> names = TakenNames(["layer.0.weight", "layer.1.weight", "norm.weight"])
     >>> names.next_keys(["layer.0", "norm"])
@@ -48,7 +62,7 @@ class TakenNames:
         self.take(tensors)
 
     def take(self, tensors: Iterable[str]) -> None:
-        """From now on these are taken too."""
+        """Mark these names as used."""
         for name in tensors:
             *modules, tensor = _prefixes(name)
             self._modules.update(modules)
@@ -57,7 +71,7 @@ class TakenNames:
 
     def next_keys(self, keys: Iterable[str]) -> dict[str, str]:
         """For each dotted prefix the next free one in its sequence: `layer1.2` -> `layer1.3`, `b2`
-        -> `b3`. They are not taken by that.
+        -> `b3`. Does not mark them as used.
         """
         renamed: dict[str, str] = {}
         given: dict[str, int] = {}
@@ -72,11 +86,11 @@ class TakenNames:
         return renamed
 
     def free_name(self, name: str) -> str:
-        """The name with the first number from 2 on under which there is nothing yet."""
+        """`name_2`, or the first higher number that is free."""
         return next(filter(self._is_free, _numbered(name)))
 
     def free_path(self, path: str) -> str:
-        """The path itself, or with the first number from 2 on under which there is nothing yet."""
+        """The path itself if it is free, otherwise with the first free number from 2 on."""
         paths = chain([path], (f"{path}{number}" for number in count(2)))
         return next(filter(self._is_free, paths))
 
@@ -93,7 +107,7 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _note_numbers(highest: dict[str, int], prefixes: Iterable[str]) -> None:
-    """Keep for each stem the highest number that stands behind it."""
+    """Update the highest number that follows each stem."""
     for prefix in prefixes:
         stem = prefix.rstrip(_DIGITS)
         if stem != prefix:

@@ -1,4 +1,4 @@
-"""Values inside of lists, tuples and dictionaries, as calls take them. Layer: graph."""
+"""Nested lists, tuples and dictionaries of call arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["mapped", "tensors_in"]
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`value` with `function` applied to everything in its lists, tuples and dictionaries."""
+    """`value` with `function` applied to each leaf of its lists, tuples and dictionaries."""
     if isinstance(value, (list, tuple)):
         return type(value)(mapped(item, function) for item in value)
     if isinstance(value, dict):
@@ -20,7 +20,7 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in its lists, tuples and dictionaries, in order."""
+    """The tensors in the value's lists, tuples and dictionaries, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):

@@ -1,9 +1,8 @@
-"""A network as a value: a flat functional graph of ATen calls, and its tensors. Layer: graph
-(torch, errors).
+"""`Program`: a network as a value, made of a flat functional graph of ATen calls and its tensors.
 
-Every source of teachers ends in a `Program` and every transformation starts from one. It knows
-nothing of modules, files or training. Node kinds: `placeholder` (an input, batch first), `get_attr`
-(its target is the dotted name of a tensor, one node a name), `call_function` (an ATen overload,
+Every kind of teacher is captured as a `Program`, and every transformation takes one. A program has
+no modules, files or training state. Node kinds: `placeholder` (an input, batch first), `get_attr`
+(the target is the dotted name of a tensor; one node per name), `call_function` (an ATen overload,
 `operator.getitem` or arithmetic on sizes) and one `output` with a tuple of nodes.
 """
 
@@ -65,10 +64,10 @@ class InputInfo:
 
 @dataclass(frozen=True)
 class Program:
-    """A flat graph, its tensors by dotted name, and which of these are trained.
+    """A flat graph, its tensors by dotted name, and the names of those that are trained.
 
-    Each node's `meta["owner"]` is the dotted path of the innermost module of the source that made
-    it, or "".
+    Each node's `meta["owner"]` is the dotted path of the innermost module that made the call, or
+    "".
     """
 
     graph: Graph
@@ -97,7 +96,7 @@ def output_nodes(graph: Graph) -> tuple[Node, ...]:
 
 
 def copy_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
-    """A copy with the same node names, and the map from old nodes to new. Nothing is modified."""
+    """A copy with the same node names, and the mapping from old nodes to new ones."""
     copy, new = Graph(), dict[Node, Node]()
     for node in graph.nodes:
         new[node] = copy.node_copy(node, new.__getitem__)
@@ -105,14 +104,14 @@ def copy_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
 
 
 def clone(program: Program) -> Program:
-    """A program whose graph and dictionary can be edited freely; the tensors are shared."""
+    """A copy whose graph and dictionary can be edited freely; the tensors are shared."""
     graph, _ = copy_graph(program.graph)
     return Program(graph, dict(program.tensors), program.trainable, program.inputs)
 
 
 def prune(program: Program) -> Program:
-    """The program without the calls and tensors that no output needs; inputs stay. The graph is
-    edited in place.
+    """The program without the calls and tensors that no output needs; inputs stay. Edits the graph
+    in place.
     """
     graph = program.graph
     needed = set(output_nodes(graph))
@@ -129,13 +128,13 @@ def prune(program: Program) -> Program:
 
 
 def _writes(node: Node) -> bool:
-    """Whether a call changes a tensor in place, as a captured graph may still do."""
+    """Whether the call writes to a tensor in place, as it may before functionalization."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def run_program(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """The outputs for a batch, computed call by call without gradients; the reference of every
-    exactness test.
+    """The outputs for a batch, computed call by call without gradients. Every exactness test uses
+    this as its reference.
     """
     with torch.no_grad():
         return tuple(_Runner(program.graph, program.tensors).run(*inputs))
@@ -145,7 +144,7 @@ def program_to_json(program: Program) -> dict[str, Any]:
     """The program without the values of its tensors, as a JSON-ready dictionary.
 
     Raises:
-        CaptureError: a call or an argument outside the flat form.
+        CaptureError: a call or an argument cannot be stored.
     """
     return {
         "inputs": [
@@ -158,11 +157,12 @@ def program_to_json(program: Program) -> dict[str, Any]:
 
 
 def program_from_json(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
-    """The program that `program_to_json` wrote, on the given tensors. No code is run and only ATen
-    calls resolve.
+    """The inverse of `program_to_json`, on the given tensors. Runs no code and resolves only ATen
+    calls.
 
     Raises:
-        CaptureError: the dictionary is no program, names a foreign call, or a tensor is missing.
+        CaptureError: the dictionary is not a program, it names a call outside ATen, or a tensor is
+            missing.
     """
     try:
         graph = _graph_from_json(data["nodes"])
@@ -173,10 +173,20 @@ def program_from_json(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         names = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
         trainable = frozenset(data["trainable"]) & set(names)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CaptureError(f"reading a stored graph: it is damaged ({error})") from error
+        raise CaptureError(
+            f"reading a stored graph: it is damaged ({error})",
+            code="graph-damaged",
+            advice="Copy the model folder again, or save the model again.",
+            cause=str(error),
+        ) from error
     missing = [name for name in names if name not in tensors]
     if missing:
-        raise CaptureError(f"reading a stored graph: its tensor '{missing[0]}' is missing")
+        raise CaptureError(
+            f"reading a stored graph: its tensor '{missing[0]}' is missing",
+            code="graph-tensor-missing",
+            advice="Copy the model folder again, or save the model again.",
+            tensor=missing[0],
+        )
     return Program(graph, {name: tensors[name] for name in names}, trainable, inputs)
 
 
@@ -210,12 +220,14 @@ def _graph_from_json(items: list[dict[str, Any]]) -> Graph:
 
 
 _OPERATORS: dict[str, Any] = {
-    **{f.__name__: f for f in (operator.getitem, operator.add, operator.sub, operator.mul)},
-    **{f.__name__: f for f in (operator.floordiv, operator.truediv, operator.mod, operator.neg)},
-    **{f.__name__: f for f in (operator.pow, math.floor, math.ceil, math.trunc)},
-    **{f.__name__: f for f in (torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float)},
-}
-"""All that a stored graph may call besides ATen: indexing results and arithmetic on sizes."""
+    function.__name__: function
+    for function in (
+        operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv,
+        operator.truediv, operator.mod, operator.neg, operator.pow, math.floor, math.ceil,
+        math.trunc, torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float,
+    )
+}  # fmt: skip
+"""What a stored graph may call besides ATen: indexing of results and arithmetic on sizes."""
 
 
 def _target_to_json(node: Node) -> str:
@@ -226,11 +238,16 @@ def _target_to_json(node: Node) -> str:
     for name, function in _OPERATORS.items():
         if node.target is function:
             return name
-    raise CaptureError(f"storing a graph: it calls '{node.target}', which is not a part of ATen")
+    raise CaptureError(
+        f"storing a graph: expected ATen calls only, got '{node.target}'",
+        code="graph-call-unstorable",
+        advice="Use a plain PyTorch form of the layer.",
+        call=str(node.target),
+    )
 
 
 def _target_from_json(op: str, text: str) -> Any:
-    """The callable for `aten.<name>.<overload>` or a name of the fixed table."""
+    """The callable named `aten.<name>.<overload>`, or by an entry of the fixed table."""
     if op != "call_function":
         return str(text)
     if text in _OPERATORS:
@@ -265,7 +282,11 @@ def _encode(value: Any) -> Any:
     for kind, type_ in _TORCH_VALUES.items():
         if isinstance(value, type_):
             return {kind: str(value).removeprefix("torch.")}
-    raise CaptureError(f"storing a graph: an argument of type '{type(value).__name__}' has no form")
+    raise CaptureError(
+        f"storing a graph: an argument of type '{type(value).__name__}' cannot be stored",
+        code="graph-argument-unstorable",
+        type=type(value).__name__,
+    )
 
 
 def _decode(value: Any, nodes: Mapping[str, Node]) -> Any:

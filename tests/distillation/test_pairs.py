@@ -239,7 +239,7 @@ def test_a_layer_with_several_results_is_refused_by_their_names():
 
     layers = layers_of(captured(Forked(), 8))
 
-    with pytest.raises(LayerError, match="expected one output, it has 2"):
+    with pytest.raises(LayerError, match="expected one output, got 2"):
         choose_pairs(layers, layers, hints=["fork"])
 
 

@@ -1,4 +1,4 @@
-"""Folded networks compute what they computed, and what cannot be folded says why."""
+"""Folding leaves the outputs unchanged, and gives a reason for what is not folded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fitcompress.graph.program import Program, operation, run_program
 
 
 def with_statistics(module: nn.Module) -> nn.Module:
-    """The module in eval mode, no batch norm of it near the identity."""
+    """The module in eval mode, with no batch norm near the identity."""
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.running_mean = torch.randn_like(norm.running_mean)
@@ -82,7 +82,7 @@ class UsedTwice(nn.Module):
         return self.norm(y) + y
 
 
-class Standardised(nn.Module):
+class Standardized(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
@@ -95,7 +95,7 @@ class Standardised(nn.Module):
 REFUSED = {
     "first": (lambda: nn.Sequential(nn.BatchNorm2d(3)), IMAGE, "no convolution"),
     "used twice": (UsedTwice, IMAGE, "also used without it"),
-    "computed weights": (Standardised, IMAGE, "are computed"),
+    "computed weights": (Standardized, IMAGE, "are computed"),
     "grouped transposed": (
         lambda: nn.Sequential(nn.ConvTranspose2d(3, 3, 3, groups=3), nn.BatchNorm2d(3)),
         IMAGE,
@@ -109,7 +109,7 @@ REFUSED = {
     "by its batch": (
         lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, track_running_stats=False)),
         IMAGE,
-        "by its batch",
+        "by batch statistics",
     ),
 }
 

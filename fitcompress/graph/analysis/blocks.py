@@ -1,11 +1,17 @@
-"""The spine of a network and the blocks on it. Layer: graph.
+"""The spine of a network and the blocks on it.
 
-The *spine* is the chain of nodes that all data from the inputs to the outputs flows through.
-Between two neighbours on it lies a *segment*. Segments make *blocks*: a block starts where a
-segment computes something with weights, and goes on as long as the names of its weights stay inside
-one numbered module (`layer1.2`, `blocks.0`) or nothing more is computed. Blocks that alternate
-(attention, MLP, attention, MLP) are one block where names do not say so. A block whose output has
-the shape of its input can be repeated.
+The *spine* is the chain of nodes that all data from the inputs to the outputs flows through. A
+*segment* is what lies between two neighbors on it. Segments are grouped into *blocks*: a block
+starts at a segment with weights and extends over segments without weights and those whose weights
+lie in the same numbered module. A block whose output has the shape of its input can be repeated.
+
+The graph does not tell where a block ends, so two heuristics decide it. Both change only which
+layers are grouped and what they are called, never what the network computes:
+
+- Names: weights below one numbered module (`layer1.2`, `blocks.0`) belong to one block
+  (`_common_key`).
+- Repetition: up to `_LONGEST_PERIOD` neighboring blocks that repeat in the same order (attention,
+  MLP, attention, MLP) are one block, since the names alone may not say so.
 """
 
 from __future__ import annotations
@@ -21,45 +27,48 @@ from torch.fx import Node
 
 from fitcompress.graph.analysis.costs import data_nodes, is_weighted, node_depths
 from fitcompress.graph.lift import BlockNodes
+from fitcompress.graph.names import common_path
 from fitcompress.graph.program import Program, output_nodes
 from fitcompress.graph.shapes import Shape, propagate_shapes
 
 __all__ = ["Block", "find_blocks", "node_blocks", "spine_nodes"]
 
 _LONGEST_PERIOD = 4
+"""A heuristic: at most this many neighboring blocks are merged because they repeat together. Two
+(attention and MLP) are common; longer periods are more likely to be a coincidence."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A run of segments that belongs together: one input on the spine, one output."""
+    """Consecutive segments that belong together, with one input and one output on the spine."""
 
     name: str
-    """Dotted path of the module that its output leaves, as its author would call it; made up where
-    there are no names."""
+    """The dotted path of the module that computes its output, or `block<number>` without names."""
     parts: tuple[tuple[str, tuple[Node, ...]], ...]
-    """The named modules that it consists of, one after the other, each with its nodes."""
+    """The named modules that it consists of, in order, each with its nodes."""
     head: Node
-    """The spine node that it reads."""
+    """The spine node that is its input."""
     nodes: tuple[Node, ...]
-    """All nodes in it in order, weights included; the last is its output."""
+    """Its nodes in order, including weights; the last is its output."""
     shape: tuple[int, ...]
     """The output's shape without the batch."""
     signature: tuple[Any, ...]
+    """Equal for blocks that compute the same with different weights."""
     depth: int
     """Weighted contractions on its longest path."""
     depth_end: int
-    """The same from the input of the network to the block's output."""
+    """Weighted contractions on the longest path from the network's input to its output."""
     preserves_shape: bool
     segments: tuple[_Segment, ...]
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The dotted prefixes of its weights, one for each named part of it."""
+        """The dotted prefix of each named part's weights."""
         return tuple(key for key, _ in self.parts)
 
     @property
     def tail(self) -> Node:
-        """The node whose value is the block's output."""
+        """The node that computes the block's output."""
         return self.nodes[-1]
 
 
@@ -75,9 +84,9 @@ class _Segment:
 
 
 def spine_nodes(program: Program, shapes: dict[str, Shape]) -> list[Node]:
-    """The nodes, in order, that every path of data from an input to an output passes through.
+    """The nodes, in order, that every path from an input to an output passes through.
 
-    Only tensors count: neither weights nor arithmetic on sizes make a path.
+    Only values that depend on an input are on a path; weights and arithmetic on sizes are not.
     """
     data = _data_nodes(program, shapes)
     order = {node: index for index, node in enumerate(program.graph.nodes)}
@@ -97,7 +106,7 @@ def spine_nodes(program: Program, shapes: dict[str, Shape]) -> list[Node]:
 
 
 def _data_nodes(program: Program, shapes: dict[str, Shape]) -> dict[Node, None]:
-    """Nodes whose values come from an input and reach an output, in order."""
+    """The nodes between an input and an output, in order."""
     from_input: set[Node] = set()
     for node in program.graph.nodes:
         is_data = node.op == "placeholder" or any(
@@ -117,7 +126,7 @@ def _is_tensor(shape: Shape) -> bool:
 
 
 def find_blocks(program: Program) -> list[Block]:
-    """The blocks on the spine in execution order. Nothing is modified."""
+    """The blocks on the spine, in execution order."""
     shapes = propagate_shapes(program, 2)
     segments = _find_segments(program, shapes)
     depths = node_depths(program)
@@ -159,44 +168,24 @@ def _find_segments(program: Program, shapes: dict[str, Shape]) -> list[_Segment]
 
 
 def _with_weights(calls: Sequence[Node], head: Node, place: Mapping[Node, int]) -> tuple[Node, ...]:
-    """The calls with the weights and sizes that only they use, in front of them in their order."""
+    """The calls, preceded by the weights that they use."""
     inside = dict.fromkeys(node for node in calls if node.op == "call_function")
-    own: dict[Node, None] = {}
-    pending = list(inside)
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if (
-                source not in inside
-                and source not in own
-                and source is not head
-                and _is_own(source)
-            ):
-                own[source] = None
-                pending.append(source)
-    return (*sorted(own, key=place.__getitem__), *inside)
-
-
-def _is_own(node: Node) -> bool:
-    return node.op == "get_attr"
+    sources = (source for call in inside for source in call.all_input_nodes)
+    weights = {source for source in sources if source.op == "get_attr" and source is not head}
+    return (*sorted(weights, key=place.__getitem__), *inside)
 
 
 def _common_key(names: Sequence[str]) -> str:
-    """The longest dotted prefix of module paths, cut behind its last number: `blocks.0` for the
-    weights of that block."""
-    paths = [name.split(".")[:-1] for name in names]
-    if not paths:
-        return ""
-    shared = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
+    """A heuristic: the longest common module path of weights, cut after its last number. The author
+    numbers what repeats, so `blocks.0` is a block and `blocks.0.mlp` a part of it.
+    """
+    shared = common_path(name.rpartition(".")[0] for name in names).split(".")
     numbered = [index for index, part in enumerate(shared) if part.isdigit()]
     return ".".join(shared[: numbered[-1] + 1] if numbered else shared)
 
 
 def _signature(head: Node, nodes: Sequence[Node], shapes: dict[str, Shape]) -> tuple[Any, ...]:
-    """What the segment computes, up to the identity of its weights."""
+    """What the segment computes, with weights replaced by their shapes."""
     number = {head: -1, **{node: index for index, node in enumerate(nodes)}}
 
     def encode(value: Any) -> Any:
@@ -215,7 +204,7 @@ def _signature(head: Node, nodes: Sequence[Node], shapes: dict[str, Shape]) -> t
 
 
 def _group_segments(segments: Sequence[_Segment]) -> Iterator[list[_Segment]]:
-    """Runs of segments, each starting at a weighted one whose name leaves the run before."""
+    """Runs of segments, each starting at a weighted one outside the module of the run before."""
     run: list[_Segment] = []
     for segment in segments:
         starts = segment.is_weighted and not (run and segment.key and segment.key == run[0].key)
@@ -229,9 +218,9 @@ def _group_segments(segments: Sequence[_Segment]) -> Iterator[list[_Segment]]:
 
 
 def _trim_tails(cells: list[list[_Segment]]) -> list[list[_Segment]]:
-    """Cut what follows a block without belonging to it: what has a name elsewhere, what stands
-    behind the last place where the input's shape is back, and what one of the blocks before did not
-    have if this one begins like it.
+    """Cut off trailing segments that do not belong to a block: those named after another module,
+    those after the last output of the input's shape, and those that a recent block which is
+    otherwise identical does not have.
     """
     trimmed: list[list[_Segment]] = []
     for cell in cells:
@@ -247,13 +236,13 @@ def _trim_tails(cells: list[list[_Segment]]) -> list[list[_Segment]]:
 
 
 def _is_elsewhere(key: str, other: str) -> bool:
-    """Whether two named modules are neither one nor neighbours: `norm` and `blocks.11`."""
+    """Whether two named modules have different parents, such as `norm` and `blocks.11`."""
     return bool(key and other) and key.rpartition(".")[0] != other.rpartition(".")[0]
 
 
 def _begins_like(cell: Sequence[_Segment], before: Sequence[_Segment]) -> bool:
-    """Whether the cell is the one before and something more, but not the activation that makes it
-    another."""
+    """Whether the cell is a copy of the one before followed by more, unless the next segment is an
+    activation, which makes it another kind of block."""
     begins = [segment.signature for segment in cell[: len(before)]]
     more = cell[len(before) : len(before) + 1]
     return begins == [segment.signature for segment in before] and not any(map(_is_pointwise, more))
@@ -265,7 +254,7 @@ def _is_pointwise(segment: _Segment) -> bool:
 
 
 def _merge_periods(cells: list[list[_Segment]]) -> list[list[_Segment]]:
-    """Neighbouring cells that come again in the same order are one."""
+    """Merge neighboring cells that repeat in the same order."""
     signatures = [tuple(s.signature for s in cell) for cell in cells]
     joined = [cell[-1].nodes[-1] is following[0].head for cell, following in pairwise(cells)]
     merged: list[list[_Segment]] = []
@@ -281,8 +270,8 @@ def _merge_periods(cells: list[list[_Segment]]) -> list[list[_Segment]]:
 
 
 def _period_at(signatures: list[Any], joined: list[bool], index: int) -> tuple[int, int]:
-    """The shortest period above one with which cells repeat from `index` on and how often; (1, 1)
-    if they do not."""
+    """The shortest period, above one, with which cells repeat from `index` on, and the number of
+    repeats; (1, 1) if they do not."""
     if signatures[index : index + 1] == signatures[index + 1 : index + 2]:
         return 1, 1
     for period in range(2, _LONGEST_PERIOD + 1):
@@ -315,7 +304,7 @@ def _make_block(cell: Sequence[_Segment], depths: dict[Node, int], number: int) 
 
 
 def _parts(cell: Sequence[_Segment]) -> tuple[tuple[str, tuple[Node, ...]], ...]:
-    """Its segments by the name of their weights; those without weights go with the ones before."""
+    """The nodes by the module of their weights; segments without weights join the part before."""
     found: dict[str, list[Node]] = {}
     key = ""
     for segment in cell:
@@ -326,7 +315,7 @@ def _parts(cell: Sequence[_Segment]) -> tuple[tuple[str, tuple[Node, ...]], ...]
 
 
 def node_blocks(blocks: Sequence[Block]) -> tuple[BlockNodes, ...]:
-    """The blocks as `build_network` takes them: each named part with the names of its nodes."""
+    """The named parts of blocks with the names of their nodes, as `build_network` takes them."""
     return tuple(
         (key, tuple(node.name for node in nodes)) for block in blocks for key, nodes in block.parts
     )

@@ -1,5 +1,4 @@
-"""What a program costs: parameters, multiply-adds, depth. Closed functions of shapes, no tensor
-touched. Layer: graph."""
+"""The costs of a program (parameters, multiply-adds, depth), computed from shapes alone."""
 
 from __future__ import annotations
 
@@ -27,34 +26,34 @@ __all__ = [
 ]
 
 COUNTED_BATCH = 3
-"""The batch size at which multiply-adds are counted and planned students are tried: not 1, which
-has special cases, and none that a graph is captured or traced at.
+"""The batch size at which multiply-adds are counted and planned students are verified: not 1, which
+has special cases, and not one at which graphs are captured or traced.
 """
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The size of a network for one sample."""
+    """The costs of a network for one sample."""
 
     params: int
-    """Trained numbers."""
+    """Elements of trained tensors."""
     macs: int
-    """Multiply-adds of convolutions, linear maps, matrix products and attention."""
+    """Multiply-adds of convolutions, linear layers, matrix products and attention."""
     depth: int
     """Weighted contractions (convolution, linear) on the longest path."""
 
     @property
     def flops(self) -> int:
-        """Floating-point operations: two for each multiply-add, as torch's own counter has it."""
+        """Floating-point operations: two per multiply-add, as in torch's `FlopCounterMode`."""
         return 2 * self.macs
 
     def to_dict(self) -> dict[str, int]:
-        """All four figures by name."""
+        """`params`, `macs`, `depth` and `flops`."""
         return {**asdict(self), "flops": self.flops}
 
 
 def measure_costs(program: Program) -> Costs:
-    """The costs of the program for a batch of one."""
+    """The costs of the program for one sample."""
     params = sum(program.tensors[name].numel() for name in program.trainable)
     depths = node_depths(program)
     depth = max(depths[node] for node in output_nodes(program.graph))
@@ -74,7 +73,7 @@ def is_contraction(node: Node) -> bool:
 
 
 def is_weighted(node: Node, data: AbstractSet[Node]) -> bool:
-    """Whether the call is a contraction with a tensor of the network.
+    """Whether the call is a contraction with a weight.
 
     data: the `data_nodes` of its program.
     """
@@ -82,13 +81,12 @@ def is_weighted(node: Node, data: AbstractSet[Node]) -> bool:
 
 
 def _may_be_weighted(node: Node) -> bool:
-    """Attention may take a table as its mask, which makes it no layer."""
+    """Attention is not a layer, although its mask may be a tensor of the network."""
     return is_contraction(node) and operation(node) != "scaled_dot_product_attention"
 
 
 def data_nodes(program: Program) -> set[Node]:
-    """The nodes whose values depend on an input of the network; a standardised weight, say, does
-    not."""
+    """The nodes whose values depend on an input; that of a standardized weight does not."""
     data: set[Node] = set()
     for node in program.graph.nodes:
         if node.op == "placeholder" or not data.isdisjoint(node.all_input_nodes):
@@ -113,14 +111,14 @@ def node_macs(node: Node, shapes: dict[str, Shape]) -> int:
 
 
 def _input_shapes(node: Node, shapes: dict[str, Shape]) -> list[Shape]:
-    """The shapes of the arguments in order, one that is given twice counted twice."""
+    """The shapes of the arguments in order, with repetitions."""
     found: list[Shape] = []
     map_arg(node.args, lambda source: found.append(shapes[source.name]))
     return found
 
 
 def _summed(name: str, node: Node, inputs: list[Any]) -> int:
-    """How many products each result element is the sum of."""
+    """The number of products that are summed in each element of the result."""
     if name == "einsum":
         return _einsum_summed(node, inputs)
     first = 1 if name in ("addmm", "baddbmm") else 0
@@ -140,8 +138,8 @@ def _einsum_summed(node: Node, inputs: list[Any]) -> int:
 
 
 def node_depths(program: Program) -> dict[Node, int]:
-    """For each node the largest number of weighted contractions on a path from an input to it,
-    itself included."""
+    """For each node, the largest number of weighted contractions on a path from an input to it,
+    inclusive."""
     data = data_nodes(program)
     depths: dict[Node, int] = {}
     for node in program.graph.nodes:

@@ -1,16 +1,16 @@
-"""The algebra of axes: what the dimensions of all tensors of a network have to do with each other.
+"""The algebra of axes: how the dimensions of all tensors of a network are related.
 
-Pure Python over ints: no torch. Each dimension of each tensor is an *axis*, a small tree in a
+Pure Python over ints, without torch. Each dimension of each tensor is an *axis*, a small tree in a
 normal form:
 
     axis    a row-major product of factors, as a tuple; () is an axis of size 1
     factor  an `Atom` (a size with an identity) or a `Sum` (axes laid end to end)
 
 Concatenation makes sums, splitting takes them apart, reshaping regroups products, and two axes that
-must be the same are *unified*: aligned from the left, atoms refined where the boundaries differ
+must be equal are *unified*: aligned from the left, refining atoms where the boundaries differ
 (192 against 3 x 64: the atom becomes a product; 128 against 64 + 64: a sum). An atom is *frozen*,
-with a reason, when its size is not ours to choose. Where two structures cannot be reconciled
-everything in both is frozen: a student is then less thin there, never wrong.
+with a reason, when its size must not change. If two structures cannot be reconciled, both are
+frozen entirely: the student is then wider than it could be, but never wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Atom", "Axis", "AxisAlgebra", "Factor", "Sum"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Atom:
-    """A size with an identity: two atoms are the same only if they are one object."""
+    """A size with an identity: atoms are compared by identity, not by size."""
 
     size: int
 
@@ -34,7 +34,7 @@ class Atom:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Axes laid end to end: the index runs through the first term, then the second, and so on."""
+    """Axes laid end to end: indices run through the first term, then the second, and so on."""
 
     terms: tuple[Axis, ...]
 
@@ -44,8 +44,7 @@ Axis = tuple[Factor, ...]
 
 
 class AxisAlgebra:
-    """What is known of the atoms of one network: which are refined into other axes, and which are
-    frozen and why.
+    """The atoms of one network: which are refined into other axes, and which are frozen and why.
 
     >>> algebra = AxisAlgebra()
     >>> channels = algebra.new(192)
@@ -57,14 +56,14 @@ class AxisAlgebra:
     def __init__(self) -> None:
         self._meaning: dict[Atom, Axis] = {}
         self._normals: dict[Axis, Axis] = {}
-        """What `normal` said since an atom was last given a meaning."""
+        """A cache of `normal`, cleared when an atom is refined."""
         self._frozen: dict[Atom, str] = {}
 
     # Making and reading axes
 
     def new(self, size: int, *, frozen: str = "") -> Axis:
-        """An axis of one fresh atom; of no factors when the size is 1. `frozen` is the reason,
-        where there is one."""
+        """An axis of one new atom, or of no factors if the size is 1. A non-empty `frozen` freezes
+        it for that reason."""
         if size == 1:
             return ()
         atom = Atom(size)
@@ -77,13 +76,12 @@ class AxisAlgebra:
         return prod(_factor_size(factor) for factor in axis)
 
     def resize(self, axis: Axis, sizes: Mapping[Atom, int]) -> int:
-        """The size of the axis when the atoms in `sizes` get new sizes and the others keep
-        theirs."""
+        """The size of the axis if the atoms in `sizes` get new sizes and the others keep theirs."""
         return _resized(self.normal(axis), sizes)
 
     def normal(self, axis: Axis) -> Axis:
-        """The axis in terms of atoms that have no further meaning: products and sums flattened,
-        units dropped."""
+        """The axis in terms of atoms that are not refined further, with products and sums flattened
+        and units dropped."""
         known = self._normals.get(axis)
         if known is None:
             factors: list[Factor] = []
@@ -108,12 +106,11 @@ class AxisAlgebra:
         return terms[0] if len(terms) == 1 else (Sum(tuple(terms)),)
 
     def atoms(self, axis: Axis) -> Iterator[Atom]:
-        """The atoms of the axis in normal form, from the left, repetitions included."""
+        """The atoms of the axis in normal form, from left to right, with repetitions."""
         return _atoms_in(self.normal(axis))
 
     def products(self, axis: Axis) -> Iterator[Axis]:
-        """Every product in the axis that is not itself a factor of one: the axis, and the terms of
-        the sums in it."""
+        """The maximal products in the axis: the axis itself, and the terms of the sums in it."""
         axis = self.normal(axis)
         yield axis
         for factor in axis:
@@ -122,19 +119,19 @@ class AxisAlgebra:
                     yield from self.products(term)
 
     def freeze(self, axis: Axis, reason: str) -> None:
-        """Fix the sizes of all atoms of the axis. A reason given earlier stays."""
+        """Fix the sizes of all atoms of the axis. An atom that is frozen keeps its reason."""
         for atom in self.atoms(axis):
             self._frozen.setdefault(atom, reason)
 
     def frozen_reason(self, atom: Atom) -> str:
-        """Why the atom is frozen; empty when it is free."""
+        """Why the atom is frozen; empty if it is free."""
         return self._frozen.get(atom, "")
 
     # Unification
 
     def unify(self, one: Axis, other: Axis) -> bool:
-        """Make two axes of equal size the same. False when that failed and both were frozen
-        instead."""
+        """Make two axes of equal size the same axis. False if their structures cannot be
+        reconciled; both are then frozen."""
         one, other = self.normal(one), self.normal(other)
         assert self.size(one) == self.size(other), (one, other)
         if one == other:
@@ -145,7 +142,7 @@ class AxisAlgebra:
         return False
 
     def unify_all(self, axes: Iterable[Axis]) -> None:
-        """Make all axes the same as the first."""
+        """Unify all axes with the first."""
         first, *others = axes
         for other in others:
             self.unify(first, other)
@@ -189,7 +186,7 @@ class AxisAlgebra:
         return True
 
     def _define(self, atom: Atom, meaning: Axis) -> bool:
-        """Refine `atom` into `meaning`, which takes over its being frozen."""
+        """Refine `atom` into `meaning`, which is frozen if the atom was."""
         meaning = self.normal(meaning)
         assert self.size(meaning) == atom.size and atom not in self._meaning
         self._meaning[atom] = meaning
@@ -201,11 +198,10 @@ class AxisAlgebra:
     # Products: reshaping
 
     def regroup(self, axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
-        """The axes of a tensor of shape `sizes` that holds, in row-major order, the elements of one
-        with `axes`.
+        """The axes of a tensor with `axes` after a row-major reshape to `sizes`.
 
-        Where the boundaries cannot be brought together, all of `axes` is frozen and the result is
-        fresh and frozen.
+        A run of axes whose boundaries cannot be matched is frozen, and its results are new and
+        frozen.
         """
         assert prod(map(self.size, axes)) == prod(sizes), (axes, sizes)
         if 0 in sizes:
@@ -218,8 +214,8 @@ class AxisAlgebra:
     def _independent_runs(
         self, axes: list[Axis], sizes: list[int]
     ) -> Iterator[tuple[list[Axis], list[int]]]:
-        """Cut a reshape where boundaries on both sides meet, so that what fails in one run leaves
-        the others alone."""
+        """Cut a reshape where boundaries on both sides coincide, so that a run that fails does not
+        freeze the others."""
         while axes or sizes:
             taken, wanted = axes[:1], sizes[:1]
             while prod(map(self.size, taken)) != prod(wanted):
@@ -246,8 +242,8 @@ class AxisAlgebra:
         return groups
 
     def _take(self, factors: list[Factor], size: int) -> Axis | None:
-        """Take factors of the product `size` from the left of `factors`, splitting one where
-        needed; None if impossible."""
+        """Take factors with the product `size` from the left of `factors`, splitting one if needed;
+        None if impossible."""
         taken: list[Factor] = []
         while size > 1:
             factors[:1] = self.normal((factors[0],))
@@ -263,8 +259,7 @@ class AxisAlgebra:
         return tuple(taken)
 
     def _split_factor(self, factor: Factor, outer: int) -> list[Factor] | None:
-        """The factor as a product whose left part has the size `outer`; None if it has no such
-        form."""
+        """The factor as a product whose left part has the size `outer`; None if impossible."""
         size = _factor_size(factor)
         if size % outer:
             return None
@@ -277,7 +272,7 @@ class AxisAlgebra:
         return self._split_repeats(factor, outer) or self._split_common_inner(factor, size // outer)
 
     def _split_repeats(self, factor: Sum, outer: int) -> list[Factor] | None:
-        """n terms of one size as n x term, when `outer` is a multiple of n."""
+        """n terms of one size as n x term, if `outer` is a multiple of n."""
         terms = factor.terms
         if outer % len(terms) or len({self.size(term) for term in terms}) > 1:
             return None
@@ -301,8 +296,7 @@ class AxisAlgebra:
     def split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         """The axes of consecutive pieces of the given sizes, which add up to the axis.
 
-        Where the boundaries cannot be brought together, the axis is frozen and the pieces are fresh
-        and frozen.
+        If the boundaries cannot be matched, the axis is frozen and the pieces are new and frozen.
         """
         assert self.size(axis) == sum(sizes), (axis, sizes)
         wanted = [size for size in sizes if size]
@@ -339,7 +333,7 @@ class AxisAlgebra:
         return parts
 
     def _take_terms(self, terms: list[Axis], size: int) -> Axis | None:
-        """Take terms of the total `size` from the left of `terms`, splitting one where needed; None
+        """Take terms with the total `size` from the left of `terms`, splitting one if needed; None
         if impossible."""
         taken: list[Axis] = []
         while size:
@@ -362,7 +356,7 @@ def _factor_size(factor: Factor) -> int:
 
 
 def _resized(axis: Axis, sizes: Mapping[Atom, int]) -> int:
-    """The size of an axis in normal form at new sizes of atoms."""
+    """The size of an axis in normal form with new sizes of atoms."""
     size = 1
     for factor in axis:
         if isinstance(factor, Sum):
@@ -382,5 +376,5 @@ def _atoms_in(axis: Axis) -> Iterator[Atom]:
 
 
 def _units(count: int) -> Factor:
-    """The index of `count` equal terms: a sum of units, whose size nothing can change."""
+    """The index over `count` equal terms: a sum of units, whose size is constant."""
     return Sum(((),) * count)

@@ -17,10 +17,10 @@ from fitcompress.graph.shapes import Shape, propagate_shapes
 __all__ = ["OUTPUT", "STRUCTURAL", "AxisTrace", "free_weight_atoms", "trace_axes"]
 
 _BATCH_SIZE = 11
-"""A batch size that divides no common size, so that the batch is not mistaken for another axis."""
+"""Divides few common sizes, so that the batch is not mistaken for a factor of another axis."""
 
 _OTHER_BATCH_SIZE = 2
-"""Sizes that differ between the two batch sizes contain the batch."""
+"""Sizes that are proportional to the batch size at both batch sizes contain the batch."""
 
 INPUT, OUTPUT = "an input", "an output"
 STRUCTURAL = (INPUT, OUTPUT, PLACE, KERNEL)

@@ -22,7 +22,7 @@ from fitcompress.graph.capture.dynamic_batch import make_batch_dynamic, merge_re
 from fitcompress.graph.capture.functionalize import MutatedViewError, functionalise
 from fitcompress.graph.capture.normalize import normalise, refuse_state
 from fitcompress.graph.capture.recorder import BatchRefusedError, Recording, record
-from fitcompress.graph.names import tidied
+from fitcompress.graph.names import tidy_names
 from fitcompress.graph.program import InputInfo, Program, prune
 from fitcompress.modes import evaluating
 
@@ -130,7 +130,7 @@ def capture_recorded(
     except BatchRefusedError as error:
         return _at_fixed_batch(record_at, infos, what, error)
     programs = _functional(one.program, what), _functional(other.program, what)
-    return tidied(normalise(merge_recordings(*programs, batch_sizes))), other
+    return tidy_names(normalise(merge_recordings(*programs, batch_sizes))), other
 
 
 def _at_fixed_batch(
@@ -141,7 +141,7 @@ def _at_fixed_batch(
             recording = record_at(batch_size)
         except BatchRefusedError:
             continue
-        program = tidied(normalise(_functional(recording.program, what)))
+        program = tidy_names(normalise(_functional(recording.program, what)))
         return make_batch_dynamic(program, batch_size), recording
     said = " and ".join(f"{info.shape} {str(info.dtype).split('.')[-1]}" for info in infos)
     raise CaptureError(f"running {what} on inputs of {said}: {cause}") from cause

@@ -25,7 +25,7 @@ from fitcompress.graph.capture.dynamic_batch import make_batch_dynamic
 from fitcompress.graph.capture.functionalize import MutatedViewError
 from fitcompress.graph.capture.normalize import normalise
 from fitcompress.graph.capture.obstacles import foreign_call, reads_values, value_read
-from fitcompress.graph.names import plain_name, tidied
+from fitcompress.graph.names import plain_name, tidy_names
 from fitcompress.graph.nests import mapped
 from fitcompress.graph.program import InputInfo, Program, run_program
 
@@ -45,7 +45,7 @@ def capture_exported(exported: ExportedProgram) -> Program:
         program = normalise(_flatten(exported))
     except MutatedViewError as error:
         program = _functional(exported, error)
-    program = tidied(program)
+    program = tidy_names(program)
     _refuse_foreign_calls(program.graph)
     batch_size = _fixed_batch_size(exported)
     return program if batch_size is None else make_batch_dynamic(program, batch_size)

@@ -1,8 +1,8 @@
-"""Gives calls of an archive back to the modules they came from. Layer: graph.
+"""Infers which module of a TorchScript archive made each call, from the names of weights.
 
-A TorchScript recording knows the names of weights but not which module made a call. Names tell: a
-convolution belongs to its weight's module, a sum to the smallest module that holds the branches it
-joins, the rest to the place where it stands.
+A recording of an archive has the names of weights, but not the module that made a call. As a
+heuristic, a convolution belongs to its weight's module, a sum to the innermost module that contains
+the branches it joins, and other calls to the module of their neighbors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fitcompress.graph.analysis.blocks import find_blocks
+from fitcompress.graph.names import common_path
 from fitcompress.graph.program import (
     WEIGHT_ARGUMENTS,
     Program,
@@ -28,18 +29,18 @@ from fitcompress.graph.shapes import propagate_shapes
 __all__ = ["infer_owners", "name_by_use"]
 
 _MIN_LOOSE_WEIGHT = 8
-"""Elements from which an unnamed float tensor in plain arithmetic counts as learnt: not the mean of
-the input channels.
+"""A heuristic for frozen archives, which do not tell weights from constants: an unnamed float
+tensor in elementwise arithmetic counts as trained if it has at least this many elements. A smaller
+one is usually the mean or the standard deviation of the input channels.
 """
 
 
 def name_by_use(program: Program) -> Program:
-    """Names the tensors that the source had no names for (frozen archives) after the calls that use
-    them, and where it had no names at all, after the block that these stand in too. Nothing is
-    modified.
+    """Names unnamed tensors (of frozen archives) after the calls that use them, with the number of
+    their block in front if no tensor has a name. Nothing is modified.
 
-    Those used as weights are trainable, and so are float tables, but for masks (two values) and
-    tiny ones.
+    Tensors used as weights become trainable, and so do float tables, except masks (with two
+    distinct values) and tiny ones.
     """
     has_no_names = all(map(_is_unnamed, program.tensors))
     named = _unpooled(program)
@@ -60,8 +61,8 @@ def name_by_use(program: Program) -> Program:
 
 
 def _unpooled(program: Program) -> Program:
-    """A copy in which each call has the constant vectors that it takes as weights to itself:
-    freezing merges equal constants, so that all fresh norms and all zero biases look tied.
+    """A copy in which calls do not share constant vectors as weights. Freezing an archive merges
+    equal constants, so that all newly initialized norms and zero biases appear tied.
     """
     parted = clone(program)
     taken: set[Node] = set()
@@ -80,7 +81,7 @@ def _unpooled(program: Program) -> Program:
 
 
 def _unnamed_weights(node: Node) -> Iterable[tuple[int, Node]]:
-    """(place, source) for each tensor without a name of its own that a call takes as a weight."""
+    """(argument index, source) for each unnamed tensor that a call takes as a weight."""
     if not isinstance(node.target, OpOverload):
         return
     roles = [argument.name for argument in node.target._schema.arguments]
@@ -92,8 +93,8 @@ def _unnamed_weights(node: Node) -> Iterable[tuple[int, Node]]:
 
 
 def _names_by_block(program: Program) -> dict[str, str]:
-    """`blocks.<number>.` in front of the name of each tensor in a block on the spine; what comes
-    before the first block and what makes the output stand outside of all, as in most networks.
+    """New names `blocks.<number>.<name>` for the tensors in blocks on the spine. The first block
+    and the one that computes the output (the stem and the head of most networks) get none.
     """
     ends = output_nodes(program.graph)
     inner = [block for block in find_blocks(program)[1:] if block.tail not in ends]
@@ -106,7 +107,7 @@ def _names_by_block(program: Program) -> dict[str, str]:
 
 
 def _renamed(program: Program, names: Mapping[str, str]) -> Program:
-    """The program with other names for some of its tensors."""
+    """The program with some of its tensors renamed."""
     graph, _ = copy_graph(program.graph)
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -117,7 +118,7 @@ def _renamed(program: Program, names: Mapping[str, str]) -> Program:
 
 
 def _unnamed_tensors(node: Node) -> Iterable[tuple[str, Node]]:
-    """(argument, source) for each tensor without a name of its own that a call takes."""
+    """(argument, source) for each unnamed tensor that a call takes."""
     if not isinstance(node.target, OpOverload):
         return
     names = [argument.name for argument in node.target._schema.arguments]
@@ -137,7 +138,7 @@ def _is_table(value: Tensor) -> bool:
 
 
 def infer_owners(program: Program) -> Program:
-    """The program with an owner on every call, guessed from the names of weights. Nothing is
+    """The program with the owner of every call inferred from the names of weights. Nothing is
     modified.
     """
     owned = clone(program)
@@ -154,9 +155,7 @@ def infer_owners(program: Program) -> Program:
 
 
 def _owner_of_only_user(node: Node) -> str:
-    """A call that stands nowhere else belongs where its single user does (a short cut without
-    weights).
-    """
+    """The module of the only user, for a call without an owner (a shortcut without weights)."""
     if len(node.users) != 1:
         return ""
     (user,) = node.users
@@ -167,7 +166,7 @@ def _owner_of_only_user(node: Node) -> str:
 def _weight_owner(node: Node) -> str:
     """The module of the weights that a call takes directly."""
     sources = [n for n in node.all_input_nodes if n.op == "get_attr" and "." in str(n.target)]
-    return _common([str(n.target).rpartition(".")[0] for n in sources]) if sources else ""
+    return common_path(str(n.target).rpartition(".")[0] for n in sources)
 
 
 def _guess(node: Node, shapes: Mapping[str, Any], reach: Mapping[Node, Any], after: str) -> str:
@@ -175,27 +174,25 @@ def _guess(node: Node, shapes: Mapping[str, Any], reach: Mapping[Node, Any], aft
     if not sources:
         return ""
     if len(sources) > 1:
-        return _common([*_branch_owners(sources, reach)])
+        return common_path(_branch_owners(sources, reach))
     (source,) = sources
     before = str(source.meta.get("owner", ""))
     if _weight_owner(source):
         before = before.rpartition(".")[0]
     if shapes[node.name] == shapes[source.name]:
         return before
-    return _common([before, after])
+    return common_path([before, after])
 
 
 def _branch_owners(sources: Iterable[Node], reach: Mapping[Node, frozenset[str]]) -> set[str]:
-    """Owners of the weights between the place where branches part and the one where they meet
-    again.
-    """
+    """The owners of the weights between a fork and the node where the branches join again."""
     sets = [reach[source] for source in sources if source in reach]
     shared = frozenset.intersection(*sets) if sets else frozenset()
     return set().union(*(found - shared for found in sets))
 
 
 def _weights_on_the_way(nodes: Iterable[Node]) -> dict[Node, frozenset[str]]:
-    """For each call the owners of all weights that its value went through."""
+    """For each call, the owners of all weights that its value depends on."""
     reach: dict[Node, frozenset[str]] = {}
     for node in nodes:
         found = frozenset().union(
@@ -207,22 +204,9 @@ def _weights_on_the_way(nodes: Iterable[Node]) -> dict[Node, frozenset[str]]:
 
 
 def _next_weight_owners(nodes: list[Node]) -> list[str]:
-    """For each call the module of the next call in order that takes a weight."""
+    """For each call, the module of the next call that takes a weight."""
     following, owner = [""] * len(nodes), ""
     for index in reversed(range(len(nodes))):
         following[index] = owner
         owner = _weight_owner(nodes[index]) or owner
     return following
-
-
-def _common(paths: Iterable[str]) -> str:
-    """The longest dotted path that all of them begin with."""
-    split = [path.split(".") for path in paths]
-    if not split:
-        return ""
-    shared = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared)

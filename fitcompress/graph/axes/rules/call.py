@@ -1,9 +1,8 @@
-"""One call of a graph as an axis rule sees it, and what a rule can say of it. Layer: graph.
+"""`Call`: the argument of an axis rule.
 
-A rule reads the axes of the call's arguments, unifies what must agree, returns the axes of the
-results, and *binds* every literal that came from a size to the axis whose size it is. Thinning
-rewrites bound literals and nothing else, so what an operation means for the axes and how its
-literals change stand side by side, once.
+A rule reads the axes of the call's arguments, unifies those that must be equal, returns the axes of
+the results, and *binds* every literal that is a size to its axis. Thinning rewrites bound literals
+and nothing else, so each rule is the only place that knows an operation's axes and its literals.
 """
 
 from __future__ import annotations
@@ -42,12 +41,11 @@ class Call:
         self.arguments = named_arguments(node)
 
     def __getitem__(self, argument: str) -> Any:
-        """The argument, its default where it is not given; nodes of numbers are replaced by their
-        values."""
+        """The value of an argument; nodes that are numbers are replaced by their values."""
         return self._number(self.arguments[argument])
 
     def get(self, *arguments: str) -> Any:
-        """The first of these arguments that the operation has; None when it has none of them."""
+        """The value of the first of these arguments that the operation has, or None."""
         return next((self[name] for name in arguments if name in self.arguments), None)
 
     def _number(self, value: Any) -> Any:
@@ -66,25 +64,25 @@ class Call:
         return [list(self.trace.values[node]) for node in self.arguments[argument]]
 
     def is_tensor(self, argument: str) -> bool:
-        """Whether the argument is there and a tensor."""
+        """Whether the operation has the argument and it is a tensor."""
         value = self.arguments.get(argument)
         return isinstance(value, Node) and isinstance(self.trace.values.get(value), list)
 
     def tensor_names(self) -> list[str]:
-        """The arguments that are tensors."""
+        """The names of the arguments that are tensors."""
         return [name for name in self.arguments if self.is_tensor(name)]
 
     def all_axes(self) -> Iterable[Axes]:
-        """The axes of every tensor that the call takes, in lists too."""
+        """The axes of every tensor among the arguments, including those in lists."""
         for node in self.node.all_input_nodes:
             yield from _tensors(self.trace.values.get(node))
 
     def fresh(self, shape: Sequence[int], reason: str = "") -> Axes:
-        """New axes for a shape, frozen for `reason` if one is given."""
+        """New axes for a shape; a non-empty `reason` freezes them."""
         return [self.algebra.new(size, frozen=reason) for size in shape]
 
     def freeze(self, axes: Iterable[Axis], reason: str) -> None:
-        """Freeze these axes, saying where."""
+        """Freeze these axes."""
         for axis in axes:
             self.algebra.freeze(axis, reason)
 

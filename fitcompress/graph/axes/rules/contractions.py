@@ -1,5 +1,5 @@
-"""Axis rules of operations that sum over an axis: convolutions, linear maps, matrix products,
-attention. Layer: graph."""
+"""Axis rules of operations that sum over an axis: convolutions, linear layers, matrix products,
+attention, recurrent networks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fitcompress.graph.axes.rules.elementwise import broadcast, is_fixed
 __all__ = ["CONTRACTIONS", "RECURRENT"]
 
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-"""Operations that are a whole recurrent network, of weights in a list."""
+"""Operations that are a whole recurrent network; their weights are a list."""
 
 
 def _convolution(call: Call) -> Value:
-    """Weight (out, in / groups, *kernel), or (in, out / groups, *kernel) when transposed. Channels
-    may stand in the places of a map (ECA's convolution): any number of them, if all stay.
+    """Weight (out, in / groups, *kernel), or (in, out / groups, *kernel) if transposed. A spatial
+    dimension may hold channels (as in ECA); it stays free if the convolution keeps its size.
     """
     axes, weight = call.axes("input"), call.axes("weight")
     transposed = "transpose" in call.name
@@ -41,7 +41,7 @@ def _places(call: Call, dim: int, axis: Axis) -> Axis:
 
 
 def _unify_grouped(call: Call, near: Axis, far: Axis, weight: Axes) -> None:
-    """The weight's first dimension runs over all of `near`, its second over one group of `far`."""
+    """The weight's first dimension is all of `near`, its second is one group of `far`."""
     groups, size = call["groups"], call.algebra.size
     near_group, _ = call.algebra.regroup([near], [groups, size(near) // groups])
     far_group, far_inner = call.algebra.regroup([far], [groups, size(far) // groups])
@@ -80,8 +80,8 @@ def _matmul(call: Call) -> Value:
 
 
 def _product(call: Call, left: Axes, right: Axes) -> tuple[Axes, Axis]:
-    """Rows of `left` against columns of `right`, earlier dimensions broadcast; vectors have no rows
-    or columns."""
+    """The axes of `left @ right` and the axis that is summed over. Leading dimensions broadcast; a
+    vector has no rows or columns."""
     rows, columns = left[-2:-1], right[-1:] if len(right) > 1 else []
     inner, other = left[-1], right[-2] if len(right) > 1 else right[-1]
     call.algebra.unify(inner, other)
@@ -125,8 +125,8 @@ def _embedding(call: Call) -> Value:
 
 
 def _recurrent(call: Call) -> Value:
-    """input (..., features); for each layer and direction weights (gates x hidden, features) and
-    (gates x hidden, hidden), and their biases; states (layers x directions, batch, hidden)."""
+    """Input (..., features); for each layer and direction, weights (gates x hidden, features) and
+    (gates x hidden, hidden) and their biases; states (layers x directions, batch, hidden)."""
     if "params" not in call.arguments or "input" not in call.arguments:
         return None
     *leading, features = call.axes("input")
@@ -149,7 +149,7 @@ def _recurrent(call: Call) -> Value:
 
 
 def _hidden(call: Call, leading: Axes, states: list[Axes]) -> Axis:
-    """The axis of all states; `leading` are the input's time and batch."""
+    """The hidden axis, shared by all states; `leading` are the input's time and batch axes."""
     time = 1 if call["batch_first"] and len(leading) > 1 else 0
     hidden = states[0][-1]
     for layers, *batch, own in states:
@@ -161,7 +161,7 @@ def _hidden(call: Call, leading: Axes, states: list[Axes]) -> Axis:
 
 
 def _unify_gates(call: Call, axis: Axis, hidden: Axis) -> None:
-    """All gates, laid end to end, have one hidden size."""
+    """Unify the gates, which are laid end to end along `axis`, with the hidden axis."""
     size = call.algebra.size(hidden)
     call.algebra.unify_all(
         [hidden, *call.algebra.split(axis, [size] * (call.algebra.size(axis) // size))]

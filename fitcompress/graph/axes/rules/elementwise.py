@@ -1,5 +1,5 @@
-"""Axis rules of operations that keep places where they are: pointwise calls, norms, pooling,
-reductions. Layer: graph."""
+"""Axis rules of operations that do not reorder elements: pointwise calls, norms, pooling,
+reductions, padding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["ELEMENTWISE", "broadcast", "is_fixed", "normal_dims", "pointwise"]
 
 
 def normal_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
-    """Dimension numbers as a list counted from the left; all of them for None or an empty list."""
+    """Dimensions as a list of non-negative numbers; all dimensions for None or an empty list."""
     if dims is None or dims == []:
         return list(range(rank))
     return [dim % rank for dim in ([dims] if isinstance(dims, int) else dims)]
 
 
 def broadcast(call: Call, operands: Sequence[Axes]) -> Axes:
-    """The axes of operands broadcast together; those of equal size are unified."""
+    """The axes of operands broadcast together, unifying axes that do not have size 1."""
     rank = max(map(len, operands))
     padded = [[()] * (rank - len(axes)) + list(axes) for axes in operands]
     result: Axes = []
@@ -33,7 +33,7 @@ def broadcast(call: Call, operands: Sequence[Axes]) -> Axes:
 
 
 def pointwise(call: Call) -> Value:
-    """Every result element depends on the elements in its own place."""
+    """Each element of the result depends on the operands' elements at the same index."""
     operands = [call.axes(name) for name in call.tensor_names()]
     if not operands:
         return call.fresh(call.shape)
@@ -54,7 +54,7 @@ def _each(call: Call, axes: Axes) -> Value:
 
 
 def _ordered(call: Call) -> Value:
-    """Like the input, but the order along some dimensions matters."""
+    """The axes of the input; dimensions along which the order matters are frozen."""
     axes = call.axes(call.tensor_names()[0])
     for dim in normal_dims(call.get("dim", "dims"), len(axes)):
         call.freeze([axes[dim]], f"{call.name} depends on the order along it")
@@ -106,7 +106,7 @@ def _group_norm(call: Call) -> Value:
 
 
 def _resample(call: Call) -> Value:
-    """The last dimensions are places, whose number follows from the input's; the others stay."""
+    """Resizes the trailing, spatial dimensions, which are frozen; the leading ones are kept."""
     axes, *others = (call.axes(name) for name in call.tensor_names())
     for grid in others:
         call.algebra.unify(axes[0], grid[0])
@@ -119,8 +119,8 @@ def _resample(call: Call) -> Value:
 
 
 def _pad(call: Call) -> Value:
-    """Constant padding lays new indices before and after the old: a sum, the added parts free like
-    any other. Negative padding takes indices away."""
+    """Constant padding concatenates new indices before and after the old ones; the added parts are
+    free too. Negative padding, which removes indices, freezes."""
     axes, pads = call.axes("self"), call["pad"]
     result = list(axes)
     for pair in range(len(pads) // 2):
@@ -140,19 +140,19 @@ def _pad(call: Call) -> Value:
 
 
 def _part(call: Call, size: int, beside: Axis) -> Axis | None:
-    """The indices that padding adds to an axis: places beside places."""
+    """The indices that padding adds to an axis; frozen if the axis is."""
     reason = PLACE if is_fixed(call, beside) else ""
     return call.algebra.new(size, frozen=reason) if size else None
 
 
 def is_fixed(call: Call, axis: Axis) -> bool:
-    """Whether the axis has a size that is not ours to choose: there are atoms in it, all frozen."""
+    """Whether the size of the axis must not change: it has atoms, and all are frozen."""
     reasons = [call.algebra.frozen_reason(atom) for atom in call.algebra.atoms(axis)]
     return bool(reasons) and all(reasons)
 
 
 def _reduce(call: Call) -> Value:
-    """The reduced dimensions go, or stay as size 1."""
+    """The reduced dimensions are dropped, or kept with size 1."""
     if call.is_tensor("other"):
         return pointwise(call)
     axes = call.axes(call.tensor_names()[0])

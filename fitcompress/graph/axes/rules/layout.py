@@ -1,4 +1,4 @@
-"""Axis rules of operations that move, regroup, join and take apart dimensions. Layer: graph."""
+"""Axis rules of operations that move, regroup, concatenate and split dimensions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _reshape(call: Call) -> Value:
 
 
 def _regroup(call: Call) -> Value:
-    """A reshape that has no sizes among its literals."""
+    """A reshape without sizes among its literals."""
     return call.algebra.regroup(call.axes("self"), call.shape)
 
 
@@ -70,7 +70,7 @@ def _channel_shuffle(call: Call) -> Value:
 
 
 def _windows(call: Call) -> Value:
-    """unfold: (..., L, ...) -> (..., number of windows, ..., window)."""
+    """`unfold`: (..., L, ...) -> (..., number of windows, ..., window)."""
     axes = call.axes("self")
     dim = call["dimension"] % len(axes)
     call.freeze([axes[dim]], PLACE)
@@ -79,7 +79,7 @@ def _windows(call: Call) -> Value:
 
 
 def _im2col(call: Call) -> Value:
-    """im2col: (N, C, H, W) -> (N, C k k, L)."""
+    """`im2col`: (N, C, H, W) -> (N, C k k, L)."""
     *leading, channels, height, width = call.axes("self")
     call.freeze([height, width], PLACE)
     kernel = [call.algebra.new(size, frozen=KERNEL) for size in call["kernel_size"]]
@@ -151,7 +151,7 @@ def _repeat_interleave(call: Call) -> Value:
 
 
 def _concatenate(call: Call) -> Value:
-    """Laid end to end; what is put beside places is places too, such as learned tokens."""
+    """A concatenation; axes next to spatial ones (such as learned tokens) count as spatial."""
     size = call.algebra.size
     operands = [axes for axes in call.list_axes("tensors") if list(map(size, axes)) != [0]]
     dim = call["dim"] % len(operands[0])
@@ -180,14 +180,14 @@ def _stack(call: Call) -> Value:
 
 
 def _pieces(call: Call, dim: int, shapes: Sequence[Sequence[int]]) -> tuple[list[Axes], list[Axis]]:
-    """The axes of consecutive pieces along `dim`, and those pieces' own axes."""
+    """The axes of consecutive pieces along `dim`, and their axes of that dimension alone."""
     axes = call.axes("self")
     parts = call.algebra.split(axes[dim], [shape[dim] for shape in shapes])
     return [[*axes[:dim], part, *axes[dim + 1 :]] for part in parts], parts
 
 
 def _split(call: Call) -> Value:
-    """Into pieces of given sizes: each literal is its piece's size, or one is that of all."""
+    """A split into pieces of given sizes: one literal per piece, or a single one for all."""
     dim = call["dim"] % len(call.axes("self"))
     result, parts = _pieces(call, dim, call.shape)
     argument = "split_sizes" if "split_sizes" in call.arguments else "split_size"
@@ -201,7 +201,7 @@ def _split(call: Call) -> Value:
 
 
 def _chunk(call: Call) -> Value:
-    """Into a number of pieces, which the literal keeps: they must stay equal."""
+    """A split into a number of pieces, which does not change: the pieces must stay equal."""
     if call.name == "tensor_split" and "sections" not in call.arguments:
         return None
     dim = call["dim"] % len(call.axes("self"))
@@ -232,13 +232,12 @@ def _select(call: Call) -> Axes:
 
 
 def _slice(call: Call) -> Value:
-    """A contiguous piece, its bounds sums of the pieces before; a step or a moving bound
-    freezes."""
+    """A contiguous piece, whose bounds are sums of the pieces before them; a step freezes."""
     return _piece(call, call.axes("self"), call.shape[call["dim"]])
 
 
 def _slice_scatter(call: Call) -> Value:
-    """The whole, with other values in a piece of it."""
+    """The axes of the whole, with those of the slice unified with the values written to it."""
     axes, source = call.axes("self"), call.axes("src")
     piece = _piece(call, axes, call.algebra.size(source[call["dim"]]))
     for one, other in zip(piece, source, strict=True):
@@ -247,7 +246,7 @@ def _slice_scatter(call: Call) -> Value:
 
 
 def _select_scatter(call: Call) -> Value:
-    """The whole, with other values at one index of it."""
+    """The axes of the whole, unified with those of the values written at one index."""
     axes = call.axes("self")
     for one, other in zip(_select(call), call.axes("src"), strict=True):
         call.algebra.unify(one, other)
@@ -300,8 +299,8 @@ def _index_select(call: Call) -> Value:
 
 
 def _index(call: Call) -> Value:
-    """x[i, :, j]: the indexed dimensions become those of the indices, in place when they stand
-    together."""
+    """`x[i, :, j]`: the indices' dimensions replace the indexed ones, in place if these are
+    adjacent, otherwise in front."""
     axes = call.axes("self")
     indices = list(call.arguments["indices"])
     at = [dim for dim, node in enumerate(indices) if isinstance(node, Node)]
@@ -315,7 +314,7 @@ def _index(call: Call) -> Value:
 
 
 def _make(call: Call) -> Value:
-    """Filled with one number: any size will do, so the axes are free and the literals follow."""
+    """A tensor filled with one number: it works at any size, so its axes are free."""
     argument = "size" if "size" in call.arguments else "shape"
     result = call.fresh(call.shape)
     for index, axis in enumerate(result):
@@ -324,7 +323,7 @@ def _make(call: Call) -> Value:
 
 
 def _one_hot(call: Call) -> Value:
-    """An index becomes a row of a table to be looked up in."""
+    """Each index becomes a row of length `num_classes`."""
     (classes,) = call.fresh(call.shape[-1:], "looked up by index")
     return [*call.axes("self"), classes]
 
