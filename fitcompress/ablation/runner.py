@@ -172,7 +172,7 @@ def _require_accuracy(prepared: Prepared) -> None:
             " not classes",
             advice="`fitcompress distill` works for it",
         )
-    if not prepared.data.labelled:
+    if not prepared.data.is_labeled:
         raise DataError(
             "ablating: arms are compared by their accuracy, and not all images have a label"
         )

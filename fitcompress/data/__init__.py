@@ -1,4 +1,4 @@
-"""Images and their labels: folders, timm data sets, the built-in set, views and loaders.
+"""Images and labels: folders, timm data sets, the built-in set, augmented views and loaders.
 
 Imports `recipe` and the modules directly under `fitcompress`; knows nothing of graphs or models.
 """

@@ -1,10 +1,9 @@
-"""From a recipe to the images of a run: what is trained on, chosen on and judged on. Layer: recipe,
-events, all sources.
+"""The images of a run: training, held-out and evaluation images from the recipe's data source.
 
-Evaluation images never influence training. What training chooses by (the best epoch) is a tenth
-held out of the *training* images. Where a source has no evaluation split, a fifth is set aside for
-it once and for all, by a fixed seed: a teacher trained on the same source before, or a run with
-another seed, is then judged on the same images, and no teacher has seen them.
+Evaluation images never influence training. Early stopping uses a tenth held out of the *training*
+images. If a source has no evaluation split, a fifth of it is set aside by a fixed seed, so that a
+teacher trained on the same source, or a run with another seed, is evaluated on the same images, and
+no teacher has seen them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = ["DataBundle", "load_data"]
 _HELD_OUT = 0.1
 _EVALUATION = 0.2
 _EVALUATION_SEED = 0
-"""Not the run's: see the top of this file."""
+"""Independent of the run's seed: see the top of this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +37,21 @@ class DataBundle:
 
     train: Images
     held_out: Images
-    """A seeded stratified tenth of the training images, not trained on: training chooses by it."""
+    """A seeded, stratified tenth of the training images, used for early stopping only."""
     evaluation: Images
-    """What is reported; nothing is chosen by it."""
+    """The images that results are reported on; nothing is chosen by them."""
     class_names: tuple[str, ...] | None
     num_classes: int
-    """0 where nothing is labelled."""
+    """0 for unlabeled images."""
     evaluation_split: str
-    """Where `evaluation` comes from: "test", "val", ... or "held out"."""
+    """Name of the evaluation split: "test", "val", ... or "held out"."""
     description: str
     """One line for the report."""
 
     @property
-    def labelled(self) -> bool:
+    def is_labeled(self) -> bool:
         """Whether the training images have labels."""
         return bool(self.train.labels.max(initial=-1) >= 0)
-
-    @property
-    def evaluation_labelled(self) -> bool:
-        """Whether accuracy can be measured."""
-        return bool(self.evaluation.labels.max(initial=-1) >= 0)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -66,18 +60,18 @@ class DataBundle:
 
     @property
     def num_images(self) -> int:
-        """All images of the run."""
+        """Number of images in all three splits."""
         return len(self.train) + len(self.held_out) + len(self.evaluation)
 
     @property
     def num_bytes(self) -> int:
-        """What they take where they are kept, as far as the source tells."""
+        """Size of all images on disk or in memory, as far as the source knows it."""
         return self.train.num_bytes + self.held_out.num_bytes + self.evaluation.num_bytes
 
 
 @dataclass(frozen=True)
 class _Splits:
-    """What a source gives before anything is held out."""
+    """The splits of a source, before any images are held out."""
 
     name: str
     train: Images
@@ -87,16 +81,16 @@ class _Splits:
 
 
 def load_data(recipe: DataRecipe, *, seed: int, emit: Emit) -> DataBundle:
-    """The images that a recipe names. Nothing is decoded yet, but for streams.
+    """Opens the data source of a recipe. Images are decoded later, except those of streams.
 
     Args:
         recipe: `source` is "builtin", a folder or a timm data set string; `limit` and
-            `max_unreadable` are applied.
-        seed: decides what `limit` keeps and what is held out.
-        emit: receives notices: skipped images, unused folders, splits that were made.
+            `max_unreadable` apply.
+        seed: decides which images `limit` keeps and which are held out.
+        emit: receives notices on skipped images, unused folders and images set aside.
 
     Raises:
-        DataError: see `folders`, `timm_sets`; or too few images for three splits.
+        DataError: see `folders` and `timm_sets`; or there are too few images for three splits.
     """
     splits = _set_evaluation_aside(_open_source(recipe, emit), emit)
     assert splits.evaluation is not None
@@ -152,39 +146,43 @@ def _open_folder(root: Path, max_unreadable: int, emit: Emit) -> _Splits:
 
 
 def _choose_evaluation(trees: dict[str, Tree], emit: Emit) -> str:
-    """The split to evaluate on: "test", else "val", else "". Unlabelled images cannot judge a
-    labelled set: such a split is passed over."""
+    """The evaluation split: "test", otherwise "val", otherwise "". Unlabeled splits are skipped if
+    the training images have labels."""
     for split in ("test", "val"):
         if split not in trees:
             continue
         if trees["train"].class_names and not trees[split].class_names:
             message = f"'{trees[split].root}' has no class folders and is not used for evaluation"
-            emit(Notice(topic="data", message=message))
+            emit(Notice(topic="data", code="evaluation-unlabeled", message=message))
             continue
         return split
     return ""
 
 
 def _check_same_classes(train: Tree, evaluation: Tree) -> None:
-    """Unlabelled training images go with any evaluation."""
+    """Checks that both splits have the same class folders, if the training images have any."""
     if not train.class_names or train.class_names == evaluation.class_names:
         return
     missing = sorted(set(train.class_names) - set(evaluation.class_names))
     extra = sorted(set(evaluation.class_names) - set(train.class_names))
     parts = [
         f"{what} {', '.join(repr(name) for name in names[:5])}{' ...' if len(names) > 5 else ''}"
-        for what, names in (("without", missing), ("with the unknown", extra))
+        for what, names in (("without", missing), ("with unknown", extra))
         if names
     ]
     raise DataError(
         f"comparing '{train.root}' and '{evaluation.root}': expected the same class folders, "
-        f"got the latter {' and '.join(parts)}",
-        advice="give both the same class folders",
+        f"got the second {' and '.join(parts)}",
+        code="class-folders-differ",
+        advice="Give both the same class folders.",
+        paths=[str(train.root), str(evaluation.root)],
+        missing=missing,
+        unknown=extra,
     )
 
 
 def _set_evaluation_aside(splits: _Splits, emit: Emit) -> _Splits:
-    """The same splits with an evaluation split in any case."""
+    """The splits with an evaluation split, set aside if the source has none."""
     if splits.evaluation is not None:
         return splits
     kept, aside = hold_out(
@@ -196,7 +194,7 @@ def _set_evaluation_aside(splits: _Splits, emit: Emit) -> _Splits:
         f"{splits.name} has no evaluation split: {len(aside):,} of its {len(splits.train):,} "
         "images are set aside for evaluation (stratified, the same for every seed)"
     )
-    emit(Notice(topic="data", message=message))
+    emit(Notice(topic="data", code="evaluation-set-aside", message=message))
     return _Splits(
         name=splits.name,
         train=Subset(splits.train, kept),
@@ -207,7 +205,7 @@ def _set_evaluation_aside(splits: _Splits, emit: Emit) -> _Splits:
 
 
 def _hold_out_tenth(splits: _Splits, limit: int | None, seed: int) -> tuple[Images, Images]:
-    """(training images, those held out of them), after the limit."""
+    """(training images, held-out images), after applying the limit."""
     images = splits.train
     if limit is not None and limit < len(images):
         chosen = stratified_sample(images.labels, limit, seed=seed, stream=Stream.LIMIT)
@@ -222,17 +220,19 @@ def _too_few(name: str, num: int) -> DataError:
     return DataError(
         f"splitting {name}: expected a class with at least two images to hold some out, "
         f"got {num} images",
-        advice="add images, or raise the limit (data.limit)",
+        code="too-few-images",
+        advice="Add images, or raise the limit (--limit).",
+        num_images=num,
     )
 
 
 def _describe(splits: _Splits, train: Images, held_out: Images, num_classes: int) -> str:
     assert splits.evaluation is not None
     height, width = train.image_size
-    classes = f"{num_classes} classes" if train.labels.max() >= 0 else "unlabelled"
+    classes = f"{num_classes} classes" if train.labels.max() >= 0 else "unlabeled"
     return (
-        f"{splits.name}: {len(train):,} training images, {len(held_out):,} more held out of "
-        "training (what training chooses is chosen on these), "
+        f"{splits.name}: {len(train):,} training images, {len(held_out):,} more held out for "
+        "early stopping, "
         f"{len(splits.evaluation):,} evaluation images ({splits.evaluation_split}), {classes}, "
         f"{width}x{height} pixels"
     )

@@ -1,7 +1,7 @@
-"""Labels in the order of a network's outputs. Layer: loading.
+"""Class order: labels as indices into a network's outputs.
 
-Class folders are numbered by their names, a network's outputs as whoever trained it chose. Where
-the network's names are known, the labels follow them.
+Class folders are numbered in the order of their names, a network's outputs as its authors chose. If
+the network's class names are known, the labels follow them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["match_classes"]
 def match_classes(bundle: DataBundle, names: tuple[str, ...]) -> DataBundle:
     """The same images with labels that are indices into `names`, the classes of a network.
 
-    The data may lack some of the network's classes. A bundle without class names is given back as
-    it is, and so is any bundle when `names` is empty.
+    The data may lack some of the network's classes. The bundle is returned unchanged if it has no
+    class names or if `names` is empty.
 
     Raises:
-        DataError: a class of the data that is not among `names`, or a name that comes twice.
+        DataError: a class of the data is not among `names`, or a name is repeated.
     """
     if not names or bundle.class_names is None or bundle.class_names == names:
         return bundle
@@ -36,35 +36,39 @@ def match_classes(bundle: DataBundle, names: tuple[str, ...]) -> DataBundle:
         raise DataError(
             f"matching classes: expected each of the network's class names once, got '{twice[0]}' "
             f"{names.count(twice[0])} times",
-            advice="correct the class map",
+            code="class-name-repeated",
+            advice="Correct the class map (--class-map).",
+            class_name=twice[0],
         )
     unknown = [name for name in bundle.class_names if name not in names]
     if unknown:
         raise DataError(
             f"matching classes: expected the data's classes among the network's {len(names)}, got "
-            f"{len(unknown)} others, such as '{unknown[0]}'",
-            advice=near_misses(unknown[0], names) or "correct the class map",
+            f"{len(unknown)} unknown, such as '{unknown[0]}'",
+            code="class-unknown",
+            advice=near_misses(unknown[0], names) or "Correct the class map (--class-map).",
+            unknown=unknown,
         )
-    places = np.array([names.index(name) for name in bundle.class_names], dtype=np.int64)
+    new_labels = np.array([names.index(name) for name in bundle.class_names], dtype=np.int64)
     parts: dict[str, Any] = {
-        part: _Relabelled(getattr(bundle, part), places)
+        part: _Relabeled(getattr(bundle, part), new_labels)
         for part in ("train", "held_out", "evaluation")
     }
     return replace(bundle, **parts, class_names=names, num_classes=len(names))
 
 
 @dataclass(frozen=True, eq=False)
-class _Relabelled:
-    """The same images with other labels."""
+class _Relabeled:
+    """A collection of images with other labels."""
 
     images: Images
-    places: Indices
-    """New label of each old one."""
+    new_labels: Indices
+    """By old label."""
 
     @property
     def labels(self) -> Indices:
         old = self.images.labels
-        new: Indices = np.where(old >= 0, self.places[old], -1)
+        new: Indices = np.where(old >= 0, self.new_labels[old], -1)
         return new
 
     @property

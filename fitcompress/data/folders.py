@@ -1,8 +1,7 @@
-"""Image folders: what is in them, which classes, and which files can be read. Layer: images,
-events, errors.
+"""Image folders: their splits, classes and readable files.
 
-A *tree* is a folder of class folders (labelled) or a flat folder of images (unlabelled). A *data
-folder* is one tree, or holds one tree for each split (`train/` and `val/`, `validation/`, `test/`).
+A *tree* is a folder of class folders (labeled) or a flat folder of images (unlabeled). A *data
+folder* is one tree, or holds one tree per split (`train/` and `val/`, `validation/`, `test/`).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 _NUM_CHECKING_THREADS = 8
-"""Checking a file waits for the disk more than it computes."""
+"""More than the cores, because checking a file mostly waits for the disk."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,23 @@ class Tree:
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
     """Empty for a flat folder; its labels are all -1."""
-    num_strays: int = 0
-    """Images beside the class folders; they are not used."""
+    num_unused: int = 0
+    """Images next to the class folders, which are not used."""
 
 
 def find_splits(root: Path) -> dict[str, Path]:
     """The split folders in a data folder by "train", "val", "test"; empty if it is one tree.
 
     Raises:
-        DataError: there is no such folder, or `val/` or `test/` without `train/`.
+        DataError: the folder does not exist, or has `val/` or `test/` without `train/`.
     """
     if not root.is_dir():
-        got = "a file" if root.exists() else "nothing there"
+        got = "a file" if root.exists() else "no such folder"
         raise DataError(
             f"opening data '{root}': expected a folder of images, got {got}",
-            advice="pass a folder of class folders, of train/ and val/, or of images",
+            code="data-folder-missing",
+            advice="Pass a folder of class folders, of train/ and val/, or of images.",
+            path=str(root),
         )
     folders = {folder.name.lower(): folder for folder in _subfolders(root)}
     found = {
@@ -70,27 +71,32 @@ def find_splits(root: Path) -> dict[str, Path]:
     }
     if found and "train" not in found:
         raise DataError(
-            f"opening data '{root}': expected 'train' beside {_quoted(found)}, got none",
-            advice=f"add a 'train' folder, or pass one tree such as '{next(iter(found.values()))}'",
+            f"opening data '{root}': expected 'train' next to {_quoted(found)}, got none",
+            code="train-folder-missing",
+            advice=f"Add a 'train' folder, or pass '{next(iter(found.values()))}' alone.",
+            path=str(root),
+            splits=list(found),
         )
     return found
 
 
 def list_tree(root: Path) -> Tree:
-    """The images below a folder, by class where there are class folders.
+    """The images in a folder and its subfolders, labeled by its class folders, if any.
 
-    Classes are in the order of torchvision's ImageFolder (sorted names), but numbered folders in
-    the order of their numbers.
+    Classes are sorted by name, as in torchvision's ImageFolder; if all names are numbers, by
+    number.
 
     Raises:
-        DataError: there are no images, a class folder is empty, or there is one class only.
+        DataError: there are no images, a class folder is empty, or there is only one class.
     """
     loose = [path for path in sorted(root.iterdir()) if _is_image(path)]
     images_of = {folder.name: list(_walk(folder)) for folder in _subfolders(root)}
     if not loose and not any(images_of.values()):
         raise DataError(
             f"opening data '{root}': expected images ({_SUFFIX_LIST}), got none",
-            advice="pass a folder that holds images or class folders of images",
+            code="images-missing",
+            advice="Pass a folder of images, or of class folders of images.",
+            path=str(root),
         )
     if not any(images_of.values()):
         return Tree(root, tuple(loose), (-1,) * len(loose), ())
@@ -98,17 +104,17 @@ def list_tree(root: Path) -> Tree:
     names = _in_class_order(images_of)
     paths = tuple(path for name in names for path in images_of[name])
     labels = tuple(label for label, name in enumerate(names) for _ in images_of[name])
-    return Tree(root, paths, labels, names, num_strays=len(loose))
+    return Tree(root, paths, labels, names, num_unused=len(loose))
 
 
 def open_trees(trees: Sequence[Tree], *, max_unreadable: int, emit: Emit) -> list[FileImages]:
     """The readable images of each tree.
 
-    Each file's header and end are looked at; nothing is decoded without need (see `find_fault`).
+    Files are checked by their header and end, mostly without decoding them (see `find_fault`).
 
     Raises:
-        DataError: more than `max_unreadable` files of all trees cannot be read, or a class has none
-            left.
+        DataError: more than `max_unreadable` files of all trees are unreadable, or all files of a
+            class are.
     """
     opened = []
     num_left = max_unreadable
@@ -122,10 +128,12 @@ def open_trees(trees: Sequence[Tree], *, max_unreadable: int, emit: Emit) -> lis
 def _open_tree(
     tree: Tree, num_left: int, max_unreadable: int, emit: Emit
 ) -> tuple[FileImages, int]:
-    """The readable images of a tree and the number of unreadable ones."""
-    if tree.num_strays:
-        message = f"{tree.num_strays} images beside the class folders of '{tree.root}' are not used"
-        emit(Notice(topic="data", message=message))
+    """(readable images of a tree, number of unreadable ones)."""
+    if tree.num_unused:
+        message = (
+            f"{tree.num_unused} images outside the class folders of '{tree.root}' are not used"
+        )
+        emit(Notice(topic="data", code="images-outside-classes", message=message))
     with ThreadPoolExecutor(_NUM_CHECKING_THREADS) as pool:
         checked = list(pool.map(find_fault, tree.paths))
     faults = {path: fault for path, (fault, _) in zip(tree.paths, checked, strict=True) if fault}
@@ -147,28 +155,35 @@ def _report_unreadable(
     tree: Tree, faults: dict[Path, str], num_left: int, max_unreadable: int, emit: Emit
 ) -> None:
     for path, fault in list(faults.items())[: max(num_left, 0)]:
-        emit(Notice(topic="data", message=f"unreadable image skipped: '{path}' ({fault})"))
+        message = f"unreadable image skipped: '{path}' ({fault})"
+        emit(Notice(topic="data", code="image-unreadable", message=message))
     if len(faults) > num_left:
         first = next(iter(faults))
+        num_unreadable = max_unreadable - num_left + len(faults)
         raise DataError(
-            f"reading images below '{tree.root}': expected at most {max_unreadable} unreadable "
-            f"(data.max_unreadable), got {max_unreadable - num_left + len(faults)}, "
-            f"among them '{first}': {faults[first]}",
-            advice="repair or remove them, or raise the limit with --set data.max_unreadable=N",
+            f"reading images in '{tree.root}': expected at most {max_unreadable} unreadable files, "
+            f"got {num_unreadable}, such as '{first}' ({faults[first]})",
+            code="too-many-unreadable",
+            advice="Repair or remove them, or raise the limit with --set data.max_unreadable=N.",
+            path=str(first),
+            expected=max_unreadable,
+            got=num_unreadable,
         )
     if faults:
-        message = f"{len(faults)} of {len(tree.paths)} images below '{tree.root}' are unreadable"
-        emit(Notice(topic="data", message=f"{message} and were skipped"))
+        message = f"{len(faults)} of {len(tree.paths)} images in '{tree.root}' are unreadable"
+        emit(Notice(topic="data", code="images-unreadable", message=f"{message} and were skipped"))
 
 
 def _check_all_classes_left(tree: Tree, labels: set[int]) -> None:
-    """Refuses a tree of which a class, or everything, was unreadable."""
+    """Raises a DataError if all images of a class, or of the tree, are unreadable."""
     lost = [name for label, name in enumerate(tree.class_names) if label not in labels]
     if lost or not labels:
-        where = f"class folder '{tree.root / lost[0]}'" if lost else f"'{tree.root}'"
+        folder = tree.root / lost[0] if lost else tree.root
         raise DataError(
-            f"reading {where}: expected readable images, got none",
-            advice="repair the images or remove the folder",
+            f"reading '{folder}': expected readable images, got none",
+            code="folder-unreadable",
+            advice="Repair the images, or remove the folder.",
+            path=str(folder),
         )
 
 
@@ -178,13 +193,19 @@ def _check_classes(root: Path, images_of: dict[str, list[Path]]) -> None:
         raise DataError(
             f"opening data '{root}': expected images in each class folder, "
             f"got none in {_quoted(empty)}",
-            advice="fill the folders or remove them",
+            code="class-folder-empty",
+            advice="Fill the folders, or remove them.",
+            path=str(root),
+            folders=empty,
         )
     if len(images_of) == 1:
         (name,) = images_of
         raise DataError(
             f"opening data '{root}': expected at least two class folders, got one, '{name}'",
-            advice=f"for unlabelled images pass the folder that holds them: '{root / name}'",
+            code="single-class",
+            advice=f"For unlabeled images, pass their folder: '{root / name}'.",
+            path=str(root),
+            folder=name,
         )
 
 
@@ -195,7 +216,7 @@ def _in_class_order(names: dict[str, list[Path]]) -> tuple[str, ...]:
 
 
 def _subfolders(root: Path) -> list[Path]:
-    """Folders directly in `root`, sorted; neither hidden ones nor what macOS archives leave."""
+    """Folders directly in `root`, sorted, without hidden ones and `__MACOSX` of macOS archives."""
     return sorted(
         path
         for path in root.iterdir()
@@ -204,7 +225,7 @@ def _subfolders(root: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Images anywhere below a folder, in a fixed order."""
+    """Images in a folder and its subfolders, in a fixed order."""
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
@@ -214,7 +235,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    """By name alone, but for the `._x.jpg` that macOS leaves beside each `x.jpg`."""
+    """Whether the name is an image's; macOS leaves a `._x.jpg` next to each `x.jpg`."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
 
 

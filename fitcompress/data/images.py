@@ -1,8 +1,7 @@
-"""Collections of images at their native size, and how one image is read. Layer: Pillow, errors;
-knows no network and no view.
+"""Collections of images at their native size, and decoding of single images.
 
-Every source (folder, timm data set, built-in set) ends as an `Images`: labels that are known
-without decoding, and pictures that are decoded one by one, upright, as 8-bit RGB.
+Every source (folder, timm data set, built-in set) becomes an `Images`: labels known without
+decoding, and images decoded one by one, upright, as 8-bit RGB.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,28 +31,34 @@ __all__ = [
 ]
 
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""Pillow raises whatever its format plugins raise; these are the ones that damaged files cause."""
+"""Exceptions that Pillow's format plugins raise for damaged files."""
 
 
 class DecodingError(DataError):
-    """An image that turned out to be unreadable during training.
+    """An image that cannot be decoded, found during training.
 
-    An error in a worker process reaches the main one as its class called with the text of the
-    whole traceback (torch 2.15, `ExceptionWrapper.reraise`), of which only the end is of interest.
+    The DataLoader re-raises an error of a worker process as its class called with the text of the
+    whole traceback (torch 2.15, `ExceptionWrapper.reraise`); only the end of that is kept.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        code: str = "image-undecodable",
+        advice: str = "Remove or replace the image, then resume the run.",
+        **facts: Any,
+    ) -> None:
         _, start, end = text.rpartition("decoding image ")
-        advice = "remove or replace the image, then resume the run"
-        super().__init__((start + end).strip(), advice=advice)
+        super().__init__((start + end).strip(), code=code, advice=advice, **facts)
 
 
 class Images(Protocol):
-    """A labelled collection of pictures."""
+    """A collection of images with labels."""
 
     @property
     def labels(self) -> Indices:
-        """Class of each image, -1 where there is none."""
+        """Class of each image, -1 for unlabeled ones."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -61,17 +66,17 @@ class Images(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """What the images take where they are kept (disk or memory), as far as known."""
+        """Size of all images on disk or in memory; 0 if unknown."""
 
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> Image.Image:
-        """One upright image in mode RGB, native size."""
+        """One image: upright, mode RGB, native size."""
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Images of one size in memory."""
+    """Images of equal size in memory."""
 
     pixels: npt.NDArray[np.uint8]
     """Shape (N, H, W) for gray images, (N, H, W, 3) for RGB."""
@@ -105,7 +110,7 @@ class FileImages:
         return len(self.paths)
 
     def load(self, index: int) -> Image.Image:
-        """Raises DecodingError when the file can no longer be decoded."""
+        """Raises DecodingError if the file cannot be decoded."""
         path = self.paths[index]
         try:
             return read_rgb(path)
@@ -115,7 +120,7 @@ class FileImages:
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Some images of another collection, in the order of `indices`."""
+    """Images of another collection, selected by `indices`."""
 
     images: Images
     indices: Indices
@@ -140,11 +145,11 @@ class Subset:
 
 
 def read_rgb(file: Path | IO[bytes]) -> Image.Image:
-    """The image of a file, turned upright by its EXIF orientation, in mode RGB.
+    """The image in a file, turned upright by its EXIF orientation, in mode RGB.
 
-    Transparency is dropped, as torchvision and timm do. 16-bit gray keeps its high byte and floats
-    are taken as 0..1 (Pillow itself would clip both to white). Of an animation, the first frame is
-    taken.
+    Transparency is dropped, as in torchvision and timm. 16-bit gray keeps its high byte, and floats
+    are read as 0..1 (Pillow would clip both to white). Only the first frame of an animation is
+    read.
     """
     with Image.open(file) as image:
         image.load()
@@ -152,7 +157,7 @@ def read_rgb(file: Path | IO[bytes]) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The same picture upright and in mode RGB (see `read_rgb`)."""
+    """The image upright and in mode RGB (see `read_rgb`)."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
@@ -162,16 +167,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         scaled = np.clip(np.asarray(image) * 255, 0, 255).round()
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB is the same picture with a warning
+        image = image.convert("RGBA")  # without this step Pillow warns
     return image.convert("RGB")
 
 
 def find_fault(path: Path) -> tuple[str, tuple[int, int]]:
-    """(what is wrong with an image file or "", its height and width), mostly without decoding it.
+    """(fault of an image file or "", its height and width), mostly without decoding it.
 
-    PNG files hold checksums, which are checked. A JPEG file must end in its end mark, or it is
-    decoded to decide (it may be truncated, or followed by other bytes). Other formats are decoded.
-    What this overlooks, such as a scrambled JPEG, Pillow usually decodes too.
+    PNG files are checked by their checksums. A JPEG file without an end marker, which may be
+    truncated or followed by other bytes, is decoded, and so are other formats. Faults missed here,
+    such as scrambled JPEG data, usually do not stop Pillow from decoding the image.
     """
     try:
         with Image.open(path) as image:

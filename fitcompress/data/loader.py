@@ -1,4 +1,4 @@
-"""Batches in an order that is a pure function of (seed, epoch). Layer: views, draws, DataLoader."""
+"""Data loaders: batches in an order that is a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fitcompress.data.rng import Stream, draw_order
+from fitcompress.data.rng import Stream, permutation
 from fitcompress.data.views import Batch, Views
 
 __all__ = ["BatchOrder", "in_groups", "make_loader"]
 
 
 class BatchOrder:
-    """The ids of each batch of an epoch that one process takes. Has what Accelerate expects of a
-    batch sampler.
+    """The sample ids of each batch of one process in an epoch: a batch sampler that Accelerate
+    accepts.
     """
 
     def __init__(
@@ -57,43 +57,43 @@ def make_loader(
     share: tuple[int, int] = (0, 1),
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """A loader of the `Batch`es of one epoch.
+    """A loader of the batches of one epoch.
 
-    The order is that of `epoch`; the views are those of the epoch that `dataset.set_epoch` chose.
+    `epoch` decides the order; the views are those of the epoch set with `dataset.set_epoch`.
 
     Args:
         dataset: from `make_dataset`.
-        batch_size: images in a batch; the last may have fewer unless `drop_last`.
+        batch_size: images per batch; the last may have fewer unless `drop_last`.
         shuffle_seed: None keeps the order of the data set.
-        epoch: with the seed decides the order.
-        num_workers: processes that prepare batches; they change nothing but the speed. There are
-            none where the views are settled on a device.
-        start_batch: so many batches are left out, undecoded: what follows is as if they had been
-            read.
-        drop_last: leave out what is not a whole number of so many batches; 0 leaves out nothing.
-        share: (index, number) of the process that takes each `number`-th batch from `index` on.
-        pin_memory: for copies to a GPU.
+        epoch: decides the order, together with the seed.
+        num_workers: processes that prepare batches; they affect only the speed. None are started if
+            the views are already on a device.
+        start_batch: batches to skip without decoding them; the others are not affected.
+        drop_last: drop the batches at the end that do not fill a multiple of this number; 0 drops
+            none.
+        share: (index, number) of the process, which takes every `number`-th batch from `index` on.
+        pin_memory: whether batches are made in page-locked memory, for copies to a GPU.
     """
     order: list[int] = list(range(len(dataset)))
     if shuffle_seed is not None:
-        order = draw_order(len(dataset), shuffle_seed, Stream.ORDER, epoch=epoch).tolist()
+        order = permutation(len(dataset), shuffle_seed, Stream.ORDER, epoch=epoch).tolist()
     batches = BatchOrder(
         order, batch_size, start_batch=start_batch, drop_last=drop_last, share=share
     )
     return DataLoader(
         _ByBatch(dataset),
         batch_sampler=batches,
-        num_workers=0 if dataset.is_settled else num_workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin_memory and not dataset.is_settled,
-        # Else each iterator draws a seed for its workers from torch's global generator, which
-        # dropout draws from too.
+        num_workers=0 if dataset.is_on_device else num_workers,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory and not dataset.is_on_device,
+        # Otherwise each iterator draws the seed of its workers from torch's global generator,
+        # which dropout uses too.
         generator=torch.Generator(),
     )
 
 
 class _ByBatch(Dataset[Batch]):
-    """Hands whole batches to torch's DataLoader, which prefers this method where there is one."""
+    """Whole batches for torch's DataLoader, which prefers `__getitems__` over `__getitem__`."""
 
     def __init__(self, views: Views) -> None:
         self.views = views
@@ -105,12 +105,14 @@ class _ByBatch(Dataset[Batch]):
         return self.views.batch(ids)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 def in_groups(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
-    """So many batches at a time (itertools.batched is of Python 3.12)."""
+    """Lists of `count` consecutive batches, the last may be shorter (itertools.batched needs Python
+    3.12).
+    """
     batches = iter(batches)
     while group := list(islice(batches, count)):
         yield group

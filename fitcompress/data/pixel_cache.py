@@ -1,4 +1,4 @@
-"""Views kept in memory, for all processes at once. Layer: pixels; knows no files."""
+"""Pixel cache: decoded views in memory that loader processes share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["PixelCache"]
 
 
 class PixelCache:
-    """Arrays that are computed once, by whichever process comes first.
+    """Arrays that are computed once, by the first process that needs them.
 
     The memory is anonymous and shared, so forked loader workers fill it for one another and for
-    later epochs (files in /dev/shm, which torch's shared tensors take, are limited to 64 MB in many
-    containers). Two processes that meet at one place write the same bytes. A copy that travels by
-    pickle (workers that are spawned) starts empty.
+    later epochs (torch's shared tensors use files in /dev/shm, which many containers limit to
+    64 MB). Two processes that fill the same entry write the same bytes. A pickled copy (for spawned
+    workers) starts empty.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -35,12 +35,12 @@ class PixelCache:
 
     @property
     def num_known(self) -> int:
-        """How many have been computed."""
+        """Number of arrays computed so far."""
         return int(self._is_known.sum())
 
     @property
     def values(self) -> Pixels:
-        """All of them; those that are not known are zeros."""
+        """All arrays; those not computed yet are zeros."""
         return self._values
 
     def __reduce__(self) -> tuple[type[PixelCache], tuple[tuple[int, ...]]]:
@@ -48,5 +48,5 @@ class PixelCache:
 
 
 def _shared_bytes(num: int) -> Pixels:
-    """Zeros that forked processes share."""
+    """Zeros in memory that forked processes share."""
     return np.frombuffer(mmap.mmap(-1, max(1, num)), dtype=np.uint8, count=num)

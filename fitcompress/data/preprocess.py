@@ -1,4 +1,4 @@
-"""The first module of every network: from a uint8 batch to what it takes. Layer: spec, torch."""
+"""Preprocessing on the device: from a uint8 batch to a network's normalized input."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from fitcompress.interface import InputSpec
 __all__ = ["Preprocess"]
 
 _LUMA = (0.299, 0.587, 0.114)
-"""ITU-R BT.601, as Pillow's and torchvision's conversions to gray."""
+"""Weights of ITU-R BT.601, as in Pillow's and torchvision's conversions to gray."""
 
 
 class Preprocess(nn.Module):
     """uint8 NCHW -> float32 NCHW of the network's size and channels, (x / 255 - mean) / std.
 
-    Each network has its own, so that teacher and student can see the same views at their own sizes
-    and normalisations. Nothing of it is in the state dict. Images of another size are resized
+    Teacher and student have one each, so that they see the same views at their own sizes and
+    normalizations. Its buffers are not in the state dict. Images of another size are resized
     (bilinear, antialiased).
 
     Raises:
-        RecipeError: the specification has neither 1 nor 3 channels, or not one mean and standard
-            deviation for each.
+        RecipeError: neither 1 nor 3 channels, or not one mean and positive standard deviation per
+            channel.
     """
 
     mean: Tensor
@@ -36,12 +36,21 @@ class Preprocess(nn.Module):
         channels, self.height, self.width = spec.shape
         if channels not in (1, 3) or len(spec.mean) != channels or len(spec.std) != channels:
             raise RecipeError(
-                "normalising images: expected 1 or 3 channels with a mean and a std each, "
+                "normalizing images: expected 1 or 3 channels with a mean and a std each, "
                 f"got {channels} channels, mean {spec.mean}, std {spec.std}",
-                advice="correct --input-size, --mean and --std",
+                code="normalization-mismatch",
+                advice="Correct --input-size, --mean and --std.",
+                channels=channels,
+                mean=list(spec.mean),
+                std=list(spec.std),
             )
         if min(spec.std) <= 0:
-            raise RecipeError(f"normalising images: expected positive stds, got {spec.std}")
+            raise RecipeError(
+                f"normalizing images: expected positive stds, got {spec.std}",
+                code="std-not-positive",
+                advice="Correct --std.",
+                std=list(spec.std),
+            )
         self.channels = channels
         for name, values in (("mean", spec.mean), ("std", spec.std), ("luma", _LUMA)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)

@@ -1,12 +1,11 @@
-"""Which images go where: stratified samples of labels. Layer: draws; pure, knows no files and no
-pixels."""
+"""Stratified samples and splits of labels, as pure functions of a seed."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from fitcompress.data.rng import Stream, draw_order
+from fitcompress.data.rng import Stream, permutation
 
 __all__ = ["Indices", "hold_out", "stratified_sample"]
 
@@ -14,10 +13,10 @@ Indices = npt.NDArray[np.int64]
 
 
 def stratified_sample(labels: Indices, num: int, *, seed: int, stream: Stream) -> Indices:
-    """Ascending indices of `num` samples (all, if there are fewer), each class by its share.
+    """Ascending indices of `num` samples (or all, if there are fewer), stratified by class.
 
-    Shares are rounded down; what is then missing goes to the classes with the largest remainders,
-    among equal remainders to classes in a random order. Unlabelled samples (-1) are one class.
+    Method of the largest remainders; ties are broken at random. Unlabeled samples (-1) count as one
+    class.
 
     >>> stratified_sample(np.array([0, 0, 0, 0, 1, 1]), 3, seed=0, stream=Stream.LIMIT).size
     3
@@ -30,11 +29,9 @@ def stratified_sample(labels: Indices, num: int, *, seed: int, stream: Stream) -
 def hold_out(
     labels: Indices, fraction: float, *, seed: int, stream: Stream
 ) -> tuple[Indices, Indices]:
-    """(kept, held out): a stratified sample of about `fraction` is held out, at least one sample if
-    that is possible.
+    """(kept, held out): ascending indices; about `fraction` of the samples is held out, stratified.
 
-    Each class keeps at least one sample, so held out may be empty when no class has two. Both are
-    ascending.
+    Each class keeps at least one sample. At least one sample is held out, unless no class has two.
     """
     _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     wanted = max(1, round(fraction * len(labels)))
@@ -46,10 +43,10 @@ def hold_out(
 
 
 def _share_out(num: int, counts: Indices, *, seed: int, stream: Stream) -> Indices:
-    """How many of each class make `num` together (method of the largest remainders)."""
+    """Samples per class that add up to `num` (method of the largest remainders)."""
     exact = num * counts  # in units of 1 / total, to stay among integers
     quotas, remainders = np.divmod(exact, counts.sum())
-    tie_break = draw_order(len(counts), seed, stream, epoch=1)
+    tie_break = permutation(len(counts), seed, stream, epoch=1)
     neediest = np.lexsort((tie_break, -remainders))
     quotas[neediest[: num - quotas.sum()]] += 1
     return quotas
@@ -57,7 +54,7 @@ def _share_out(num: int, counts: Indices, *, seed: int, stream: Stream) -> Indic
 
 def _take(class_of: Indices, quotas: Indices, *, seed: int, stream: Stream) -> Indices:
     """The first `quotas[c]` samples of each class c in a random order."""
-    order = draw_order(len(class_of), seed, stream)
+    order = permutation(len(class_of), seed, stream)
     by_class = order[np.argsort(class_of[order], kind="stable")]
     starts = np.searchsorted(class_of[by_class], np.arange(len(quotas)))
     taken = [by_class[start : start + quota] for start, quota in zip(starts, quotas, strict=True)]

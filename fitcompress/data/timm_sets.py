@@ -1,7 +1,6 @@
-"""Data sets by timm's names: `hfds/...`, `hfids/...`, `torch/...`, `tfds/...`, `wds/...`. Layer:
-images, errors.
+"""Data sets by timm's names: `hfds/...`, `hfids/...`, `torch/...`, `tfds/...`, `wds/...`.
 
-Only here is `timm.data.create_dataset` called. Settings follow the name like in a web address:
+Settings follow the name like the query of a URL:
 
     torch/cifar10
     torch/cifar10?root=/data/cifar
@@ -9,8 +8,8 @@ Only here is `timm.data.create_dataset` called. Settings follow the name like in
     wds//data/shards
     wds/imagenet?root=/data/shards&train_split=train&eval_split=validation
 
-Data sets that can only be read in order (`wds`, `tfds`, `hfids`) are read once into memory, so that
-everything after this file works on indices; one too big for that is refused.
+Data sets that can only be read in order (`wds`, `tfds`, `hfids`) are read into memory once, so that
+all other code can use indices; sets too large for that are refused.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ __all__ = ["StoredImages", "is_timm_source", "load_timm_splits"]
 _SETTINGS = frozenset({"root", "train_split", "eval_split", "input_key", "target_key"})
 _EVALUATION_SPLITS = ("test", "validation", "val")
 _TORCH_EVALUATION_SPLITS = ("validation",)
-"""torchvision's sets have one evaluation split; timm finds it by this name."""
+"""torchvision's sets have one evaluation split, which timm calls by this name."""
 _PACKAGES = {
     "hfds": "datasets",
     "hfids": "datasets",
@@ -44,15 +43,15 @@ _PACKAGES = {
     "torch": "torchvision",
     "wds": "webdataset",
 }
-"""What reads the sets of a prefix."""
+"""Python package that reads the sets of each prefix."""
 _MAX_STREAM_BYTES = 4 * 2**30
 _NUM_SIZES = 64
-"""Images that are looked at to learn the native size."""
+"""Images sampled to estimate the native size."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A data set string, taken apart."""
+    """A parsed data set string."""
 
     prefix: str
     name: str
@@ -61,7 +60,7 @@ class _Name:
 
 @dataclass(frozen=True, eq=False)
 class StoredImages:
-    """Images that a function of the index opens."""
+    """Images of a data set, opened by index."""
 
     open_image: Callable[[int], Image.Image]
     labels: Indices
@@ -72,7 +71,7 @@ class StoredImages:
         return len(self.labels)
 
     def load(self, index: int) -> Image.Image:
-        """Raises DecodingError when the image cannot be decoded."""
+        """Raises DecodingError if the image cannot be decoded."""
         try:
             return self.open_image(index)
         except READ_ERRORS as error:
@@ -80,17 +79,16 @@ class StoredImages:
 
 
 def is_timm_source(source: str) -> bool:
-    """Whether a data source is meant as a timm data set string."""
+    """Whether a data source is a timm data set string."""
     return source.partition("/")[0].lower() in _PACKAGES and "/" in source
 
 
 def load_timm_splits(source: str) -> tuple[Images, Images | None, str, tuple[str, ...]]:
-    """(training images, evaluation images if there are any, name of their split, class names if
-    known).
+    """(training images, evaluation images or None, their split's name, class names or ()).
 
     Raises:
-        DataError: the data set, one of its splits or the package that reads it is missing, or a
-            stream is too big.
+        DataError: the data set, a split or the package that reads it is missing, or a stream is too
+            large.
     """
     name = _parse(source)
     train, class_names = _load_split(source, name, name.settings.get("train_split", "train"))
@@ -100,14 +98,14 @@ def load_timm_splits(source: str) -> tuple[Images, Images | None, str, tuple[str
     for split in _TORCH_EVALUATION_SPLITS if name.prefix == "torch" else _EVALUATION_SPLITS:
         with contextlib.suppress(_NoSplitError):
             evaluation = _load_split(source, name, split)[0]
-            # Some sets keep the labels of their test split to themselves: it cannot judge.
+            # Some sets do not publish the labels of their test split.
             if evaluation.labels.max() >= 0 or train.labels.max() < 0:
                 return train, evaluation, split, class_names
     return train, None, "", class_names
 
 
 class _NoSplitError(DataError):
-    """A data set without the split asked for."""
+    """The data set lacks the requested split."""
 
 
 def _parse(source: str) -> _Name:
@@ -119,10 +117,13 @@ def _parse(source: str) -> _Name:
         raise DataError(
             f"reading data source '{source}': expected settings among "
             f"{', '.join(sorted(_SETTINGS))}, got '{unknown[0]}'",
-            advice="remove or correct the setting after the '?'",
+            code="dataset-setting-unknown",
+            advice="Remove or correct the setting after the '?'.",
+            source=source,
+            setting=unknown[0],
         )
     if prefix.lower() == "wds" and "root" not in settings:
-        # A name alone means nothing to WebDataset: it is a folder of shards.
+        # WebDataset has no names: a set is a folder of shards.
         settings["root"] = name
     return _Name(prefix.lower(), name, settings)
 
@@ -136,33 +137,37 @@ def _load_split(source: str, name: _Name, split: str) -> tuple[Images, tuple[str
 
 
 def _create(source: str, name: _Name, split: str) -> Any:
-    """timm's data set, with its errors put into words."""
-    from timm.data import create_dataset  # takes seconds, for these sources only
+    """timm's data set; all its errors become a DataError."""
+    from timm.data import create_dataset  # takes seconds, so only these sources import it
 
     keys: dict[str, Any] = {
         key: name.settings[key] for key in ("input_key", "target_key") if key in name.settings
     }
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # timm and torchvision print advice
+        with contextlib.redirect_stdout(io.StringIO()):  # timm and torchvision print hints
             return create_dataset(
                 f"{name.prefix}/{name.name}",
                 root=_root(name),
                 split=split,
                 download=name.prefix in ("torch", "tfds"),
-                input_img_mode="",  # as stored: orientation and mode are handled here
+                input_img_mode="",  # no conversion: orientation and mode are handled here
                 **keys,
             )
     except ImportError as error:
         raise _missing_package(source, name.prefix, error) from error
-    except Exception as error:  # each reader has its own: network, missing files, unknown names
+    except Exception as error:  # each reader raises its own, for network, files and names
         if isinstance(error, RuntimeError) and "install webdataset" in str(error):
             raise _missing_package(source, name.prefix, error) from error
         kind = _NoSplitError if _is_about_split(error, split) else DataError
         raise kind(
             f"opening data set '{source}', split '{split}': expected timm to find it, got "
             f"{type(error).__name__}: {_one_line(error)}",
-            advice="check the name and the network, and give the settings that the set needs, "
-            "such as '?root=/folder', '?eval_split=NAME' or '?input_key=NAME&target_key=NAME'",
+            code="dataset-not-found",
+            advice="Check the name and the network connection, and add the settings that the set "
+            "requires, such as '?root=/folder', '?eval_split=NAME' or "
+            "'?input_key=NAME&target_key=NAME'.",
+            source=source,
+            split=split,
         ) from error
 
 
@@ -170,12 +175,15 @@ def _missing_package(source: str, prefix: str, error: Exception) -> DataError:
     return DataError(
         f"opening data set '{source}': expected the Python package '{_PACKAGES[prefix]}', "
         f"got: {_one_line(error)}",
-        advice=f"pip install {_PACKAGES[prefix]}",
+        code="dataset-package-missing",
+        advice=f"Install it with `pip install {_PACKAGES[prefix]}`.",
+        source=source,
+        package=_PACKAGES[prefix],
     )
 
 
 def _is_about_split(error: Exception, split: str) -> bool:
-    """Whether a reader complains of the split by name, not of the network or the set."""
+    """Whether an error is about the split, not about the network or the set."""
     return isinstance(error, ValueError | RuntimeError) and split in str(error)
 
 
@@ -184,7 +192,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _root(name: _Name) -> str | None:
-    """Where the set lies; torchvision's sets are downloaded, by default into the user's cache."""
+    """Folder of the set; torchvision's sets are downloaded into the user's cache by default."""
     if "root" in name.settings or name.prefix != "torch":
         return name.settings.get("root")
     folder = Path.home() / ".cache" / "fitcompress" / "torchvision"
@@ -193,7 +201,7 @@ def _root(name: _Name) -> str | None:
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:
-    """In the order of the labels; empty where the set does not tell."""
+    """Class names in the order of the labels; empty if the set has none."""
     classes = getattr(dataset, "classes", None)
     if classes:
         return tuple(str(name) for name in classes)
@@ -202,13 +210,13 @@ def _class_names(dataset: Any) -> tuple[str, ...]:
 
 
 def _from_map(source: str, split: str, dataset: Any) -> StoredImages:
-    """From a torchvision data set or one of timm's readers with random access."""
+    """Images of a data set with random access: torchvision's, or one of timm's readers."""
     open_image = _opener(dataset)
     labels = np.array([_as_label(target) for target in _targets(dataset)], dtype=np.int64)
     if not len(labels):
-        raise DataError(f"reading '{source}', split '{split}': expected images, got none")
-    looked_at = np.unique(np.linspace(0, len(labels) - 1, _NUM_SIZES).round().astype(int))
-    sizes = [open_image(int(index)).size for index in looked_at]
+        raise _empty(source, split)
+    sampled = np.unique(np.linspace(0, len(labels) - 1, _NUM_SIZES).round().astype(int))
+    sizes = [open_image(int(index)).size for index in sampled]
     return StoredImages(open_image, labels, _median_size(sizes), _stored_bytes(dataset))
 
 
@@ -216,7 +224,7 @@ def _opener(dataset: Any) -> Callable[[int], Image.Image]:
     reader = getattr(dataset, "reader", None)
     if reader is None:
         return _OpenItem(dataset)
-    # Past timm's ImageDataset, which puts another image in the place of an unreadable one.
+    # timm's ImageDataset would replace an unreadable image by another one.
     return _OpenFromReader(reader)
 
 
@@ -246,7 +254,7 @@ class _OpenFromList:
 
 
 def _targets(dataset: Any) -> Iterable[Any]:
-    """All labels in order, without decoding images where the set allows it."""
+    """All labels in order, without decoding images if the set allows it."""
     targets: Iterable[Any] | None = getattr(dataset, "targets", None)
     if targets is not None:
         return targets
@@ -258,20 +266,22 @@ def _targets(dataset: Any) -> Iterable[Any]:
 
 
 def _as_label(target: Any) -> int:
-    """The class, -1 where there is none."""
+    """The class index, -1 if there is no label."""
     if target is None:
         return -1
     try:
         return int(target)
     except (TypeError, ValueError):
         raise DataError(
-            f"reading labels: expected one class index for each image, got {target!r}",
-            advice="choose the field of the class with '?target_key=NAME'",
+            f"reading labels: expected one class index per image, got {target!r}",
+            code="label-not-class-index",
+            advice="Choose the field of the class with '?target_key=NAME'.",
+            got=repr(target),
         ) from None
 
 
 def _from_stream(source: str, split: str, dataset: Any) -> StoredImages:
-    """All of a stream, in its own order, in memory."""
+    """All images of a stream, in memory and in its order."""
     images: list[Image.Image] = []
     labels: list[int] = []
     num_bytes = 0
@@ -283,13 +293,27 @@ def _from_stream(source: str, split: str, dataset: Any) -> StoredImages:
             raise DataError(
                 f"reading stream '{source}', split '{split}': expected at most "
                 f"{_MAX_STREAM_BYTES / 1e9:.1f} GB of pixels, got more",
-                advice="write the images to a folder of class folders and pass that",
+                code="stream-too-large",
+                advice="Write the images to a folder of class folders, and pass that folder.",
+                source=source,
+                split=split,
+                max_bytes=_MAX_STREAM_BYTES,
             )
     if not images:
-        raise DataError(f"reading stream '{source}', split '{split}': expected images, got none")
+        raise _empty(source, split)
     sizes = [image.size for image in images]
     return StoredImages(
         _OpenFromList(images), np.array(labels, dtype=np.int64), _median_size(sizes), num_bytes
+    )
+
+
+def _empty(source: str, split: str) -> DataError:
+    return DataError(
+        f"reading '{source}', split '{split}': expected images, got none",
+        code="dataset-empty",
+        advice="Choose another split with '?train_split=NAME' or '?eval_split=NAME'.",
+        source=source,
+        split=split,
     )
 
 
@@ -300,7 +324,7 @@ def _median_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _stored_bytes(dataset: Any) -> int:
-    """Size in memory or on disk where the set knows it, else 0."""
+    """Size in memory or on disk; 0 if unknown."""
     in_memory = getattr(getattr(dataset, "data", None), "nbytes", None)
     hugging_face = getattr(getattr(dataset, "reader", None), "dataset", None)
     return int(in_memory or getattr(hugging_face, "dataset_size", None) or 0)

@@ -1,8 +1,6 @@
-"""From images to uint8 pixels of a network's size, and what augmentation does to them. Layer:
-torchvision, spec.
+"""Image transforms: resizing and cropping to a network's size, and augmentation, all in uint8.
 
-All pure: what is random is decided by numbers that come as arguments. Legend: N batch, C channels,
-H W space.
+All functions are pure: random numbers come as arguments. Legend: N batch, C channels, H W space.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ from fitcompress.data.sampling import Indices
 from fitcompress.errors import RecipeError
 from fitcompress.interface import InputSpec
 
-__all__ = ["Pixels", "mix", "move", "plain_view", "strong_view"]
+__all__ = ["Pixels", "mixup", "plain_view", "shift_and_flip", "strong_view"]
 
 _STRONG_SCALE = (0.25, 1.0)
-"""Share of the area. timm's 0.08 is for hundreds of epochs; distillation here runs for tens."""
+"""Fraction of the image's area. timm's minimum of 0.08 suits hundreds of epochs, not tens."""
 _STRONG_JITTER = 0.2
 """Half of timm's default, for the same reason."""
 
@@ -33,13 +31,10 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def plain_view(image: Image.Image, spec: InputSpec) -> Pixels:
-    """The view for evaluation, uint8 CHW.
+    """The evaluation view, uint8 CHW: resized to cover size / `crop_pct`, then center-cropped.
 
-    The image is scaled to cover the network's size over `crop_pct`, then cropped in the centre.
-
-    The same pixels as timm's evaluation transform for square sizes, but an image that has the
-    network's size already is taken as it is: cutting the border off a 32 pixel image for a 32 pixel
-    network would only blur it.
+    The same pixels as timm's evaluation transform for square sizes, except that an image of the
+    network's size is not changed: cropping and enlarging a 32 pixel image would only blur it.
     """
     _, height, width = spec.shape
     image = _in_mode_of(image, spec)
@@ -50,27 +45,30 @@ def plain_view(image: Image.Image, spec: InputSpec) -> Pixels:
     return _pixels(image)
 
 
-def strong_view(image: Image.Image, spec: InputSpec, word: int) -> Pixels:
-    """A random resized crop, flip and colour jitter of torchvision's, uint8 CHW, decided by `word`.
+def strong_view(image: Image.Image, spec: InputSpec, seed: int) -> Pixels:
+    """torchvision's random resized crop, flip and color jitter, uint8 CHW, decided by `seed`.
 
-    torch's global generator, which torchvision draws from, is left as it was.
+    torch's global generator, which torchvision draws from, is restored afterwards.
     """
     image = _in_mode_of(image, spec)
     jitter = v2.ColorJitter(_STRONG_JITTER, _STRONG_JITTER, _STRONG_JITTER)
     size = list(spec.shape[1:])
     crop = v2.RandomResizedCrop(size, scale=_STRONG_SCALE, interpolation=_interpolation(spec))
-    with _torch_seeded(word):
+    with _torch_seeded(seed):
         return _pixels(v2.Compose([crop, v2.RandomHorizontalFlip(), jitter])(image))
 
 
-def move(
+def shift_and_flip(
     plain: Tensor, uniforms: npt.NDArray[np.float64], *, padding: float, flips: bool
 ) -> Tensor:
-    """Each image of NCHW shifted by up to `padding` of its sides and, if it `flips`, half of them
-    mirrored; on the images' device.
+    """A random crop of each image padded by reflection, then a random horizontal flip.
 
-    The same as a random crop of the image padded by reflection, then a horizontal flip. `uniforms`,
-    shape (N, 3), decide the vertical and horizontal shift and the flip.
+    Args:
+        plain: images, NCHW; the result is on their device.
+        uniforms: numbers in [0, 1), shape (N, 3), for the vertical shift, the horizontal shift and
+            the flip.
+        padding: maximum shift, as a fraction of the image's sides.
+        flips: whether half of the images are flipped.
     """
     num, channels, height, width = plain.shape
     rows = _shifted(height, uniforms[:, 0], padding)
@@ -89,14 +87,14 @@ def move(
     ]
 
 
-def mix(images: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
-    """lam x image + (1 - lam) x partner, rounded: uint8. `lam`: float32, one for each image."""
+def mixup(images: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
+    """lam x image + (1 - lam) x partner, rounded to uint8; `lam`: float32, shape (N,)."""
     weight = lam.to(images.device)[:, None, None, None]
     return torch.round(images * weight + partners * (1 - weight)).to(torch.uint8)
 
 
 def _covering_size(native: tuple[int, int], target: tuple[int, int], crop_pct: float) -> list[int]:
-    """[height, width] to scale to: the tight side is the target's over `crop_pct`.
+    """[height, width] to resize to, so that the image covers the target size / `crop_pct`.
 
     Args:
         native: Pillow's order, width and height.
@@ -114,8 +112,12 @@ def _interpolation(spec: InputSpec) -> v2.InterpolationMode:
         return v2.InterpolationMode(spec.interpolation)
     except ValueError:
         known = ", ".join(mode.value for mode in v2.InterpolationMode)
-        message = f"interpolation of the input: expected one of {known}, got '{spec.interpolation}'"
-        raise RecipeError(message) from None
+        raise RecipeError(
+            f"resizing images: expected an interpolation among {known}, got '{spec.interpolation}'",
+            code="interpolation-unknown",
+            advice="Correct the interpolation in the teacher's configuration.",
+            got=spec.interpolation,
+        ) from None
 
 
 def _in_mode_of(image: Image.Image, spec: InputSpec) -> Image.Image:
@@ -130,7 +132,7 @@ def _pixels(image: Image.Image) -> Pixels:
 
 @contextlib.contextmanager
 def _torch_seeded(seed: int) -> Iterator[None]:
-    """torch's CPU generator, which torchvision draws from: seeded inside, outside as it was."""
+    """Seeds torch's CPU generator, which torchvision draws from, and restores it afterwards."""
     generator = torch.default_generator
     state = generator.get_state()
     generator.manual_seed(seed % 2**63)
@@ -141,7 +143,7 @@ def _torch_seeded(seed: int) -> Iterator[None]:
 
 
 def _shifted(side: int, uniforms: npt.NDArray[np.float64], padding: float) -> Indices:
-    """For each number the places 0..side-1, shifted and reflected at the borders: (N, side)."""
+    """Source indices along one side, shifted and reflected at the borders, shape (N, side)."""
     reach = int(side * padding + 0.5)
     shifts = (uniforms * (2 * reach + 1)).astype(np.int64) - reach
     places = np.abs(np.arange(side) + shifts[:, None])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fitcompress.data.rng import Stream, draw_words, to_uniform
+from fitcompress.data.rng import Stream, random_bits, to_uniform
 from fitcompress.data.views import Batch
 from fitcompress.distillation.objectives import label_targets
 from fitcompress.distillation.statistics import HintStatistics
@@ -71,8 +71,8 @@ class RandomHints(HintTargets):
         self.normals = nn.ModuleList(map(_Normal, hints))
 
     def forward(self, batch: Batch, teacher_hints: Hints) -> Sequence[Tensor]:  # noqa: ARG002
-        words = draw_words(self.seed, Stream.RANDOM_HINT, batch.ids.tolist(), epoch=0, num=self.num)
-        uniform_NM = torch.from_numpy(to_uniform(words)).clamp(min=2.0**-54)
+        bits = random_bits(self.seed, Stream.RANDOM_HINT, batch.ids.tolist(), epoch=0, num=self.num)
+        uniform_NM = torch.from_numpy(to_uniform(bits)).clamp(min=2.0**-54)
         weights_NM = torch.special.ndtri(uniform_NM).float().to(batch.images.device)
         return [normal(weights_NM) for normal in self.normals]
 

@@ -129,14 +129,14 @@ def label_loss(
         smoothing: share of the target spread evenly over the classes.
     """
     logits, num_classes = _precise(logits), logits.shape[1]
-    is_labelled = labels.sum(1) > 0 if labels.is_floating_point() else labels >= 0
+    is_labeled = labels.sum(1) > 0 if labels.is_floating_point() else labels >= 0
     shares = labels if labels.is_floating_point() else _one_hot(labels, num_classes)
     shares = shares.to(logits.dtype) * (1.0 - smoothing) + smoothing / num_classes
     if kind == "labels":
         each = F.binary_cross_entropy_with_logits(logits, shares, reduction="none").mean(1)
     else:
         each = -(shares * F.log_softmax(logits, dim=1)).sum(1)
-    return (each * is_labelled).sum() / is_labelled.sum().clamp(min=1)
+    return (each * is_labeled).sum() / is_labeled.sum().clamp(min=1)
 
 
 def kd_loss(

@@ -36,7 +36,7 @@ class DistillObjective(nn.Module):
         student_preprocess: uint8 images to the student's input or inputs.
         output_kinds: what each output means; the labels belong to the first that is not "values",
             where that is one row of scores. The losses are added.
-        is_labelled: whether the data has labels.
+        is_labeled: whether the data has labels.
 
     Source: FitNets Eq. 2; Hinton et al. (arXiv 1503.02531) section 2.
     """
@@ -50,7 +50,7 @@ class DistillObjective(nn.Module):
         teacher_preprocess: nn.Module,
         student_preprocess: nn.Module,
         output_kinds: Sequence[OutputKind] = ("classes",),
-        is_labelled: bool = True,
+        is_labeled: bool = True,
     ) -> None:
         super().__init__()
         self.teacher = Chain(teacher_preprocess, teacher)
@@ -58,7 +58,7 @@ class DistillObjective(nn.Module):
         self.trained: nn.Module = student
         self.recipe = recipe
         self.output_kinds = tuple(output_kinds)
-        self.is_labelled = is_labelled
+        self.is_labeled = is_labeled
         self._main = _main_output(self.output_kinds)
 
     @property
@@ -105,7 +105,7 @@ class DistillObjective(nn.Module):
         return {
             **scores,
             "agreement": (agreed, len(batch)),
-            **_top1(logits, batch.labels, self.is_labelled),
+            **_top1(logits, batch.labels, self.is_labeled),
         }
 
     def forward_teacher(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -128,7 +128,7 @@ class DistillObjective(nn.Module):
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for index, kind in enumerate(self.output_kinds):
-            has_labels = self.is_labelled and index == self._main and student[index].dim() == 2
+            has_labels = self.is_labeled and index == self._main and student[index].dim() == 2
             labels = label_targets(batch, student[index].shape[1]) if has_labels else None
             parts = self._output_losses(kind, student[index], teacher[index], labels, lambda_kd)
             suffix = f"_{index + 1}" if len(self.output_kinds) > 1 else ""
@@ -235,8 +235,8 @@ def label_targets(batch: Batch, num_classes: int) -> Tensor:
     return mixed_shares(batch.labels, batch.mix_labels, batch.mix_lam, num_classes)
 
 
-def _top1(logits: Tensor, labels: Tensor, is_labelled: bool) -> Scores:
+def _top1(logits: Tensor, labels: Tensor, is_labeled: bool) -> Scores:
     """How many labelled samples are right; empty where the logits are not one row per label."""
-    if not is_labelled or logits.dim() != 2:
+    if not is_labeled or logits.dim() != 2:
         return {}
     return {"top1": ((logits.argmax(1) == labels).sum(), (labels >= 0).sum())}

@@ -55,7 +55,7 @@ class Predictions:
     """int64, which image each row is about."""
 
     @property
-    def is_labelled(self) -> bool:
+    def is_labeled(self) -> bool:
         """Whether every image has a label."""
         return len(self.labels_N) > 0 and bool((self.labels_N >= 0).all())
 
@@ -97,7 +97,7 @@ def accuracy(predictions: Predictions) -> dict[str, float] | None:
 
     None where labels are missing.
     """
-    if not predictions.is_labelled:
+    if not predictions.is_labeled:
         return None
     return share(int(predictions.correct_N.sum()), len(predictions.labels_N))
 
@@ -127,7 +127,7 @@ def mcnemar(first: Predictions, second: Predictions) -> dict[str, float] | None:
     See `significance.paired_test`.
     """
     _check_same_images(first, second)
-    if not (first.is_labelled and second.is_labelled):
+    if not (first.is_labeled and second.is_labeled):
         return None
     only_first = int((first.correct_N & ~second.correct_N).sum())
     only_second = int((second.correct_N & ~first.correct_N).sum())

@@ -31,7 +31,7 @@ def class_accuracies(
     right, with its 95 % interval. Empty where labels are missing.
     """
     rows = list(predictions.values())
-    if not all(row.is_labelled for row in rows):
+    if not all(row.is_labeled for row in rows):
         return []
     labels_N = rows[0].labels_N
     counts_K = labels_N.bincount(minlength=len(names)).tolist()
@@ -56,7 +56,7 @@ def calibration(
     Source: Guo et al. 2017 (arXiv 1706.04599), eq. 3, equal-width bins (low, high]; bins without
     images are left out.
     """
-    if not predictions.is_labelled:
+    if not predictions.is_labeled:
         return None
     confidence_N, correct_N = _confidence(predictions, kind), predictions.correct_N
     edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
@@ -143,6 +143,6 @@ def _confidence(predictions: Predictions, kind: OutputKind) -> Tensor:
 
 
 def _num_right(predictions: Predictions, rows_N: Tensor) -> int | None:
-    if not predictions.is_labelled:
+    if not predictions.is_labeled:
         return None
     return int((predictions.correct_N & rows_N).sum())

@@ -88,14 +88,14 @@ def _number(value: float, is_share: bool) -> str:
 def disagreements(report: Report) -> Section:
     """The pairs of classes that student and teacher most often name for the same image."""
     found = report.results.get("disagreements") or ()
-    is_labelled = any(row["teacher_right"] is not None for row in found)
-    right = ("Teacher right", "Student right", "Neither") if is_labelled else ()
+    is_labeled = any(row["teacher_right"] is not None for row in found)
+    right = ("Teacher right", "Student right", "Neither") if is_labeled else ()
     rows = tuple(
         (
             Cell(row["teacher"]),
             Cell(row["student"]),
             Cell(integer_text(row["n"])),
-            *(Cell(integer_text(count)) for count in (_who_is_right(row) if is_labelled else ())),
+            *(Cell(integer_text(count)) for count in (_who_is_right(row) if is_labeled else ())),
         )
         for row in found[:_MOST_PAIRS]
     )
@@ -106,7 +106,7 @@ def disagreements(report: Report) -> Section:
         f" {integer_text(agreed.get('n', 0))} images; the most frequent pairs."
     )
     columns = ("Teacher says", "Student says", "Images", *right)
-    chart = _pair_chart(found[:_MOST_PAIRS], is_labelled)
+    chart = _pair_chart(found[:_MOST_PAIRS], is_labeled)
     return Section(
         "Where the student leaves the teacher",
         note,
@@ -115,11 +115,11 @@ def disagreements(report: Report) -> Section:
     )
 
 
-def _pair_chart(found: Sequence[Mapping[str, Any]], is_labelled: bool) -> Bars:
+def _pair_chart(found: Sequence[Mapping[str, Any]], is_labeled: bool) -> Bars:
     names = tuple(f"{row['teacher']} \N{RIGHTWARDS ARROW} {row['student']}" for row in found)
     right = (Key("teacher right", 1), Key("student right", 2), Key("neither", 0))
-    keys = right if is_labelled else (Key("images", 2),)
-    counts = [_who_is_right(row) if is_labelled else (row["n"],) for row in found]
+    keys = right if is_labeled else (Key("images", 2),)
+    counts = [_who_is_right(row) if is_labeled else (row["n"],) for row in found]
     parts = tuple(zip(keys, zip(*counts, strict=True), strict=True)) if found else ()
     return Bars("Teacher's class \N{RIGHTWARDS ARROW} student's class", "images", names, parts)
 

@@ -117,7 +117,7 @@ def _train(session: Session, planned: Planned) -> tuple[dict[str, Model], list[S
         stages.append(train_hints(session, planned))
     stages.append(train_student(session, planned))
     _save(run.student_path, planned.student, recipe, planned)
-    if recipe.run.baseline and session.data.labelled and planned.num_classes:
+    if recipe.run.baseline and session.data.is_labeled and planned.num_classes:
         models["baseline"], result = train_baseline(session, planned)
         stages.append(result)
         _save(run.baseline_path, models["baseline"], recipe, planned)

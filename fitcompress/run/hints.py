@@ -113,7 +113,7 @@ def reestimate_statistics(session: Session, model: Model) -> None:
 def _targets(session: Session, planned: Planned, network: nn.Module) -> HintTargets:
     seed, target = session.recipe.run.seed, session.recipe.hints.target
     if target == "labels":
-        if not session.data.labelled:
+        if not session.data.is_labeled:
             raise DataError(
                 "preparing hints: labels are the targets, and not all images have one",
                 code="labels-missing",

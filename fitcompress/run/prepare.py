@@ -52,7 +52,7 @@ def prepare_run(
     described = teacher or open_teacher(recipe.teacher, image_size=data.image_size, meta=True)
     _require_images(described)
     data = _in_teacher_order(data, described, has_class_map=recipe.teacher.class_map is not None)
-    fits = not data.labelled or described.num_classes in (0, data.num_classes)
+    fits = not data.is_labeled or described.num_classes in (0, data.num_classes)
     if not fits:
         require_adaptable(described, data, recipe)
     opened = teacher or open_teacher(

@@ -99,7 +99,7 @@ def supervised_objective(
     Raises:
         DataError: not all images have one.
     """
-    if not session.data.labelled:
+    if not session.data.is_labeled:
         raise DataError(
             "training on labels alone: not all images have a label",
             advice="Give the teacher a weight (stage2.lambda_kd).",

@@ -53,7 +53,7 @@ def _objective(session: Session, planned: Planned) -> tuple[Objective, str]:
         teacher_preprocess=Preprocess(teacher.interface.images),
         student_preprocess=Preprocess(student.interface.images),
         output_kinds=output_kinds(teacher),
-        is_labelled=session.data.labelled,
+        is_labeled=session.data.is_labeled,
     )
     if not learns_hints:
         return distilling, subject

@@ -262,7 +262,7 @@ class _Loop:
         config, position = self.config, self.position
         self.objective.train()
         self.train_data.set_epoch(position.epoch)
-        self.train_data.settle(self.device)
+        self.train_data.move_to(self.device)
         loader = make_loader(
             self.train_data,
             config.batch_size,
@@ -349,7 +349,7 @@ class _Loop:
         if self.held_out_data is None or len(self.held_out_data) == 0:
             return {}
         self.objective.train(False)
-        self.held_out_data.settle(self.device)
+        self.held_out_data.move_to(self.device)
         size, workers = self.config.batch_size, self.config.num_workers
         loader = make_loader(self.held_out_data, size, num_workers=workers, share=self.group.share)
         with self.average.shown():

@@ -1,4 +1,4 @@
-"""Reading one image of any kind, and telling a damaged one."""
+"""Decoding images of all kinds, and detecting damaged files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitcompress.data.images import ArrayImages, FileImages, Subset, find_fault, read_rgb
+from fitcompress.data.images import (
+    ArrayImages,
+    DecodingError,
+    FileImages,
+    Subset,
+    find_fault,
+    read_rgb,
+)
 from fitcompress.errors import DataError
 
 RAMP = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
-COLOURS = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=-1)
+COLORS = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=-1)
 
 
 def stored(image, image_format="PNG", **settings):
@@ -28,8 +35,8 @@ def pixels_of(file):
     return np.asarray(image)
 
 
-def test_rgb_is_read_as_it_is():
-    np.testing.assert_array_equal(pixels_of(stored(Image.fromarray(COLOURS))), COLOURS)
+def test_rgb_is_read_unchanged():
+    np.testing.assert_array_equal(pixels_of(stored(Image.fromarray(COLORS))), COLORS)
 
 
 def test_gray_becomes_three_equal_channels():
@@ -40,13 +47,13 @@ def test_gray_becomes_three_equal_channels():
 
 def test_transparency_is_dropped():
     alpha = np.where(RAMP > 100, 255, 0).astype(np.uint8)
-    image = Image.fromarray(np.concatenate([COLOURS, alpha[..., None]], axis=-1))
+    image = Image.fromarray(np.concatenate([COLORS, alpha[..., None]], axis=-1))
 
-    np.testing.assert_array_equal(pixels_of(stored(image)), COLOURS)
+    np.testing.assert_array_equal(pixels_of(stored(image)), COLORS)
 
 
 @pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])], ids=["no", "one", "table"])
-def test_palette_gives_its_colours_without_a_warning(transparency):
+def test_palette_gives_its_colors_without_a_warning(transparency):
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
@@ -98,13 +105,13 @@ def test_exif_orientation_is_undone(orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
 
-    pixels = pixels_of(stored(Image.fromarray(COLOURS), exif=exif))
+    pixels = pixels_of(stored(Image.fromarray(COLORS), exif=exif))
 
-    np.testing.assert_array_equal(pixels, upright(COLOURS))
+    np.testing.assert_array_equal(pixels, upright(COLORS))
 
 
 def test_first_frame_of_an_animation_is_taken():
-    frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (3, 3), color) for color in ("red", "blue")]
 
     pixels = pixels_of(stored(frames[0], "GIF", save_all=True, append_images=frames[1:]))
 
@@ -156,8 +163,23 @@ def test_file_that_broke_after_the_scan_is_named(tmp_path):
     path.write_bytes(b"")
     images = FileImages((path,), np.array([0]), (1, 1), 0)
 
-    with pytest.raises(DataError, match=r"decoding image '.*x\.png'"):
+    with pytest.raises(DataError) as caught:
         images.load(0)
+
+    assert caught.value.code == "image-undecodable"
+    assert str(path) in caught.value.message
+
+
+def test_a_decoding_error_can_be_reworded():
+    error = DecodingError("Traceback ...\ndecoding image 'x.png': truncated")
+
+    again = error.reworded(f"in a worker: {error}")
+
+    assert (again.message, again.code) == (
+        "decoding image 'x.png': truncated",
+        "image-undecodable",
+    )
+    assert again.advice == error.advice
 
 
 def test_subset_is_in_the_order_of_its_indices():

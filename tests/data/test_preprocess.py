@@ -1,4 +1,4 @@
-"""From a uint8 batch to a network's input, against torchvision and by hand."""
+"""Preprocessing of uint8 batches, compared with torchvision and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def images():
     return torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
 
 
-def test_normalises_as_torchvision_does(images):
+def test_normalizes_as_torchvision_does(images):
     expected = F.normalize(F.to_dtype(images, torch.float32, scale=True), MEAN, STD)
 
     output = Preprocess(spec())(images)
@@ -52,7 +52,7 @@ def test_resizes_other_sizes_as_torchvision_does(images, size):
     torch.testing.assert_close(output, F.normalize(resized, MEAN, STD), rtol=0, atol=1e-5)
 
 
-def test_gray_network_sees_the_gray_of_colour_images(images):
+def test_gray_network_gets_the_luma_of_color_images(images):
     network_spec = InputSpec(shape=(1, 8, 8), mean=(0.0,), std=(1.0,))
     image = Image.fromarray(images[0].permute(1, 2, 0).numpy())
     expected = torch.from_numpy(np.asarray(image.convert("L"), dtype=np.float32)) / 255
@@ -63,7 +63,7 @@ def test_gray_network_sees_the_gray_of_colour_images(images):
     torch.testing.assert_close(output[0, 0], expected, rtol=0, atol=0.51 / 255)  # Pillow rounds
 
 
-def test_colour_network_sees_gray_images_in_three_channels():
+def test_color_network_gets_gray_images_in_three_channels():
     images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
 
     output = Preprocess(spec())(images)
@@ -82,16 +82,18 @@ def test_has_no_state_and_follows_to():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("shape", "mean", "std", "code"),
     [
-        pytest.param({"shape": (4, 8, 8), "mean": (0.0,) * 4, "std": (1.0,) * 4}, id="channels"),
-        pytest.param({"shape": (3, 8, 8), "mean": (0.5,), "std": (0.5,)}, id="one mean for three"),
-        pytest.param({"shape": (3, 8, 8), "mean": MEAN, "std": (1.0, 0.0, 1.0)}, id="zero std"),
+        pytest.param((4, 8, 8), (0.0,) * 4, (1.0,) * 4, "normalization-mismatch", id="channels"),
+        pytest.param((3, 8, 8), (0.5,), (0.5,), "normalization-mismatch", id="one mean for three"),
+        pytest.param((3, 8, 8), MEAN, (1.0, 0.0, 1.0), "std-not-positive", id="zero std"),
     ],
 )
-def test_impossible_specifications_are_refused(wrong):
-    with pytest.raises(RecipeError, match="normalising images"):
-        Preprocess(InputSpec(**wrong))
+def test_impossible_specifications_are_refused(shape, mean, std, code):
+    with pytest.raises(RecipeError) as caught:
+        Preprocess(InputSpec(shape=shape, mean=mean, std=std))
+
+    assert caught.value.code == code
 
 
 def test_interpolation_comparison_can_fail(images):

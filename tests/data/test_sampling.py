@@ -34,7 +34,7 @@ def test_unequal_classes_give_their_shares():
     num=st.integers(0, 100),
     seed=st.integers(0, 5),
 )
-def test_sample_has_the_size_asked_for_and_each_class_its_share_within_one(labels, num, seed):
+def test_sample_has_the_requested_size_and_each_class_its_share_within_one(labels, num, seed):
     chosen = sample(labels, num, seed)
 
     assert len(chosen) == min(num, len(labels))

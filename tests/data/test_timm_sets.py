@@ -1,4 +1,4 @@
-"""Data sets by timm's names, through what is installed: torchvision always, others where there."""
+"""Data sets by timm's names: torchvision's, and others if their packages are installed."""
 
 from __future__ import annotations
 
@@ -86,27 +86,33 @@ def test_image_broken_in_a_data_set_is_a_data_error(tmp_path, class_folders):
     train, _, _, _ = load_timm_splits(f"torch/image_folder?root={root}")
     (root / "b" / "001.png").write_bytes(b"")
 
-    with pytest.raises(DataError, match="decoding image 3 of a data set"):
+    with pytest.raises(DataError) as caught:
         train.load(3)
+
+    assert caught.value.code == "image-undecodable"
+    assert "image 3 of a data set" in caught.value.message
 
 
 def test_unknown_data_set_and_setting_are_refused():
-    with pytest.raises(DataError, match=r"torch/nope.*Unknown torchvision dataset nope"):
+    with pytest.raises(DataError) as caught:
         load_timm_splits("torch/nope?root=.")
-    with pytest.raises(DataError, match=r"expected settings among .*root.*, got 'roof'"):
+    assert caught.value.code == "dataset-not-found"
+    assert "Unknown torchvision dataset nope" in caught.value.message
+    with pytest.raises(DataError) as caught:
         load_timm_splits("torch/cifar10?roof=/data")
+    assert caught.value.code == "dataset-setting-unknown"
+    assert caught.value.facts["setting"] == "roof"
 
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", None)
     monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
 
-    with pytest.raises(
-        DataError, match="expected the Python package 'tensorflow-datasets'"
-    ) as caught:
+    with pytest.raises(DataError) as caught:
         load_timm_splits("tfds/mnist")
 
-    assert caught.value.advice == "pip install tensorflow-datasets"
+    assert caught.value.code == "dataset-package-missing"
+    assert "pip install tensorflow-datasets" in caught.value.advice
 
 
 def test_missing_webdataset_is_named(monkeypatch, tmp_path):
@@ -114,12 +120,15 @@ def test_missing_webdataset_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr(reader_wds, "wds", None)
 
-    with pytest.raises(DataError, match="expected the Python package 'webdataset'"):
+    with pytest.raises(DataError) as caught:
         load_timm_splits(f"wds/{tmp_path}")
+
+    assert caught.value.code == "dataset-package-missing"
+    assert caught.value.facts["package"] == "webdataset"
 
 
 class Stream:
-    """What timm gives for a set that can only be read in order."""
+    """Stands for timm's data set of a source that can only be read in order."""
 
     def __init__(self, num):
         self.num = num
@@ -128,7 +137,7 @@ class Stream:
         pass
 
     def __getitem__(self, index):
-        raise AssertionError("a stream has no places")
+        raise AssertionError("a stream has no indices")
 
     def __iter__(self):
         for i in range(self.num):
@@ -137,7 +146,7 @@ class Stream:
 
 @pytest.fixture
 def streams(monkeypatch):
-    """timm's factory knows 12 images of "train" and 4 of "test"; its arguments are recorded."""
+    """timm's factory makes "train" of 12 images and "test" of 4; its calls are recorded."""
     calls = []
 
     def create(name, **settings):
@@ -165,8 +174,10 @@ def test_stream_is_read_once_into_memory(streams):
 def test_stream_too_big_for_memory_is_refused(streams, monkeypatch):
     monkeypatch.setattr("fitcompress.data.timm_sets._MAX_STREAM_BYTES", 5 * 4 * 6 * 3)
 
-    with pytest.raises(DataError, match=r"expected at most .* GB of pixels, got more"):
+    with pytest.raises(DataError) as caught:
         load_timm_splits("tfds/x")
+
+    assert caught.value.code == "stream-too-large"
 
 
 def test_settings_reach_timm(streams):
@@ -186,20 +197,23 @@ def test_webdataset_takes_its_name_as_its_folder(streams):
     assert streams[0][1]["root"] == "/data/shards"
 
 
-def test_missing_evaluation_split_is_left_to_the_caller_unless_asked_for(streams, monkeypatch):
+def test_missing_evaluation_split_is_an_error_only_if_it_was_requested(streams, monkeypatch):
     monkeypatch.setattr("fitcompress.data.timm_sets._EVALUATION_SPLITS", ("validation", "val"))
 
     assert load_timm_splits("tfds/x")[1:3] == (None, "")
-    with pytest.raises(DataError, match=r"split 'validation'.*Unknown split"):
+    with pytest.raises(DataError) as caught:
         load_timm_splits("tfds/x?eval_split=validation")
+    assert (caught.value.code, caught.value.facts["split"]) == ("dataset-not-found", "validation")
 
 
-def test_labels_that_are_no_class_index_are_refused(monkeypatch):
-    pairs = Pictures([(1, 2), (3, 4)])
+def test_labels_that_are_not_a_class_index_are_refused(monkeypatch):
+    pairs = LabeledSet([(1, 2), (3, 4)])
     monkeypatch.setattr("timm.data.create_dataset", lambda *args, **settings: pairs)
 
-    with pytest.raises(DataError, match=r"one class index for each image, got \(1, 2\)"):
+    with pytest.raises(DataError) as caught:
         load_timm_splits("torch/pairs?root=.")
+
+    assert (caught.value.code, caught.value.facts["got"]) == ("label-not-class-index", "(1, 2)")
 
 
 def test_webdataset_shards_are_read(tmp_path):
@@ -240,7 +254,7 @@ def test_hugging_face_folder_is_read(tmp_path, class_folders):
         np.testing.assert_array_equal(np.asarray(train.load(3)), np.asarray(image))
 
 
-class Pictures:
+class LabeledSet:
     """A data set with random access and these labels."""
 
     def __init__(self, targets):
@@ -250,10 +264,10 @@ class Pictures:
         return Image.new("L", (2, 2)), self.targets[index]
 
 
-def test_unlabelled_evaluation_split_is_passed_over(monkeypatch):
+def test_unlabeled_evaluation_split_is_skipped(monkeypatch):
     splits = {"train": [0, 1], "test": [-1, -1, -1], "validation": [1, 0]}
     monkeypatch.setattr(
-        "timm.data.create_dataset", lambda name, split, **settings: Pictures(splits[split])
+        "timm.data.create_dataset", lambda name, split, **settings: LabeledSet(splits[split])
     )
 
     _, evaluation, split, _ = load_timm_splits("hfds/x")
@@ -262,7 +276,18 @@ def test_unlabelled_evaluation_split_is_passed_over(monkeypatch):
 
 
 def test_empty_split_is_refused(monkeypatch):
-    monkeypatch.setattr("timm.data.create_dataset", lambda *args, **settings: Pictures([]))
+    monkeypatch.setattr("timm.data.create_dataset", lambda *args, **settings: LabeledSet([]))
 
-    with pytest.raises(DataError, match="'hfds/x', split 'train': expected images, got none"):
+    with pytest.raises(DataError) as caught:
         load_timm_splits("hfds/x")
+
+    assert (caught.value.code, caught.value.facts["split"]) == ("dataset-empty", "train")
+
+
+def test_empty_stream_is_refused(monkeypatch):
+    monkeypatch.setattr("timm.data.create_dataset", lambda *args, **settings: Stream(0))
+
+    with pytest.raises(DataError) as caught:
+        load_timm_splits("tfds/x")
+
+    assert caught.value.code == "dataset-empty"

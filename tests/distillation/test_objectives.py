@@ -135,7 +135,7 @@ def test_lambda_is_annealed_over_the_stage():
 
 
 def test_unlabelled_data_leaves_the_label_term_and_top1_out():
-    objective = make_distill(is_labelled=False).eval()
+    objective = make_distill(is_labeled=False).eval()
     batch = _batch(labelled=False)
     assert set(objective.losses(batch, 0.0)) == {"loss", "kd", "lambda_kd"}
     assert set(objective.evaluate(batch)) == {"loss", "agreement"}
@@ -193,7 +193,7 @@ def test_plain_values_alone_have_no_kd_term():
 
 def test_a_dense_output_is_distilled_and_compared_by_position():
     nets = [nn.Conv2d(1, NUM_CLASSES, 1) for _ in range(2)]
-    objective = DistillObjective(*nets, Stage2Recipe(), is_labelled=False, **PREPROCESS).eval()
+    objective = DistillObjective(*nets, Stage2Recipe(), is_labeled=False, **PREPROCESS).eval()
     scores = objective.evaluate(_batch())
     x_NCHW = Preprocess(SPEC)(_batch().images)
     agreed = (nets[0](x_NCHW).argmax(1) == nets[1](x_NCHW).argmax(1)).float().mean()

@@ -74,7 +74,7 @@ def test_a_teacher_passes_the_digits_on_without_labels(path):
     digits = _digits()
     supervised = SupervisedObjective(teacher, student_preprocess=Preprocess(SPEC))
     run_distill(path, objective=supervised, epochs=5, batch_size=32, **digits)
-    distill = make_distill(is_labelled=False)
+    distill = make_distill(is_labeled=False)
     distill.teacher[1], distill.trained = teacher, Net(8, 10)
     result, _ = run_distill(path, objective=distill, epochs=6, batch_size=32, **digits)
     assert result.held_out["agreement"] > 0.85
