@@ -1,9 +1,10 @@
-"""Files that are written whole or not at all, and errors of the disk. Torch-free."""
+"""Atomic file writes, and errors of the disk."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,12 @@ __all__ = ["atomic_path", "disk_errors", "write_json", "write_text"]
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which becomes `path` when the block ends well.
+    """Yields a temporary path next to `path`, which is renamed to `path` if the block succeeds.
 
-    When it does not, the temporary file is removed and `path` is as it was.
+    Otherwise the temporary file is removed and `path` is unchanged.
 
     Raises:
-        RunError: no space, or no permission.
+        RunError: the disk is full or writing is not permitted.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors("writing", path):
@@ -36,46 +37,54 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turns a full disk or a missing permission inside the block into a `RunError`."""
+    """Converts a full disk or a missing permission into a `RunError`.
+
+    Raises:
+        RunError: the disk is full or writing is not permitted.
+    """
     try:
         yield
     except PermissionError as error:
         raise RunError(
-            f"{doing} {str(path)!r}: not permitted", advice="choose a directory you may write to"
+            f"{doing} '{path}': permission denied",
+            code="permission-denied",
+            advice="Choose a directory you can write to.",
+            path=str(path),
         ) from error
     except Exception as error:
-        # torch and safetensors report a full disk by exceptions of their own.
+        # torch and safetensors report a full disk with their own exceptions.
         if not _is_disk_full(error):
             raise
         raise RunError(
-            f"{doing} {str(path)!r}: no space left on the disk",
-            advice="free some space; an unfinished run goes on with --resume",
+            f"{doing} '{path}': no space left on the disk",
+            code="disk-full",
+            advice="Free some space, then continue an unfinished run with --resume.",
+            path=str(path),
         ) from error
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON to `path`, atomically.
+    """Atomically writes `value` to `path` as indented JSON; NaN and infinities become null.
 
     Raises:
-        RunError: no space, or no permission.
+        RunError: the disk is full or writing is not permitted.
     """
     write_text(path, json.dumps(_json_ready(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, atomically.
+    """Atomically writes `text` to `path` as UTF-8.
 
     Raises:
-        RunError: no space, or no permission.
+        RunError: the disk is full or writing is not permitted.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def _json_ready(value: object) -> object:
-    """`value` with NaN and infinities as None (JSON has no word), paths as text."""
     if isinstance(value, float):
-        return value if value - value == 0 else None
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): _json_ready(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -96,5 +105,5 @@ def _flush_to_disk(path: Path) -> None:
 def _is_disk_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    words = ("no space left", "disk quota exceeded", "file write failed", "iostream error")
-    return any(word in str(error).lower() for word in words)
+    causes = ("no space left", "disk quota exceeded", "file write failed", "iostream error")
+    return any(cause in str(error).lower() for cause in causes)

@@ -1,7 +1,4 @@
-"""What a run was made with: versions and hardware, no names of people or machines.
-
-Layer: standard library; torch when asked.
-"""
+"""Versions and hardware of a run, without names of people or machines."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ _PACKAGES = ("fitcompress", "torch", "timm", "accelerate", "onnx", "onnxruntime"
 def collect_environment(device: str) -> dict[str, Any]:
     """Versions, processor, threads and GPU, ready for `environment.json`.
 
-    `device`: the resolved device of the run, such as "cpu" or "cuda".
+    device: resolved device of the run, such as "cpu" or "cuda".
     """
-    import torch  # kept out of module level: the command line's help must not pay for it
+    import torch  # not at module level: `--help` must not wait for it
 
     is_cuda = device.startswith("cuda")
     return {
@@ -39,7 +36,7 @@ def collect_environment(device: str) -> dict[str, Any]:
 
 
 def command_line(argv: list[str]) -> str | None:
-    """The shell command behind `argv`, or None when it was not the fitcompress command.
+    """The shell command behind `argv`, or None if it was not a fitcompress command.
 
     >>> command_line(["/usr/bin/fitcompress", "distill", "--out", "my runs/a"])
     "fitcompress distill --out 'my runs/a'"
@@ -58,7 +55,7 @@ def package_version(name: str) -> str | None:
 
 
 def _cpu_model() -> str:
-    # Linux only; elsewhere platform knows a name, on Linux it does not.
+    # `platform.processor` is empty on Linux.
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

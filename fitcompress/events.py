@@ -1,7 +1,7 @@
-"""Progress as values: what the library tells whoever listens. Lowest layer: standard library only.
+"""Progress events.
 
-The library prints nothing. Each long-running function takes an `emit: Emit` and calls it with the
-events below; the console draws them, the run directory appends them to `events.jsonl`.
+The library prints nothing. Each long-running function takes a callback `emit: Emit` and calls it
+with the events below; the console draws them, the run directory appends them to `events.jsonl`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What every event is."""
+    """Base class of events."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """What the user should know and the report says: a degraded path, a choice made for them."""
+    """A choice made for the user or a degraded path; shown in the report."""
 
     topic: str
     """One of "data", "teacher", "plan", "hint", "training", "export", "run"."""
@@ -41,26 +41,26 @@ class Notice(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StageStarted(Event):
-    """A part of the work begins: "teacher", "stage1", "stage2", "baseline", or one without epochs
-    such as "export".
+    """A stage begins: "teacher", "stage1", "stage2", "baseline", or one without epochs such as
+    "export onnx".
     """
 
     stage: str
     num_epochs: int = 0
     num_steps_per_epoch: int = 0
     first_epoch: int = 0
-    """Epochs already done, when a run resumes."""
+    """Number of epochs completed before the run was resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """A step of training was made. Sent a few times a second at most; never stored."""
+    """A training step is done. Sent at most a few times per second; never stored."""
 
     stage: str
     epoch: int
     step: int
     num_images: int
-    """Images seen in this stage by this process so far."""
+    """Images that this process has seen in this stage."""
     images_per_s: float
     seconds_left: float
     losses: dict[str, float]
@@ -68,22 +68,22 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochFinished(Event):
-    """An epoch is done and its checkpoint is written."""
+    """An epoch is done and its checkpoint is on disk."""
 
     stage: str
     epoch: int
     """Counted from 1."""
     losses: dict[str, float]
-    """Means over the epoch, by name ("loss", "hint", "kd", "ce", "lambda_kd", "lr")."""
+    """Means over the epoch by name ("loss", "hint", "kd", "ce", "lambda_kd", "lr")."""
     held_out: dict[str, float]
-    """On the held-out tenth of the training images: "loss", and "top1" (0..1) where labelled."""
+    """On the held-out tenth of the training images: "loss", and "top1" (0 to 1) if labelled."""
     seconds: float
     images_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageFinished(Event):
-    """A part of the work is done."""
+    """A stage is done."""
 
     stage: str
     seconds: float
@@ -95,9 +95,9 @@ Emit = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The listener for those who want no progress."""
+    """Discards an event: the default callback."""
 
 
 def event_record(event: Event) -> dict[str, Any]:
-    """The event as a JSON-ready dictionary, its class name under "event"."""
+    """The event as a dictionary ready for JSON, with its class name under "event"."""
     return {"event": type(event).__name__, **asdict(event)}

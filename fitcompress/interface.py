@@ -1,12 +1,12 @@
-"""What a network takes and what its outputs mean. Lowest layer: standard library only."""
+"""The inputs of a network and the meaning of its outputs, also as metadata of files."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from fitcompress.errors import RecipeError, TeacherError
 
@@ -15,26 +15,23 @@ __all__ = [
     "Interface",
     "OutputKind",
     "TensorSpec",
-    "interface_of",
-    "metadata_of",
+    "interface_from_json",
+    "interface_from_metadata",
+    "interface_to_metadata",
     "read_tensor_spec",
 ]
 
 OutputKind = Literal["classes", "labels", "values"]
-"""What an output means: logits of one class out of K, logits of K independent yes/no labels, or
-plain numbers.
-"""
-
+"""Logits of one class out of K, logits of K independent binary labels, or plain numbers."""
 
 _DTYPES = (
-    *("float32", "float64", "float16", "bfloat16"),
-    *("int64", "int32", "int16", "int8", "uint8", "bool"),
-)
+    "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """The images a network takes: float32 NCHW, (x / 255 - mean) / std per channel."""
+    """Image input: float32 NCHW, (x / 255 - mean) / std per channel."""
 
     shape: tuple[int, int, int]
     """Channels, height, width."""
@@ -42,18 +39,18 @@ class InputSpec:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
-    """Share of the shorter side that the centre crop keeps at evaluation."""
+    """Share of the shorter side that the center crop keeps at evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One input that is no image: a tensor that the network takes as it is."""
+    """Input other than an image: a tensor that is passed to the network unchanged."""
 
     shape: tuple[int, ...]
-    """Without the batch, which comes first."""
+    """Shape without the leading batch dimension."""
     dtype: str = "float32"
     name: str = ""
-    """What the network calls it; empty where it does not matter yet."""
+    """Name of the network's argument; empty if unknown."""
 
     def __str__(self) -> str:
         return f"{'x'.join(map(str, self.shape))}:{self.dtype}"
@@ -61,43 +58,48 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """What one must know to use a network: what it takes, its classes, and what its outputs mean.
+    """How to use a network: its inputs, classes and outputs.
 
-    Either `input` or `inputs` says what it takes.
+    Exactly one of `input` and `inputs` is set, unless the network has no inputs.
     """
 
     input: InputSpec | None = None
-    """Its images, for a network of images."""
+    """Input of an image model."""
     inputs: tuple[TensorSpec, ...] = ()
-    """Its tensors, for any other."""
+    """Inputs of any other model."""
     class_names: tuple[str, ...] = ()
-    """In the order of the outputs; empty where unknown."""
+    """In the order of the scores; empty if unknown."""
     activation: str = ""
-    """What the network ends in: "", "softmax", "log_softmax" or "sigmoid"."""
+    """Activation that was removed from the end: "", "softmax", "log_softmax" or "sigmoid"."""
     output_names: tuple[str, ...] = ()
-    """What its source calls the outputs, in their order; empty where they have no names."""
+    """Names of the outputs in order; empty if they have none."""
     output_kind: OutputKind | None = None
-    """What every output means; None reads it from each one's shape."""
+    """Meaning of every output; None infers it from each shape."""
     origin: dict[str, str] = field(default_factory=dict)
-    """Where the network comes from: teacher, multipliers, fitcompress version."""
+    """Teacher, multipliers and fitcompress version that the network was made with."""
 
     @property
     def images(self) -> InputSpec:
-        """The images that the network takes.
+        """The image input.
 
         Raises:
-            TeacherError: it takes none.
+            TeacherError: the network is not an image model.
         """
         if self.input is None:
             raise TeacherError(
-                f"expected a network of images, this one takes {_listed(self.inputs)}",
-                advice="`fitcompress plan` and `inspect` work for it; images cannot train it.",
+                f"expected an image model, got one with inputs {_listed(self.inputs)}",
+                code="images-required",
+                advice="`fitcompress plan` and `fitcompress inspect` support such a model; training"
+                " does not.",
+                inputs=list(map(str, self.inputs)),
             )
         return self.input
 
     def kind_of(self, shape: Sequence[int]) -> OutputKind:
-        """What an output of this shape (with the batch) means: one row of scores is classes, or
-        labels behind a sigmoid; all else is values.
+        """The meaning of an output of this shape, which includes the batch.
+
+        A row of scores per sample is "classes", or "labels" before a sigmoid; any other shape is
+        "values".
 
         >>> Interface().kind_of((2, 10)), Interface().kind_of((2, 21, 32, 32))
         ('classes', 'values')
@@ -110,11 +112,10 @@ class Interface:
 
 
 def read_tensor_spec(text: str) -> TensorSpec:
-    """The input that a text stands for: its sizes without the batch, and a dtype where it is not
-    float32.
+    """Parses "SIZES:DTYPE": sizes without the batch; the dtype defaults to float32.
 
     Raises:
-        RecipeError: it cannot be read so.
+        RecipeError: the text has another form.
 
     >>> read_tensor_spec("128:int64")
     TensorSpec(shape=(128,), dtype='int64', name='')
@@ -123,8 +124,11 @@ def read_tensor_spec(text: str) -> TensorSpec:
     is_shape = re.fullmatch(r"([1-9]\d*(x[1-9]\d*)*)?", sizes) is not None
     if not is_shape or (dtype or "float32") not in _DTYPES:
         raise RecipeError(
-            f"cannot read the input {text!r}: expected sizes without the batch, as 1x16000, and"
-            f" perhaps a dtype, as 128:int64 ({', '.join(_DTYPES)})"
+            f"reading the input '{text}': expected sizes without the batch, such as 1x16000, and"
+            " optionally a dtype, such as 128:int64",
+            code="input-malformed",
+            advice=f"Dtypes are {', '.join(_DTYPES)}.",
+            input=text,
         )
     shape = tuple(int(size) for size in sizes.split("x") if size)
     return TensorSpec(shape=shape, dtype=dtype or "float32")
@@ -134,16 +138,19 @@ def _listed(inputs: Sequence[TensorSpec]) -> str:
     return " and ".join(f"'{spec}'" for spec in inputs) or "nothing"
 
 
-def metadata_of(
+# --- metadata of exported files -----------------------------------------------------------------
+
+
+def interface_to_metadata(
     interface: Interface, version: str, *, takes_pixels: bool = False
 ) -> dict[str, str]:
-    """The interface as text entries for a file's metadata; `interface_of` reads them back.
+    """The interface as text entries; `interface_from_metadata` reads them.
 
-    version: of fitcompress.
-    takes_pixels: whether the file holds its preprocessing too.
+    version: fitcompress version.
+    takes_pixels: whether the file includes its preprocessing.
     """
     values: Mapping[str, object] = {
-        **_metadata_of_inputs(interface, takes_pixels),
+        **_input_metadata(interface, takes_pixels),
         "class_names": interface.class_names,
         "activation": interface.activation,
         "output_names": interface.output_names,
@@ -154,7 +161,7 @@ def metadata_of(
     return {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
 
 
-def _metadata_of_inputs(interface: Interface, takes_pixels: bool) -> dict[str, object]:
+def _input_metadata(interface: Interface, takes_pixels: bool) -> dict[str, object]:
     spec = interface.input
     if spec is None:
         return {"inputs": [asdict(item) for item in interface.inputs]}
@@ -172,31 +179,58 @@ def _metadata_of_inputs(interface: Interface, takes_pixels: bool) -> dict[str, o
     }
 
 
-def interface_of(entries: Mapping[str, str]) -> Interface:
-    """What `metadata_of` wrote.
+def interface_from_metadata(entries: Mapping[str, str]) -> Interface:
+    """Reads entries that `interface_to_metadata` wrote; other entries are ignored.
 
     Raises:
-        KeyError, ValueError: something is missing, or is not what was written.
+        KeyError, TypeError, ValueError: an entry is missing or malformed.
     """
-    read: Callable[[str], Any] = lambda key: json.loads(entries[key])  # noqa: E731 - a local word
-    tensors = read("inputs") if "inputs" in entries else ()
+    data: dict[str, Any] = {
+        key: entries[key] for key in ("activation", "output_kind") if key in entries
+    }
+    for key in ("class_names", "output_names", "origin", "inputs"):
+        if key in entries:
+            data[key] = json.loads(entries[key])
+    data["input"] = None
+    if "input_shape" in entries:
+        values = {key: json.loads(entries[key]) for key in ("mean", "std", "crop_pct")}
+        shape = json.loads(entries["input_shape"])
+        data["input"] = {**values, "shape": shape, "interpolation": entries["interpolation"]}
+    return interface_from_json(data)
+
+
+# --- JSON of model folders ----------------------------------------------------------------------
+
+
+def interface_from_json(data: Mapping[str, Any]) -> Interface:
+    """Reads `dataclasses.asdict(interface)`, also as 0.1.0 wrote it.
+
+    Raises:
+        KeyError, TypeError, ValueError: an entry is missing or malformed.
+    """
+    # The first model folders held only image models and had none of the entries read by `get`.
     return Interface(
-        input=None if tensors else _parsed_images(entries),
-        inputs=tuple(TensorSpec(**{**item, "shape": tuple(item["shape"])}) for item in tensors),
-        class_names=tuple(read("class_names")),
-        activation=entries["activation"],
-        output_names=tuple(json.loads(entries.get("output_names", "[]"))),
-        output_kind=cast(OutputKind, entries.get("output_kind")) or None,
-        origin=read("origin"),
+        input=None if data["input"] is None else _input_spec_from_json(data["input"]),
+        inputs=tuple(map(_tensor_spec_from_json, data.get("inputs", ()))),
+        class_names=tuple(map(str, data["class_names"])),
+        activation=str(data["activation"]),
+        output_names=tuple(map(str, data.get("output_names", ()))),
+        output_kind=data.get("output_kind") or None,
+        origin={str(key): str(value) for key, value in data["origin"].items()},
     )
 
 
-def _parsed_images(entries: Mapping[str, str]) -> InputSpec:
-    channels, height, width = json.loads(entries["input_shape"])
+def _input_spec_from_json(data: Mapping[str, Any]) -> InputSpec:
+    channels, height, width = map(int, data["shape"])
     return InputSpec(
         shape=(channels, height, width),
-        mean=tuple(json.loads(entries["mean"])),
-        std=tuple(json.loads(entries["std"])),
-        interpolation=entries["interpolation"],
-        crop_pct=json.loads(entries["crop_pct"]),
+        mean=tuple(map(float, data["mean"])),
+        std=tuple(map(float, data["std"])),
+        interpolation=str(data["interpolation"]),
+        crop_pct=float(data["crop_pct"]),
     )
+
+
+def _tensor_spec_from_json(data: Mapping[str, Any]) -> TensorSpec:
+    shape = tuple(map(int, data["shape"]))
+    return TensorSpec(shape=shape, dtype=str(data["dtype"]), name=str(data["name"]))

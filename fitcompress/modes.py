@@ -1,4 +1,4 @@
-"""Eval mode for a block of code. The one module at the root that imports torch."""
+"""Context managers for eval mode. The only module at the root that imports torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["evaluating", "preserved_modes"]
 
 @contextmanager
 def evaluating(*networks: Any) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every module is in the mode it was in.
+    """Puts networks in eval mode inside the block, then restores the mode of each module.
 
-    Callables that are not modules are left alone.
+    Callables that are not modules are ignored.
     """
     modules = [module for net in networks if isinstance(net, nn.Module) for module in net.modules()]
     with preserved_modes(modules) as flags:
@@ -26,8 +26,9 @@ def evaluating(*networks: Any) -> Iterator[None]:
 
 @contextmanager
 def preserved_modes(modules: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, bool]]]:
-    """Gives each module its training flag back after the block. Yields the modules that have one (a
-    frozen archive has none) with their flags.
+    """Restores the training flag of each module after the block.
+
+    Yields each module that has a flag (a frozen archive has none), and the flag.
     """
     flags = [(module, module.training) for module in modules if hasattr(module, "training")]
     try:

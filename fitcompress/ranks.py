@@ -1,4 +1,4 @@
-"""The processes of a run, as the environment has them. Layer: standard library."""
+"""The rank and number of processes, from the environment variables that launchers set."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["is_first_process", "num_processes"]
 
 
 def num_processes() -> int:
-    """How many `accelerate launch` or `torchrun` started for this run."""
+    """The number of processes that `accelerate launch` or `torchrun` started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
-    """Whether this is the one process of a run that writes: the only one, or the first."""
+    """Whether this process has rank 0: the only one that writes files."""
     return num_processes() == 1 or os.environ.get("RANK", "0") == "0"

@@ -1,15 +1,13 @@
-"""The run directory: where everything of a run lies, and how it is written.
-
-Layer: errors and events; no torch.
+"""The files of a run directory.
 
     recipe.toml  environment.json  plan.json  events.jsonl  results.json  predictions.safetensors
     checkpoints/{teacher,stage1,stage2,baseline}.pt  teacher/  student/  baseline/
-    cache.json  cache/  (the teacher's answers, until the run is finished)
+    cache.json  cache/  (cached teacher outputs, removed when the run is finished)
     thumbnails/  exports/  exports.json  report.{txt,json,md,html}  comparison.html
 
-A file gets its name only once it is whole and on the disk, so a run that is killed at any moment
-leaves either the old file or the new one. The one file that grows, `events.jsonl`, may end in half
-a line: readers skip it, the next event starts a new one.
+Files are written atomically: a run that is killed leaves the old file or the new one. Only
+`events.jsonl` grows and may end in a partial line; readers skip it and the next event starts a new
+line.
 """
 
 from __future__ import annotations
@@ -30,11 +28,8 @@ from fitcompress.ranks import is_first_process
 __all__ = ["RunDir"]
 
 _LEFTOVER = ".*.tmp"
-
-
+"""Temporary files of `atomic_path`."""
 _DIRECTORIES = ("checkpoints", "cache", "teacher", "student", "baseline", "thumbnails", "exports")
-
-
 _FILES = (
     "recipe.toml",
     "environment.json",
@@ -50,34 +45,33 @@ _FILES = (
     "report.html",
     "comparison.html",
 )
-
-
 _MARK = "recipe.toml"
-"""A directory that holds this file is a run: it is the first one written."""
+"""A directory is a run if it holds this file, which is written first."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The places in a run directory. Making one touches nothing on disk; `create` and `open` do.
+    """Paths and files of a run directory. `RunDir(path)` does not touch the disk.
 
-    Of several processes only the first writes; for the others all that writes does nothing.
+    Of several processes only the first one writes; the methods that write do nothing in the others.
     """
 
     path: Path
 
     @classmethod
     def create(cls, path: Path, *, force: bool = False, resume: bool = False) -> RunDir:
-        """The run directory at `path`, empty; with `resume`, as it was left.
+        """Creates an empty run directory at `path`, or opens an existing one with `resume`.
 
-        With `force` it is emptied of the old run. Only files of a run are ever removed.
+        force: removes the existing run. Other files are never removed.
 
         Raises:
-            RunError: `path` holds a run and neither was asked for, or holds something else.
+            RunError: `path` holds a run and neither `force` nor `resume` is set, or holds files
+                that are not part of a run.
         """
         run = cls(Path(path))
         if not is_first_process():
             return run
-        with disk_errors("making the run directory", run.path):
+        with disk_errors("creating the run directory", run.path):
             run._check_is_usable(force=force, resume=resume)
             if run.is_run() and not resume:
                 run._clear()
@@ -88,32 +82,37 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """The run at `path`.
+        """Opens the run at `path`.
 
         Raises:
-            RunError: there is none.
+            RunError: the directory does not exist or holds no run.
         """
         run = cls(Path(path))
         if not run.is_run():
-            what = "holds no run" if run.path.is_dir() else "is no directory"
+            cause = "holds no run" if run.path.is_dir() else "is not a directory"
             raise RunError(
-                f"opening the run {str(path)!r}: it {what}",
-                advice="name the directory given to `fitcompress distill --out`",
+                f"opening run '{path}': it {cause}",
+                code="run-missing",
+                advice="Pass the directory given to `fitcompress distill --out`.",
+                path=str(path),
             )
         return run
 
     @classmethod
     def newest(cls, root: Path = Path("runs")) -> RunDir:
-        """The run below `root` in which something happened last.
+        """Opens the most recently active run below `root`.
 
         Raises:
-            RunError: there is none.
+            RunError: `root` holds no runs.
         """
         runs = [cls(mark.parent) for mark in Path(root).glob(f"*/{_MARK}")]
         if not runs:
             raise RunError(
-                f"looking for the newest run: there is none in {str(root)!r}",
-                advice="name a run, or make one with `fitcompress distill --teacher NAME`",
+                f"looking for the newest run: '{root}' holds no runs",
+                code="no-runs",
+                advice="Pass a run directory, or start a run with `fitcompress distill --teacher"
+                " NAME`.",
+                path=str(root),
             )
         return max(runs, key=lambda run: (run.last_activity(), str(run.path)))
 
@@ -123,23 +122,13 @@ class RunDir:
         return self.path / "recipe.toml"
 
     @property
-    def environment_path(self) -> Path:
-        """Versions and hardware."""
-        return self.path / "environment.json"
-
-    @property
-    def plan_path(self) -> Path:
-        """What the student is."""
-        return self.path / "plan.json"
-
-    @property
     def events_path(self) -> Path:
-        """What happened, one JSON object a line."""
+        """Events, one JSON object per line."""
         return self.path / "events.jsonl"
 
     @property
     def results_path(self) -> Path:
-        """What was measured; written when all is done."""
+        """Measurements; written last."""
         return self.path / "results.json"
 
     @property
@@ -159,17 +148,17 @@ class RunDir:
 
     @property
     def baseline_path(self) -> Path:
-        """Model folder of the same student trained without a teacher."""
+        """Model folder of the student trained without a teacher."""
         return self.path / "baseline"
 
     @property
     def thumbnails_path(self) -> Path:
-        """Directory of the small pictures in the report."""
+        """Directory of the thumbnails in the report."""
         return self.path / "thumbnails"
 
     @property
     def cache_path(self) -> Path:
-        """Directory of the teacher's answers."""
+        """Directory of the cached teacher outputs."""
         return self.path / "cache"
 
     @property
@@ -195,24 +184,24 @@ class RunDir:
         return (self.path / _MARK).is_file()
 
     def is_finished(self) -> bool:
-        """Whether the run came to its end: its results are written last."""
+        """Whether the run is finished: its results are written last."""
         return self.is_run() and self.results_path.is_file()
 
     def write_json(self, name: str, value: object) -> None:
-        """Write `value` to the file `name` ("plan.json") of the run, atomically."""
+        """Atomically writes `value` to the file `name` of the run, such as "plan.json"."""
         if is_first_process():
             write_json(self.path / name, value)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write `text` to the file `name` of the run, atomically."""
+        """Atomically writes `text` to the file `name` of the run."""
         if is_first_process():
             write_text(self.path / name, text)
 
     def read_json(self, name: str) -> Any:
-        """What the file `name` of the run holds, or None when it is not there.
+        """The content of the file `name` of the run, or None if there is no such file.
 
         Raises:
-            RunError: the file is not JSON.
+            RunError: the file is not valid JSON.
         """
         path = self.path / name
         try:
@@ -221,24 +210,26 @@ class RunDir:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RunError(
-                f"reading {str(path)!r}: it is not JSON ({error})",
-                advice="the file was changed or damaged; run again with --force",
+                f"reading '{path}': not valid JSON ({error})",
+                code="file-damaged",
+                advice="Start the run again with --force.",
+                path=str(path),
             ) from error
 
     def append_event(self, event: Event) -> None:
-        """Add `event` with the time of day to `events.jsonl`. `Progress` is not stored."""
+        """Appends `event` and the current time to `events.jsonl`. `Progress` is not stored."""
         if isinstance(event, Progress):
             return
         line = json.dumps({"time": round(time.time(), 3), **event_record(event)}, default=str)
         with disk_errors("writing the events", self.events_path):
-            start = "\n" if _ends_in_half_a_line(self.events_path) else ""
+            start = "\n" if _ends_in_partial_line(self.events_path) else ""
             with self.events_path.open("a", encoding="utf-8") as file:
                 file.write(f"{start}{line}\n")
                 file.flush()
                 os.fsync(file.fileno())
 
     def read_events(self) -> list[dict[str, Any]]:
-        """The stored events in order, without lines that a kill cut off."""
+        """The stored events in order; partial lines are skipped."""
         if not self.events_path.is_file():
             return []
         lines = self.events_path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -249,22 +240,30 @@ class RunDir:
         name = str(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise RunError(
-                f"making the run directory {name!r}: it is a file", advice="choose another --out"
+                f"creating the run directory '{name}': it is a file",
+                code="path-is-file",
+                advice="Choose another --out.",
+                path=name,
             )
         if self.is_run():
             if not force and not resume:
                 raise RunError(
-                    f"making the run directory {name!r}: it already holds a run",
-                    advice="go on with --resume, replace it with --force, or choose another --out",
+                    f"creating the run directory '{name}': it already holds a run",
+                    code="run-exists",
+                    advice="Resume it with --resume, replace it with --force, or choose another"
+                    " --out.",
+                    path=name,
                 )
-        elif self.path.is_dir() and not self._holds_only_ours():
+        elif self.path.is_dir() and not self._is_unstarted():
             raise RunError(
-                f"making the run directory {name!r}: it holds files that are not of a run",
-                advice="choose an empty or new directory for --out",
+                f"creating the run directory '{name}': it holds files that are not part of a run",
+                code="folder-not-empty",
+                advice="Choose an empty or new directory for --out.",
+                path=name,
             )
 
-    def _holds_only_ours(self) -> bool:
-        """Whether only beginnings are here, of a run killed before its recipe was written."""
+    def _is_unstarted(self) -> bool:
+        """Whether the directory is empty or left by a run killed before it wrote its recipe."""
         return all(
             entry.match(_LEFTOVER)
             or entry.name in _FILES
@@ -273,7 +272,7 @@ class RunDir:
         )
 
     def _clear(self) -> None:
-        # The mark goes last: what is cut off half-way can be cleared again.
+        # The mark is removed last, so that an interrupted removal can be repeated.
         for name in (*_DIRECTORIES, *reversed(_FILES)):
             entry = self.path / name
             if entry.is_dir() and not entry.is_symlink():
@@ -282,7 +281,7 @@ class RunDir:
                 entry.unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
-        """What a kill cut off, wherever a run writes."""
+        """Removes the temporary files of a run that was killed."""
         inner = (e for name in _DIRECTORIES for e in (self.path / name).rglob(_LEFTOVER))
         for entry in [*self.path.glob(_LEFTOVER), *inner]:
             if entry.is_dir():
@@ -291,12 +290,12 @@ class RunDir:
                 entry.unlink(missing_ok=True)
 
     def last_activity(self) -> float:
-        """When something was written last, in seconds since the epoch."""
+        """Time of the last write, in seconds since the epoch."""
         paths = (self.recipe_path, self.events_path, self.results_path)
         return max(path.stat().st_mtime for path in paths if path.is_file())
 
 
-def _ends_in_half_a_line(path: Path) -> bool:
+def _ends_in_partial_line(path: Path) -> bool:
     if not path.is_file() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:

@@ -31,7 +31,6 @@ WITHOUT_CODES_YET = {
     "models",
     "recipe",
     "report",
-    "root",
     "run",
     "student",
     "training",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fitcompress.errors import ExportError
 from fitcompress.evaluation.benchmark import Runner
 from fitcompress.formatting import first_line
-from fitcompress.interface import Interface, interface_of
+from fitcompress.interface import Interface, interface_from_metadata
 
 __all__ = ["OnnxNetwork", "onnx_runner", "open_onnx"]
 
@@ -103,7 +103,7 @@ def _open_session(path: Path) -> Any:
 def _interface_of(session: Any, name: str) -> Interface:
     entries: dict[str, str] = session.get_modelmeta().custom_metadata_map
     try:
-        return interface_of(entries)
+        return interface_from_metadata(entries)
     except (KeyError, ValueError) as error:
         raise ExportError(
             f"opening {name!r}: its metadata does not say what images it takes (entry {error})",

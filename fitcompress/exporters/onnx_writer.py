@@ -16,7 +16,7 @@ from fitcompress.environment import package_version
 from fitcompress.errors import ExportError
 from fitcompress.exporters.artifact import Exportable
 from fitcompress.exporters.onnx_decompositions import in_plain_calls
-from fitcompress.interface import Interface, metadata_of
+from fitcompress.interface import Interface, interface_to_metadata
 
 __all__ = ["VERSION", "batch_sizes", "from_pixels", "write_float16", "write_onnx"]
 
@@ -83,7 +83,9 @@ def write_onnx(source: Exportable, path: Path) -> None:
     model.producer_name = "fitcompress"
     model.producer_version = package_version("fitcompress")
     takes_pixels = source.inputs[0].dtype == torch.uint8
-    model.metadata_props.update(metadata_of(source.interface, VERSION, takes_pixels=takes_pixels))
+    model.metadata_props.update(
+        interface_to_metadata(source.interface, VERSION, takes_pixels=takes_pixels)
+    )
     model.graph.metadata_props.clear()
     for node in itertools.chain(model.graph, *model.functions.values()):
         node.metadata_props.clear()  # stack traces, with the paths of whoever exported

@@ -10,7 +10,7 @@ import torch
 
 from fitcompress.exporters.artifact import Exportable
 from fitcompress.exporters.onnx_writer import VERSION, batch_sizes
-from fitcompress.interface import Interface, metadata_of
+from fitcompress.interface import Interface, interface_to_metadata
 
 
 def write_pt2(source: Exportable, path: Path) -> None:
@@ -20,7 +20,7 @@ def write_pt2(source: Exportable, path: Path) -> None:
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of whoever exported
     program.example_inputs = None  # they are images of the user
-    torch.export.save(program, path, extra_files=metadata_of(source.interface, VERSION))
+    torch.export.save(program, path, extra_files=interface_to_metadata(source.interface, VERSION))
 
 
 def open_pt2(path: Path, interface: Interface) -> Callable[..., Any]:

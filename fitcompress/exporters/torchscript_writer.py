@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fitcompress.exporters.artifact import Exportable, output_list
 from fitcompress.exporters.onnx_writer import VERSION
-from fitcompress.interface import Interface, metadata_of
+from fitcompress.interface import Interface, interface_to_metadata
 
 
 def write_torchscript(source: Exportable, path: Path) -> None:
@@ -23,7 +23,9 @@ def write_torchscript(source: Exportable, path: Path) -> None:
             archive = torch.jit.trace(source.network, source.rows(2), check_trace=False)
         if archive is None or not _runs_as(archive, source.network, source.rows(4)):
             archive = torch.jit.script(_scriptable(source.network)).eval()
-    torch.jit.save(archive, str(path), _extra_files=metadata_of(source.interface, VERSION))
+    torch.jit.save(
+        archive, str(path), _extra_files=interface_to_metadata(source.interface, VERSION)
+    )
 
 
 def _reads_sizes(network: nn.Module) -> bool:

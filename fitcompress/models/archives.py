@@ -16,7 +16,7 @@ from fitcompress.graph.capture.exported import capture_exported
 from fitcompress.graph.capture.output_names import exported_output_names
 from fitcompress.graph.capture.torchscript import capture_named_torchscript, load_torchscript
 from fitcompress.graph.program import InputInfo, Program
-from fitcompress.interface import interface_of
+from fitcompress.interface import interface_from_metadata
 from fitcompress.models.assumed_inputs import (
     OpenRequest,
     Size,
@@ -116,7 +116,7 @@ def _as_it_says(request: OpenRequest) -> OpenRequest:
             if "/extra/" in name
         }
     try:
-        own = interface_of(entries)
+        own = interface_from_metadata(entries)
     except (KeyError, ValueError):
         return request
     recipe = request.recipe

@@ -1,14 +1,12 @@
-"""Model folders: a network stored as `model.safetensors` and `config.json`. Layer: teacher (graph,
-spec, errors).
+"""Networks with their interface, and the folders that store them.
 
-Reading one unpickles nothing and runs no code from the folder: the graph is a list of ATen calls in
-JSON. It knows nothing of where the network came from beyond what the interface says.
+A model folder holds `model.safetensors` and `config.json`. Loading it unpickles nothing and runs no
+code from it: the graph is a list of ATen calls in JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +17,14 @@ import safetensors.torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fitcompress.atomic import atomic_path, disk_errors, write_text
 from fitcompress.errors import CaptureError, TeacherError
 from fitcompress.formatting import first_line
 from fitcompress.graph.analysis.blocks import Block, find_blocks, node_blocks
 from fitcompress.graph.lift import BlockNodes, build_network
 from fitcompress.graph.program import Program, output_nodes, program_from_json, program_to_json
 from fitcompress.graph.shapes import propagate_shapes
-from fitcompress.interface import InputSpec, Interface, OutputKind, TensorSpec
+from fitcompress.interface import Interface, OutputKind, interface_from_json
 
 __all__ = [
     "CONFIG_NAME",
@@ -40,20 +39,14 @@ __all__ = [
 ]
 
 CONFIG_NAME = "config.json"
-
-
 WEIGHTS_NAME = "model.safetensors"
-
-
 _FORMAT = "fitcompress-model"
-
-
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network with all that one must know to use it."""
+    """A program, its network and how to use it."""
 
     program: Program
     network: GraphModule
@@ -68,11 +61,13 @@ def save_model(
     interface: Interface,
     blocks: Iterable[BlockNodes] = (),
 ) -> None:
-    """Writes a model folder; each file gets its final name only when it is whole, the weights
-    first.
+    """Writes a model folder. Each file is written atomically, the weights first.
 
-    weights: the trained network of `program`, or its tensors by name; what it lacks is taken from
-        the program.
+    weights: the trained network of `program`, or its tensors by name; the tensors that it lacks are
+        taken from the program.
+
+    Raises:
+        RunError: the disk is full or writing is not permitted.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = {
@@ -86,22 +81,24 @@ def save_model(
         "blocks": [[name, list(members)] for name, members in blocks],
         "program": program_to_json(program),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS_NAME, safetensors.torch.save(tensors, {"format": "pt"}))
-    _write(folder / CONFIG_NAME, json.dumps(config, indent=1, allow_nan=False).encode())
+    with disk_errors("creating", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / WEIGHTS_NAME) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+    write_text(folder / CONFIG_NAME, json.dumps(config, indent=1, allow_nan=False))
 
 
 def load_model(folder: Path) -> Model:
-    """The model that `save_model` wrote; its network is in eval mode on the CPU.
+    """Loads a model folder; the network is in eval mode on the CPU.
 
     Raises:
-        TeacherError: the folder is no model folder, or is damaged.
+        TeacherError: the folder is not a model folder or is damaged.
     """
     config = _read_config(folder)
     tensors = _read_tensors(folder)
     try:
         program = program_from_json(config["program"], tensors)
-        interface = _interface(config["interface"])
+        interface = interface_from_json(config["interface"])
         blocks = tuple((str(name), tuple(map(str, members))) for name, members in config["blocks"])
         network = build_network(program, blocks)
     except (KeyError, TypeError, ValueError, RuntimeError, CaptureError) as error:
@@ -110,28 +107,22 @@ def load_model(folder: Path) -> Model:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether `save_model` wrote the folder, by what its config says."""
+    """Whether `save_model` wrote the folder, according to its config."""
     try:
         return bool(_read_config(folder)["format"] == _FORMAT)
     except TeacherError:
         return False
 
 
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise TeacherError(
-            f"opening model folder '{folder}': expected '{CONFIG_NAME}' in it, found none",
-            advice="Name a folder that fitcompress wrote, such as runs/NAME/student.",
+            f"opening model folder '{folder}': it has no '{CONFIG_NAME}'",
+            code="model-file-missing",
+            advice="Pass a folder that fitcompress wrote, such as runs/NAME/student.",
+            folder=str(folder),
+            file=CONFIG_NAME,
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -140,13 +131,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         raise TeacherError(
             f"opening model folder '{folder}': its {CONFIG_NAME} was not written by fitcompress",
+            code="model-folder-foreign",
             advice=f"For a folder that timm wrote, pass 'local-dir:{folder}'.",
+            folder=str(folder),
         )
     if config.get("version") != _VERSION:
         raise TeacherError(
             f"opening model folder '{folder}': expected format version {_VERSION},"
             f" got {config.get('version')}",
+            code="model-version-unsupported",
             advice="Use the fitcompress release that wrote it.",
+            folder=str(folder),
+            expected=_VERSION,
+            got=config.get("version"),
         )
     return config
 
@@ -154,52 +151,31 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS_NAME
     if not path.is_file():
-        raise TeacherError(f"opening model folder '{folder}': '{WEIGHTS_NAME}' is missing")
+        raise TeacherError(
+            f"opening model folder '{folder}': it has no '{WEIGHTS_NAME}'",
+            code="model-file-missing",
+            folder=str(folder),
+            file=WEIGHTS_NAME,
+        )
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError, RuntimeError, OSError) as error:
         raise _damaged(path, error) from error
 
 
-def _interface(data: Mapping[str, Any]) -> Interface:
-    """Folders of earlier releases hold networks of images, and nothing of inputs or outputs."""
-    return Interface(
-        input=None if data["input"] is None else _images(data["input"]),
-        inputs=tuple(_tensor(item) for item in data.get("inputs", ())),
-        class_names=tuple(map(str, data["class_names"])),
-        activation=str(data["activation"]),
-        output_names=tuple(map(str, data.get("output_names", ()))),
-        output_kind=data.get("output_kind"),
-        origin={str(key): str(value) for key, value in data["origin"].items()},
-    )
-
-
-def _images(data: Mapping[str, Any]) -> InputSpec:
-    channels, height, width = map(int, data["shape"])
-    return InputSpec(
-        shape=(channels, height, width),
-        mean=tuple(map(float, data["mean"])),
-        std=tuple(map(float, data["std"])),
-        interpolation=str(data["interpolation"]),
-        crop_pct=float(data["crop_pct"]),
-    )
-
-
-def _tensor(data: Mapping[str, Any]) -> TensorSpec:
-    shape = tuple(map(int, data["shape"]))
-    return TensorSpec(shape=shape, dtype=str(data["dtype"]), name=str(data["name"]))
-
-
 def _damaged(path: Path, error: Exception) -> TeacherError:
     cause = first_line(error)
     return TeacherError(
         f"opening model folder '{path.parent}': '{path.name}' is damaged ({cause})",
-        advice="Write it again, or restore it from a copy.",
+        code="model-file-damaged",
+        advice="Restore it from a copy, or run the command that wrote it again.",
+        folder=str(path.parent),
+        file=path.name,
     )
 
 
 def output_kinds(model: Model) -> tuple[OutputKind, ...]:
-    """What each output means."""
+    """The meaning of each output."""
     shapes = propagate_shapes(model.program, 2)
     outputs = output_nodes(model.program.graph)
     return tuple(model.interface.kind_of(shapes[node.name]) for node in outputs)
@@ -208,16 +184,16 @@ def output_kinds(model: Model) -> tuple[OutputKind, ...]:
 def make_model(
     program: Program, interface: Interface, spine: Sequence[Block] | None = None
 ) -> Model:
-    """The program as a network whose blocks can be hooked, with its interface.
+    """A model whose network has a submodule for each block, so that blocks can be hooked.
 
-    spine: the blocks of the program, where they are known already.
+    spine: the blocks of the program, if known.
     """
     blocks = node_blocks(find_blocks(program) if spine is None else spine)
     return Model(program, build_network(program, blocks), interface, blocks)
 
 
 def with_state(model: Model, state: nn.Module) -> Program:
-    """The model's program with the tensors that a trained network of it holds, on the CPU."""
+    """The model's program with the tensors of a trained copy of its network, on the CPU."""
     trained = state.state_dict()
     tensors = {
         name: trained[name].detach().cpu() if name in trained else value

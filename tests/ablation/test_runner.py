@@ -292,7 +292,7 @@ def test_force_removes_an_ablation_and_nothing_else(images, tmp_path):
     out = tmp_path / "out"
     (out / "teacher").mkdir(parents=True)
     (out / "teacher/mine.txt").write_text("mine")
-    with pytest.raises(RunError, match="not of a run"):
+    with pytest.raises(RunError, match="not part of a run"):
         run(images, out, ["kd"], 1, force=True)
     assert (out / "teacher/mine.txt").read_text() == "mine"
 

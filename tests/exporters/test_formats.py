@@ -173,7 +173,7 @@ def test_few_samples_are_repeated(tmp_path: Path, planted: Callable[..., None]) 
 
 
 def test_an_unknown_format_is_named_with_near_misses(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="did you mean 'onnx'"):
+    with pytest.raises(ExportError, match="Did you mean 'onnx'"):
         export_model("onx", make_exportable(), tmp_path / "x")
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from fitcompress.errors import ExportError
 from fitcompress.evaluation.benchmark import paired_latency
 from fitcompress.exporters.onnx_session import onnx_runner, open_onnx
-from fitcompress.interface import InputSpec, Interface, metadata_of
+from fitcompress.interface import InputSpec, Interface, interface_to_metadata
 
 INTERFACE = Interface(input=InputSpec(shape=(1, 2, 2), mean=(0.0,), std=(1.0,)))
 
@@ -42,7 +42,7 @@ def test_a_file_without_metadata_needs_an_interface(tmp_path: Path) -> None:
 
 
 def test_a_file_is_timed_in_its_own_runtime(tmp_path: Path) -> None:
-    write_doubler(tmp_path / "x.onnx", metadata_of(INTERFACE, "1.0"))
+    write_doubler(tmp_path / "x.onnx", interface_to_metadata(INTERFACE, "1.0"))
     measured = paired_latency({"x": onnx_runner(tmp_path / "x.onnx")}, (1, 2), num_runs=5)
     assert {batch: timing["n"] for batch, timing in measured["x"].items()} == {"1": 5, "2": 5}
 
@@ -58,6 +58,6 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, content: bytes | 
 
 def test_a_session_at_rest_leaves_the_cores_to_others(tmp_path):
     """Threads that spin between calls were seen to double the time of a network timed in turns."""
-    write_doubler(tmp_path / "a.onnx", metadata_of(INTERFACE, "0"))
+    write_doubler(tmp_path / "a.onnx", interface_to_metadata(INTERFACE, "0"))
     options = open_onnx(tmp_path / "a.onnx").session.get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"

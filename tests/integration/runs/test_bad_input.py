@@ -143,7 +143,7 @@ def test_plans(folder, words, part):
 def test_an_unknown_layer_comes_with_near_misses(folder):
     message = refused("plan", "--teacher", TEACHER, *INPUT, "--hint", "layer2.1.conv3")
 
-    assert "did you mean" in message
+    assert "Did you mean" in message
     assert "'layer2.1.conv" in message
 
 
@@ -205,7 +205,7 @@ def test_a_directory_that_holds_a_run_or_anything_else_is_left_alone(folder):
 
     assert "already holds a run" in taken
     assert "--resume" in taken
-    assert "not of a run" in foreign
+    assert "not part of a run" in foreign
     assert (folder / "run/results.json").read_bytes() == before
     assert Path("other/thesis.txt").read_text() == "mine"
 
