@@ -36,6 +36,7 @@ from fitcompress.models.model import Model, is_model_folder, load_model, make_mo
 from fitcompress.models.open import open_teacher
 from fitcompress.recipe.fields import with_settings
 from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_from_preset
+from fitcompress.records.export_record import ExportRecord
 from fitcompress.report.ablation_facts import ABLATION, Ablation
 from fitcompress.report.comparison import Comparison
 from fitcompress.report.run_report import Report
@@ -71,7 +72,7 @@ _DEMO = {
 def plan(recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
     """What the student would be: `plan --json`. Needs neither data nor weights."""
     teacher = open_teacher(recipe.teacher, emit=emit, meta=True)
-    return plan_run(teacher, recipe, emit=emit, meta=True).summary
+    return plan_run(teacher, recipe, emit=emit, meta=True).summary.to_dict()
 
 
 def plan_frontier(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, float]]:
@@ -105,8 +106,9 @@ def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, An
         device = resolve_device(recipe.run.device)
         predictions = predict_split(network, interface, data.evaluation, device)
     has_scores = interface.kind_of(predictions.logits_NK.shape) != "values"
+    measured = accuracy(predictions) if has_scores else None
     return {
-        "accuracy": accuracy(predictions) if has_scores else None,
+        "accuracy": measured.to_dict() if measured else None,
         "n": len(predictions.ids_N),
         "model": model,
         "data": data.description,
@@ -159,19 +161,18 @@ def export(
         emit(StageStarted(stage=f"export {form}"))
         path = directory.exports_path / f"student{FORMATS[form].suffix}"
         record = export_model(form, source, path, force=force)
-        measured: dict[str, Any] = {"accuracy": accuracy_of(form, path, model.interface, data)}
+        record = replace(record, accuracy=accuracy_of(form, path, model.interface, data))
         if recipe.run.timing == "all" and path.suffix == ".onnx" and form != "onnx":
-            measured["latency"] = beside_float(path, model)
-        records[form] = {**record.to_dict(), **measured}
-        directory.write_json("exports.json", list(records.values()))
+            record = replace(record, latency=beside_float(path, model))
+        records[form] = record
+        directory.write_json("exports.json", [known.to_dict() for known in records.values()])
         emit(StageFinished(stage=f"export {form}", seconds=record.seconds, num_images=0, detail={}))
-    return [records[form] for form in formats]
+    return [records[form].to_dict() for form in formats]
 
 
-def _known_exports(directory: RunDir) -> dict[str, dict[str, Any]]:
-    if not directory.exports_json_path.is_file():
-        return {}
-    return {record["format"]: record for record in directory.read_json("exports.json")}
+def _known_exports(directory: RunDir) -> dict[str, ExportRecord]:
+    written = directory.read_json("exports.json") or ()
+    return {record.format: record for record in map(ExportRecord.from_dict, written)}
 
 
 def load_report(run: Path | None = None) -> Report | Ablation:

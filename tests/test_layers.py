@@ -18,7 +18,7 @@ README = PACKAGE.parent / "README.md"
 
 ORDER = (
     ("root",),
-    ("recipe", "graph"),
+    ("recipe", "graph", "records"),
     ("graph.axes",),
     ("graph.analysis",),
     ("graph.capture",),
@@ -50,7 +50,15 @@ UNKNOWN_TO = {
 }
 """Packages to the left that one does not know all the same."""
 
-WITHOUT_TORCH = {"root", "recipe", "report", "cli", "graph.axes.algebra", "ablation.arms"}
+WITHOUT_TORCH = {
+    "root",
+    "recipe",
+    "records",
+    "report",
+    "cli",
+    "graph.axes.algebra",
+    "ablation.arms",
+}
 """Packages and modules that import neither torch nor what imports it, so that `--help` is fast."""
 
 TORCH_AT_ROOT = {"modes"}

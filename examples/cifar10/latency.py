@@ -42,10 +42,10 @@ def main() -> None:
             said = report.model("student")["latency"]["onnxruntime"][batch]["speedup"]
             if name == "student.int8":
                 said *= beside_float["onnx-int8"][batch]["speedup"]
-            low, high = timing.get("speedup_range", (1.0, 1.0))
+            low, high = timing.speedup_range
             print(
-                f"| {name} | {batch} | {timing['median_ms']:.2f} | {timing['p95_ms']:.2f}"
-                f" | {timing['speedup']:.2f} | {low:.2f} to {high:.2f}"
+                f"| {name} | {batch} | {timing.median_ms:.2f} | {timing.p95_ms:.2f}"
+                f" | {timing.speedup:.2f} | {low:.2f} to {high:.2f}"
                 f" | {'' if name == 'teacher' else f'{said:.2f}'} |"
             )
 

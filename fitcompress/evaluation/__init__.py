@@ -1,4 +1,4 @@
 """Accuracy and its significance, errors by class, time and memory.
 
-Imports `data`, `models` and `training`.
+Imports `records`, `data` and `models`.
 """

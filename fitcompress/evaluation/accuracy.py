@@ -1,7 +1,5 @@
-"""What a network is worth: its predictions, how sure its accuracy is, and its size.
+"""Predictions of a network, and their accuracy and agreement.
 
-Layer: torch and `rundir`; no timm. Time and memory are in `speed`, where and how it errs in
-`mistakes`.
 Shape suffixes: N images, K classes.
 """
 
@@ -13,12 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fitcompress.atomic import atomic_path
 from fitcompress.evaluation.significance import paired_test, share
 from fitcompress.modes import evaluating
+from fitcompress.records.measurements import Agreement, PairedTest, Share
 
 __all__ = [
     "Predictions",
@@ -26,7 +25,6 @@ __all__ = [
     "agreement",
     "divergence",
     "is_near_chance",
-    "load_predictions",
     "mcnemar",
     "predict",
     "save_predictions",
@@ -45,14 +43,14 @@ class _Batch(Protocol):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says about each image of a split, on the CPU."""
+    """The outputs of a network for every image of a split, on the CPU."""
 
     logits_NK: Tensor
-    """float32; of a network with several outputs, the first."""
+    """float32; the first output of a network with several."""
     labels_N: Tensor
-    """int64, -1 where unknown."""
+    """int64, -1 if unknown."""
     ids_N: Tensor
-    """int64, which image each row is about."""
+    """int64: the image of each row."""
 
     @property
     def is_labeled(self) -> bool:
@@ -75,10 +73,10 @@ def predict(
     loader: Iterable[_Batch],
     device: torch.device | str = "cpu",
 ) -> Predictions:
-    """The network's outputs on all batches of `loader`.
+    """The network's outputs for all batches of `loader`.
 
-    `network` takes the loader's uint8 images as they are, so it holds its own preprocessing. It is
-    put into eval mode for the while and left as it was.
+    `network` takes the loader's uint8 images, so it contains its own preprocessing. It runs in eval
+    mode; its mode is restored afterwards.
     """
     logits, labels, ids = [], [], []
     with evaluating(network), torch.no_grad():
@@ -92,37 +90,32 @@ def predict(
     return Predictions(torch.cat(logits), torch.cat(labels), torch.cat(ids))
 
 
-def accuracy(predictions: Predictions) -> dict[str, float] | None:
-    """Share of images whose label has the largest logit, with its 95 % interval.
-
-    None where labels are missing.
-    """
+def accuracy(predictions: Predictions) -> Share | None:
+    """Top-1 accuracy, or None without labels."""
     if not predictions.is_labeled:
         return None
     return share(int(predictions.correct_N.sum()), len(predictions.labels_N))
 
 
-def agreement(teacher: Predictions, student: Predictions) -> dict[str, float]:
-    """How often both name the same class, with its 95 % interval.
-
-    `kl` is the mean KL(teacher || student) in nats. Both must be about the same images in order.
-    """
+def agreement(teacher: Predictions, student: Predictions) -> Agreement:
+    """How often both predict the same class. Both must hold the same images in the same order."""
     divergence_N = divergence(teacher, student)
     same_N = teacher.choices_N == student.choices_N
-    return {**share(int(same_N.sum()), len(same_N)), "kl": float(divergence_N.mean())}
+    same = share(int(same_N.sum()), len(same_N))
+    return Agreement(**vars(same), kl=float(divergence_N.mean()))
 
 
 def divergence(teacher: Predictions, student: Predictions) -> Tensor:
-    """KL(teacher || student) of each image in nats, float64. Both must be about the same images in
-    order.
+    """KL(teacher || student) of each image in nats, float64. Both must hold the same images in the
+    same order.
     """
     _check_same_images(teacher, student)
     parts = zip(teacher.logits_NK.split(_ROWS), student.logits_NK.split(_ROWS), strict=True)
     return torch.cat([_divergence(*part) for part in parts])
 
 
-def mcnemar(first: Predictions, second: Predictions) -> dict[str, float] | None:
-    """Whether two networks differ in accuracy on the same images; None where labels are missing.
+def mcnemar(first: Predictions, second: Predictions) -> PairedTest | None:
+    """McNemar's test of the accuracies of two networks on the same images, or None without labels.
 
     See `significance.paired_test`.
     """
@@ -134,21 +127,21 @@ def mcnemar(first: Predictions, second: Predictions) -> dict[str, float] | None:
     return paired_test(only_first, only_second, len(first.labels_N))
 
 
-def is_near_chance(measured: Mapping[str, float], num_classes: int) -> bool:
-    """Whether a teacher with this `accuracy` does hardly better than guessing among `num_classes`.
+def is_near_chance(measured: Share, num_classes: int) -> bool:
+    """Whether an accuracy is hardly better than guessing among `num_classes`.
 
-    The mark is twice chance, or a tenth of the way from chance to perfect where that is less (two
-    classes: 0.55; ten: 0.19; a thousand: 0.002). It is near chance when its accuracy is below the
-    mark and nothing speaks against it: the whole interval is below the mark, or reaches down to
-    chance. A few images of a good teacher therefore raise no alarm.
+    The threshold is twice chance, or a tenth of the way from chance to 1 if that is less (0.55 for
+    two classes, 0.19 for ten, 0.002 for a thousand). The accuracy must be below it, and so must
+    its whole interval, unless the interval includes chance: a good teacher that is measured on a
+    few images raises no alarm.
     """
     chance = 1 / num_classes
-    mark = min(2 * chance, chance + 0.1 * (1 - chance))
-    return measured["top1"] < mark and (measured["high"] < mark or measured["low"] <= chance)
+    threshold = min(2 * chance, chance + 0.1 * (1 - chance))
+    return measured.top1 < threshold and (measured.high < threshold or measured.low <= chance)
 
 
 def size_bytes(network: nn.Module) -> int:
-    """Bytes of the network's state as float32; tensors that are shared count once."""
+    """Bytes of the network's state as float32; shared tensors count once."""
     by_place = {
         (t.data_ptr() or id(t), t.shape): t for t in network.state_dict(keep_vars=True).values()
     }
@@ -158,7 +151,7 @@ def size_bytes(network: nn.Module) -> int:
 
 
 def save_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
-    """Write predictions by network name ("teacher", ...) to one safetensors file, atomically."""
+    """Write the predictions of the named networks to one safetensors file, atomically."""
     tensors = {
         f"{name}.{part}": tensor.contiguous().clone()
         for name, rows in predictions.items()
@@ -168,18 +161,9 @@ def save_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None
         save_file(tensors, temporary)
 
 
-def load_predictions(path: Path) -> dict[str, Predictions]:
-    """What `save_predictions` wrote."""
-    tensors = load_file(path)
-    names = sorted({key.rsplit(".", 1)[0] for key in tensors})
-    return {name: Predictions(*(tensors[f"{name}.{part}"] for part in _PARTS)) for name in names}
-
-
 _PARTS = ("logits", "labels", "ids")
-
-
 _ROWS = 4096
-"""At a time, where float64 would double what a large split takes."""
+"""Rows converted to float64 at a time, to limit memory."""
 
 
 def _divergence(teacher_NK: Tensor, student_NK: Tensor) -> Tensor:
@@ -189,4 +173,4 @@ def _divergence(teacher_NK: Tensor, student_NK: Tensor) -> Tensor:
 
 
 def _check_same_images(first: Predictions, second: Predictions) -> None:
-    assert torch.equal(first.ids_N, second.ids_N), "predictions about different images"
+    assert torch.equal(first.ids_N, second.ids_N), "predictions for different images"

@@ -1,8 +1,8 @@
-"""How long a network takes and how much memory it needs, measured. Layer: torch only.
+"""Measured latency and memory of networks.
 
-The clock is read only when the device has finished; networks that are compared take turns, so that
-what else the machine does hits both; the ratio is the median of the ratios of neighbours, not the
-ratio of two medians.
+The clock is read only when the device has finished. Networks that are compared take turns, so that
+other load on the machine affects all of them, and the speedup is the median of the ratios of
+neighboring calls, not the ratio of two medians.
 """
 
 from __future__ import annotations
@@ -22,35 +22,36 @@ from torch.utils._pytree import tree_leaves
 
 from fitcompress.evaluation.accuracy import size_bytes
 from fitcompress.modes import evaluating
+from fitcompress.records.measurements import Timing
 
 __all__ = ["Runner", "latency", "paired_latency", "peak_memory_bytes", "torch_runner"]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Something that can be timed."""
+    """A callable that can be timed."""
 
     run: Callable[[Any], Any]
-    """A module is put into eval mode while it is timed, and left as it was."""
+    """A module is timed in eval mode; its mode is restored afterwards."""
     make_input: Callable[[int], Any]
     """Batch size -> the argument of `run`."""
-    synchronise: Callable[[], None] = lambda: None
+    synchronize: Callable[[], None] = lambda: None
     """Waits until the device has finished."""
     device: str = "cpu"
-    """Where it runs, for the record."""
+    """The device that `run` uses."""
 
 
 def torch_runner(
     network: torch.nn.Module, shape: tuple[int, int, int], device: torch.device | str = "cpu"
 ) -> Runner:
-    """A runner for a network on `device` that takes normalised images of `shape` (C, H, W)."""
+    """A runner of a network on `device` that takes normalized images of `shape` (C, H, W)."""
     device = torch.device(device)
 
     def make_input(batch_size: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch_size, *shape, generator=generator).to(device)
 
-    return Runner(network, make_input, lambda: _synchronise(device), str(device))
+    return Runner(network, make_input, lambda: _synchronize(device), str(device))
 
 
 def latency(
@@ -58,12 +59,9 @@ def latency(
     make_input: Callable[[int], Any],
     batch_sizes: Sequence[int] = (1, 32),
     **limits: Any,
-) -> dict[str, dict[str, Any]]:
-    """Time of one call by batch size ("1", "32"), each as `paired_latency` gives it.
-
-    `limits`: as for `paired_latency`.
-    """
-    return paired_latency({"it": Runner(run, make_input)}, batch_sizes, **limits)["it"]
+) -> dict[str, Timing]:
+    """The latency of one call by batch size ("1", "32"); `limits` as for `paired_latency`."""
+    return paired_latency({"run": Runner(run, make_input)}, batch_sizes, **limits)["run"]
 
 
 def paired_latency(
@@ -74,36 +72,29 @@ def paired_latency(
     num_runs: int = 300,
     budget_s: float = 4.0,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Time of one call by name and batch size, measured in turns.
+) -> dict[str, dict[str, Timing]]:
+    """The latency of one call by name and batch size, measured in turns; speedups are over the
+    first runner.
 
-    Each entry holds `median_ms` and `p95_ms` of `n` calls, which are `samples_ms`, after `warmup`
-    others; `images_per_s`; `threads` and `device`; and `speedup`: how many times faster than the
-    first runner, the median over the rounds, with its 95 % interval `speedup_range`. A batch size
-    ends after `num_runs` rounds, or when `budget_s` seconds are over, but not before 5.
+    A batch size ends after `num_runs` rounds or `budget_s` seconds, but not before 5 rounds.
     """
-    results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in runners}
+    results: dict[str, dict[str, Timing]] = {name: {} for name in runners}
     modules = [runner.run for runner in runners.values()]
     for batch_size in batch_sizes:
         with evaluating(*modules), torch.no_grad():
             seconds = _rounds(runners, batch_size, num_warmup, num_runs, budget_s, clock)
         first = next(iter(seconds.values()))
         for name, own in seconds.items():
-            results[name][str(batch_size)] = {
-                **_summary(own, batch_size),
-                "warmup": num_warmup,
-                "threads": torch.get_num_threads(),
-                "device": runners[name].device,
-                **_speedup(first, own),
-            }
+            timing = _timing(own, first, batch_size, num_warmup, runners[name].device)
+            results[name][str(batch_size)] = timing
     return results
 
 
 def peak_memory_bytes(network: torch.nn.Module, images_NCHW: Tensor) -> int:
-    """Weights plus the most bytes of activations that are alive at once in one forward pass.
+    """Bytes of weights, input and the most activations alive at once in one forward pass.
 
-    Counted from the tensors themselves, so it is the same on every device and leaves out what
-    allocators and kernels take.
+    Counted from the tensors, so it is the same on every device and excludes the overhead of
+    allocators and kernels.
     """
     counter = _LiveBytes()
     with evaluating(network), torch.no_grad(), counter:
@@ -113,7 +104,7 @@ def peak_memory_bytes(network: torch.nn.Module, images_NCHW: Tensor) -> int:
 
 
 _MIN_ROUNDS = 5
-"""Fewer have no meaningful 95th percentile; a slow network may then run over its budget."""
+"""Fewer have no meaningful 95th percentile; a slow network may exceed its budget."""
 
 
 def _rounds(
@@ -140,32 +131,41 @@ def _rounds(
 
 
 def _timed(runner: Runner, value: Any, clock: Callable[[], float]) -> float:
-    runner.synchronise()
+    runner.synchronize()
     start = clock()
     runner.run(value)
-    runner.synchronise()
+    runner.synchronize()
     return clock() - start
 
 
-def _summary(seconds: list[float], batch_size: int) -> dict[str, Any]:
+def _timing(
+    seconds: list[float], first: list[float], batch_size: int, num_warmup: int, device: str
+) -> Timing:
     ordered = sorted(seconds)
     # Nearest rank: the smallest observation that at least 95 % do not exceed.
     rank = -(-95 * len(ordered) // 100)
     median = statistics.median(ordered)
-    return {
-        "median_ms": 1000 * median,
-        "p95_ms": 1000 * ordered[rank - 1],
-        "n": len(ordered),
-        "samples_ms": [float(f"{1000 * s:.4g}") for s in seconds],
-        "images_per_s": batch_size / median if median > 0 else None,
-    }
+    speedup, speedup_range = _speedup(first, seconds)
+    return Timing(
+        median_ms=1000 * median,
+        p95_ms=1000 * ordered[rank - 1],
+        n=len(ordered),
+        samples_ms=tuple(float(f"{1000 * s:.4g}") for s in seconds),
+        images_per_s=batch_size / median if median > 0 else None,
+        warmup=num_warmup,
+        threads=torch.get_num_threads(),
+        device=device,
+        speedup=speedup,
+        speedup_range=speedup_range,
+    )
 
 
-def _speedup(first: list[float], own: list[float]) -> dict[str, Any]:
-    """The median ratio and its 95 % interval, which needs no assumption about how times spread.
+def _speedup(first: list[float], own: list[float]) -> tuple[float, tuple[float, float]]:
+    """The median ratio and its 95 % interval, which assumes no distribution of the times.
 
-    Source: David and Nagaraja, "Order Statistics", section 7.1: as many ratios lie below the median
-    as heads fall. With fewer than 6 rounds the interval is all of them, and a little too short.
+    Source: David and Nagaraja, "Order Statistics", section 7.1: the number of ratios below the
+    median is that of heads in fair coin flips. With fewer than 6 rounds the interval is the whole
+    range, and a little too short.
     """
     ratios = sorted(a / b if b > 0 else 1.0 for a, b in zip(first, own, strict=True))
     n, rank, outside = len(ratios), 0, 0.0
@@ -174,13 +174,10 @@ def _speedup(first: list[float], own: list[float]) -> dict[str, Any]:
         if outside > 0.025:
             break
         rank = k
-    return {
-        "speedup": statistics.median(ratios),
-        "speedup_range": [ratios[rank], ratios[n - 1 - rank]],
-    }
+    return statistics.median(ratios), (ratios[rank], ratios[n - 1 - rank])
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -188,7 +185,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the storages made inside it; `peak` is the most bytes alive at once."""
+    """Follows the storages allocated inside it; `peak` is the most bytes alive at once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

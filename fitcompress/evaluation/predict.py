@@ -1,4 +1,4 @@
-"""The outputs of a model on every image of a split."""
+"""The outputs of a model for every image of a split."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from fitcompress.interface import Interface
 __all__ = ["images_digest", "predict_split"]
 
 _BATCH_SIZE = 128
-
-
 _DIGESTED = 64
-"""Images of a split, spread over it, that tell it from others."""
+"""Images, spread over a split, that its digest is computed from."""
 
 
 def predict_split(
@@ -34,7 +32,7 @@ def predict_split(
 
 
 def images_digest(images: Images) -> str:
-    """Tells collections of images apart: a hash of how many there are, and of some of them."""
+    """A hash that identifies a split: of the number of its images and the pixels of some."""
     digest = hashlib.sha256(str(len(images)).encode())
     for number in range(min(_DIGESTED, len(images))):
         picture = images.load(len(images) * number // min(_DIGESTED, len(images)))

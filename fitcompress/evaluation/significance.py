@@ -1,6 +1,6 @@
-"""How sure a share or a mean is, and whether two differ: intervals and tests. Layer: scipy.
+"""Confidence intervals and significance tests.
 
-Pure functions of numbers, so that reports need no torch.
+Pure functions of numbers, without torch, so that reports can use them.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from statistics import NormalDist, fmean, stdev
 
 from scipy.special import stdtr, stdtrit
 
+from fitcompress.records.measurements import MeanInterval, PairedTest, PairedTTest, Share
+
 __all__ = ["holm", "mean_interval", "paired_t_test", "paired_test", "share", "wilson_interval"]
 
 
-def share(num_correct: int, n: int) -> dict[str, float]:
-    """A share as reports keep it: `top1`, the bounds `low` and `high` of its 95 % interval, `n`."""
+def share(num_correct: int, n: int) -> Share:
+    """The share `num_correct` of `n` with its 95 % interval (`wilson_interval`)."""
     low, high = wilson_interval(num_correct, n)
-    return {"top1": num_correct / n, "low": low, "high": high, "n": n}
+    return Share(top1=num_correct / n, low=low, high=high, n=n)
 
 
 def wilson_interval(num_correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Lower and upper bound of a share that was observed as `num_correct` of `n`.
+    """The bounds of a proportion that was observed as `num_correct` of `n`.
 
-    Source: Wilson 1927, without continuity correction. Unlike the usual plus-minus it stays inside
-    0..1 and holds for small `n`.
+    Source: Wilson 1927, without continuity correction. Unlike the normal approximation it stays
+    inside 0..1 and holds for small `n`.
 
     >>> low, high = wilson_interval(8, 10)
     >>> round(low, 3), round(high, 3)
@@ -33,65 +35,63 @@ def wilson_interval(num_correct: int, n: int, confidence: float = 0.95) -> tuple
     assert 0 <= num_correct <= n and n > 0, (num_correct, n)
     z = _normal_quantile(confidence)
     observed = num_correct / n
-    centre = (observed + z * z / (2 * n)) / (1 + z * z / n)
+    center = (observed + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(observed * (1 - observed) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
-def paired_test(only_first: int, only_second: int, n: int) -> dict[str, float]:
-    """McNemar's test of two networks on the same `n` images, from how many only one has right.
+def paired_test(only_first: int, only_second: int, n: int) -> PairedTest:
+    """McNemar's exact two-sided test of two networks on the same `n` images.
 
-    `difference` is second minus first, with `low` and `high` its 95 % interval. `p_value` is exact
-    and two-sided.
+    only_first: images that only the first network classifies correctly.
+    only_second: images that only the second network classifies correctly.
 
-    Source: McNemar 1947, the exact binomial form: among the images that only one of the two has
-    right, each is as likely to be that one. Interval: Agresti and Min 2005 (Statistics in Medicine
-    24), half an image added to each of the four cells.
+    Source: McNemar 1947, the exact binomial form: under the null hypothesis, either network is
+    equally likely to be the one that is right. Interval: Agresti and Min 2005 (Statistics in
+    Medicine 24), half an image added to each of the four cells.
     """
     low, high = _paired_interval(only_first, only_second, n)
-    return {
-        "difference": (only_second - only_first) / n,
-        "low": low,
-        "high": high,
-        "p_value": _exact_sign_p(only_first, only_second),
-        "only_first": only_first,
-        "only_second": only_second,
-        "n": n,
-    }
+    return PairedTest(
+        difference=(only_second - only_first) / n,
+        low=low,
+        high=high,
+        p_value=_exact_sign_p(only_first, only_second),
+        only_first=only_first,
+        only_second=only_second,
+        n=n,
+    )
 
 
-def mean_interval(values: Sequence[float]) -> dict[str, float | None]:
-    """The `mean` of independent values, their standard deviation `sd`, the bounds `low` and `high`
-    of the mean's 95 % interval, and `n`. A single value has neither deviation nor interval.
+def mean_interval(values: Sequence[float]) -> MeanInterval:
+    """The mean of independent values with Student's 95 % interval.
 
-    Source: Student 1908: the values are taken as normal.
+    Source: Student 1908, which assumes normal values.
     """
     n, mean = len(values), fmean(values)
     if n < 2:
-        return {"mean": mean, "sd": None, "low": None, "high": None, "n": n}
+        return MeanInterval(mean=mean, sd=None, low=None, high=None, n=n)
     sd = stdev(values)
     half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
-    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
+    return MeanInterval(mean=mean, sd=sd, low=mean - half, high=mean + half, n=n)
 
 
-def paired_t_test(differences: Sequence[float]) -> dict[str, float | None]:
-    """Whether the mean of paired differences is other than 0: as `mean_interval`, with the
-    two-sided `p_value`.
+def paired_t_test(differences: Sequence[float]) -> PairedTTest:
+    """The two-sided test of whether the mean of paired differences is 0.
 
-    Source: Student 1908. A single difference, or some that are all the same, have no spread to
-    judge by: their p-value is None.
+    Source: Student 1908. The p-value of a single difference, or of differences that are all equal,
+    is None: they have no spread.
     """
     found = mean_interval(differences)
-    mean, sd, n = fmean(differences), found["sd"], len(differences)
-    if sd is None or sd <= 1e-12 * abs(mean):
-        return {**found, "p_value": None}
-    t = mean / (sd / math.sqrt(n))
-    return {**found, "p_value": 2 * float(stdtr(n - 1, -abs(t)))}
+    mean, sd, n = found.mean, found.sd, found.n
+    p_value = None
+    if sd is not None and sd > 1e-12 * abs(mean):
+        p_value = 2 * float(stdtr(n - 1, -abs(mean / (sd / math.sqrt(n)))))
+    return PairedTTest(**vars(found), p_value=p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of several tests, raised so that comparing each with 0.05 is wrong about any of
-    them at most once in twenty times.
+    """Adjusted p-values: comparing each with 0.05 keeps the probability of any false positive among
+    the tests below 5 %.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
 
@@ -111,7 +111,7 @@ def _normal_quantile(confidence: float) -> float:
 
 
 def _exact_sign_p(one: int, other: int) -> float:
-    """Two-sided p of a split `one` to `other` under a fair coin, in exact integers."""
+    """The two-sided p-value of `one` heads and `other` tails of a fair coin, in exact integers."""
     n = one + other
     term = tail = 1
     for k in range(min(one, other)):

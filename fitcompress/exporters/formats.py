@@ -11,7 +11,7 @@ import copy
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,8 +33,9 @@ from fitcompress.formatting import first_line
 from fitcompress.interface import Interface
 from fitcompress.models.model import load_model
 from fitcompress.modes import evaluating
+from fitcompress.records.export_record import ExportRecord
 
-__all__ = ["FORMATS", "ExportRecord", "Format", "export_model"]
+__all__ = ["FORMATS", "Format", "export_model"]
 
 _CHECKED_BATCHES = (1, 8)
 
@@ -45,29 +46,6 @@ _TOLERANCE = 1e-3
 Float32 sums in another order and folded batch norms move deep networks by up to some 1e-5 of it; a
 wrong graph moves them by 1e-1 and more. A network that float32 itself moves further is allowed that
 much."""
-
-
-@dataclass(frozen=True)
-class ExportRecord:
-    """A file that was written and how its check came out."""
-
-    format: str
-    path: str
-    size_bytes: int
-    checked_batches: tuple[int, ...]
-    max_abs_diff: float
-    """Largest difference to the network's outputs over all checked samples."""
-    max_rel_diff: float
-    """The same as a share of the largest output."""
-    top1_agreement: float
-    """Share of checked samples with the same largest output."""
-    seconds: float
-    remark: str = ""
-    """What is special about the file."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {**asdict(self), "checked_batches": list(self.checked_batches)}
 
 
 @dataclass(frozen=True)
@@ -110,9 +88,18 @@ def export_model(form: str, source: Exportable, path: Path, *, force: bool = Fal
                 file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()
             )
             _move_all(Path(folder), path.parent)
-    seconds = time.perf_counter() - started
+    max_abs, max_rel, agreement = differences
     return ExportRecord(
-        form, str(path), size_bytes, _CHECKED_BATCHES, *differences, seconds, remark
+        format=form,
+        path=str(path),
+        size_bytes=size_bytes,
+        checked_batches=_CHECKED_BATCHES,
+        max_abs_diff=max_abs,
+        max_rel_diff=max_rel,
+        top1_agreement=agreement,
+        seconds=time.perf_counter() - started,
+        remark=remark,
+        accuracy=None,
     )
 
 

@@ -22,6 +22,7 @@ from fitcompress.exporters.artifact import Exportable, quiet
 from fitcompress.exporters.formats import FORMATS
 from fitcompress.interface import Interface
 from fitcompress.models.model import Model
+from fitcompress.records.measurements import Share
 
 __all__ = ["accuracy_of", "source_of"]
 
@@ -51,9 +52,9 @@ def source_of(
     def score(network: nn.Module) -> float:
         found = predict_split(network, model.interface, data.held_out, "cpu")
         if measured := accuracy(found):
-            return measured["top1"]
+            return measured.top1
         own = predict_split(model.network, model.interface, data.held_out, "cpu")
-        return agreement(own, found)["top1"]
+        return agreement(own, found).top1
 
     source = Exportable(
         _ending(model),
@@ -92,9 +93,7 @@ def _activation(model: Model, *, as_probabilities: bool) -> str:
     return _PROBABILITIES.get(model.interface.output_kind or "classes", "")
 
 
-def accuracy_of(
-    form: str, path: Path, interface: Interface, data: DataBundle
-) -> dict[str, float] | None:
+def accuracy_of(form: str, path: Path, interface: Interface, data: DataBundle) -> Share | None:
     """The accuracy of a written file on the evaluation split, run by what its format is for; None
     without labels or scores.
     """

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from fitcompress.formatting import first_line
 from fitcompress.interface import Interface
 from fitcompress.models.model import Model
 from fitcompress.modes import evaluating
+from fitcompress.records.measurements import Timing
 
 __all__ = ["BATCH_SIZES", "beside_float", "latencies", "onnx_copy", "peak_memory"]
 
@@ -32,7 +33,7 @@ BATCH_SIZES = (1, 32)
 
 def latencies(
     models: Mapping[str, Model], device: str, emit: Emit, *, in_onnx: bool = True
-) -> dict[str, dict[str, dict[str, Any]]]:
+) -> dict[str, dict[str, dict[str, Timing]]]:
     """By model and runtime ("torch", "onnxruntime") the time of one call of each batch size.
 
     The models take turns in each runtime, one runtime after the other. A model that cannot be
@@ -58,7 +59,7 @@ def latencies(
     return measured
 
 
-def beside_float(path: Path, model: Model) -> dict[str, dict[str, Any]]:
+def beside_float(path: Path, model: Model) -> dict[str, Timing]:
     """By batch size the time of an ONNX file of the model in onnxruntime, as `paired_latency` gives
     it: in turns with the model in float32, which is what its speedup is over.
 
@@ -67,9 +68,7 @@ def beside_float(path: Path, model: Model) -> dict[str, dict[str, Any]]:
     """
     with onnx_copy(model.network, model.interface) as plain:
         times = paired_latency({"float32": plain, "file": onnx_runner(path)}, BATCH_SIZES)["file"]
-    for own in times.values():
-        del own["samples_ms"]  # nothing draws them
-    return times
+    return {batch: replace(own, samples_ms=None) for batch, own in times.items()}  # never drawn
 
 
 @contextmanager

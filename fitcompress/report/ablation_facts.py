@@ -187,7 +187,7 @@ def summary_of(accuracies: Mapping[int, float]) -> dict[str, float | None] | Non
     """The mean of accuracies and its interval, as far as they are shares."""
     if not accuracies:
         return None
-    found = mean_interval(list(accuracies.values()))
+    found: dict[str, Any] = mean_interval(list(accuracies.values())).to_dict()
     low, high = found["low"], found["high"]
     if low is not None and high is not None:
         found |= {"low": max(0.0, low), "high": min(1.0, high)}
@@ -218,7 +218,7 @@ def _over_seeds(ablation: Ablation, arm: str, other: str) -> dict[str, Any]:
     shared = [seed for seed in ablation.seeds if seed in one and seed in two]
     if not shared:
         return {"n": 0}
-    found = paired_t_test([one[seed] - two[seed] for seed in shared])
+    found = paired_t_test([one[seed] - two[seed] for seed in shared]).to_dict()
     return {**found, "mcnemar": _pooled(ablation, arm, other, shared)}
 
 
@@ -234,5 +234,5 @@ def _pooled(
         only_other += int((against & ~own).sum())
         only_arm += int((own & ~against).sum())
         n += len(own)
-    test = paired_test(only_other, only_arm, n)
+    test = paired_test(only_other, only_arm, n).to_dict()
     return test | {"only_arm": test.pop("only_second"), "only_against": test.pop("only_first")}

@@ -108,7 +108,7 @@ def _tested(first: Report, other: Report) -> dict[str, Any]:
     one, two = right_answers(first), right_answers(other)
     if one is None or two is None or len(one) != len(two):
         return {"reason": "no labels, or no predictions"}
-    return paired_test(int((one & ~two).sum()), int((two & ~one).sum()), len(one))
+    return paired_test(int((one & ~two).sum()), int((two & ~one).sum()), len(one)).to_dict()
 
 
 def right_answers(report: Report) -> npt.NDArray[np.bool_] | None:

@@ -118,7 +118,7 @@ def _fastest(
     default, size = forms[0], len(images)
     runners = {str(form): torch_runner(net, spec.shape, device) for form, net in networks.items()}
     times = paired_latency(runners, (size,), num_warmup=1, num_runs=_NUM_ROUNDS, budget_s=_BUDGET_S)
-    speedups = {form: times[str(form)][str(size)]["speedup"] for form in forms}
+    speedups = {form: times[str(form)][str(size)].speedup or 1.0 for form in forms}
     differences = {form: _difference(outputs[form], outputs[default]) for form in forms}
     close = [form for form in forms if differences[form] <= _TOLERANCE]
     best = max(close, key=speedups.__getitem__, default=default)
@@ -166,8 +166,8 @@ def _is_faster_compiled(
         message = f"not compiled: {compiler_said(error)}"
         emit(Notice(topic="training", code="compile-failed", message=message))
         return False
-    speedup = times["compiled"][str(size)]["speedup"]
-    is_faster: bool = speedup >= _MIN_SPEEDUP
+    speedup = times["compiled"][str(size)].speedup or 1.0
+    is_faster = speedup >= _MIN_SPEEDUP
     chosen = "compiled" if is_faster else "without compiling"
     message = f"the student trains {chosen}: compiled, its steps are {speedup:.2f}x as fast"
     emit(Notice(topic="training", code="compile-chosen", message=message))

@@ -15,6 +15,8 @@ from fitcompress.models.model import Model, save_model, with_state
 from fitcompress.models.teacher import Teacher
 from fitcompress.ranks import is_first_process
 from fitcompress.recipe.recipe import Recipe
+from fitcompress.records.plan_summary import PlanSummary
+from fitcompress.records.run_results import HeadlineFacts
 from fitcompress.report.run_report import Report
 from fitcompress.run.baseline import train_baseline
 from fitcompress.run.cache_policy import remove_cache
@@ -63,26 +65,29 @@ def distill(
         prepared = prepare_run(recipe, run, teacher, emit, resume=resume)
         data, opened = prepared.data, prepared.teacher
         planned = plan_run(opened, prepared.recipe, emit=emit, before=_stored_plan(run))
-        run.write_json("plan.json", planned.summary)
+        run.write_json("plan.json", planned.summary.to_dict())
         before = _check_teacher(prepared, planned.teacher)
         session = _start_session(prepared, planned, run, emit, resume=resume)
         models, stages = _train(session, planned)
         if is_first_process():
-            facts = {
-                "teacher_weights": opened.weights_from,
-                "adapted": prepared.adaptation is not None,
-                "evaluation_split": data.evaluation_split,
-            }
+            facts = HeadlineFacts(
+                teacher_weights=opened.weights_from,
+                adapted=prepared.adaptation is not None,
+                evaluation_split=data.evaluation_split,
+            )
             stages = [*([prepared.adaptation] if prepared.adaptation else []), *stages]
-            run.write_json("results.json", measure_results(session, models, before, stages, facts))
+            results = measure_results(session, models, before, stages, facts)
+            run.write_json("results.json", results.to_dict())
             remove_cache(run)
         return Report.load(run)
 
 
 def _stored_plan(run: RunDir) -> tuple[float, float] | None:
     """Depth multiplier and MACs limit of a resumed run's student, found by a latency search."""
-    plan = run.read_json("plan.json")
-    return (plan["depth_mult"], plan["most_macs"]) if plan and plan["most_macs"] else None
+    if (stored := run.read_json("plan.json")) is None:
+        return None
+    plan = PlanSummary.from_dict(stored)
+    return (plan.depth_mult, plan.most_macs) if plan.depth_mult and plan.most_macs else None
 
 
 def _check_teacher(prepared: Prepared, teacher: Model) -> Predictions:

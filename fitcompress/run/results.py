@@ -1,10 +1,9 @@
-"""What a run measured on its evaluation split: `results.json`."""
+"""Measures the networks of a finished run: `results.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
 
 from fitcompress.atomic import atomic_path, disk_errors
 from fitcompress.errors import TeacherError
@@ -28,6 +27,14 @@ from fitcompress.exporters.latency import latencies, peak_memory
 from fitcompress.graph.analysis.costs import measure_costs
 from fitcompress.interface import OutputKind
 from fitcompress.models.model import Model, output_kinds
+from fitcompress.records.measurements import PairedTest
+from fitcompress.records.run_results import (
+    DataFacts,
+    HeadlineFacts,
+    ModelResult,
+    RunResults,
+    StageRecord,
+)
 from fitcompress.run.session import Session
 from fitcompress.training.stage_result import StageResult
 
@@ -37,19 +44,25 @@ _THUMBNAIL_SIDE = 64
 
 
 def check_teacher(predictions: Predictions, name: str, split: str) -> None:
-    """Stop before a night is spent on a classifier that knows nothing about these images.
+    """Stops a run, before it trains anything, whose teacher does not fit the images.
 
     Raises:
-        TeacherError: its accuracy is near chance.
+        TeacherError: the teacher's accuracy is near chance.
     """
     measured, num_classes = accuracy(predictions), predictions.logits_NK.shape[1]
     if measured is None or num_classes < 2 or not is_near_chance(measured, num_classes):
         return
     raise TeacherError(
-        f"checking teacher '{name}' on the {split} images: it is right on"
-        f" {measured['top1']:.1%} of {measured['n']}, near chance for {num_classes} classes",
-        advice="check the normalisation (--mean, --std, --input-size), the order of the classes"
-        " (--class-map), or train it longer (--teacher-epochs)",
+        f"checking the teacher '{name}' on the {split} images: its top-1 accuracy is"
+        f" {measured.top1:.1%} of {measured.n} images, near chance for {num_classes} classes",
+        code="teacher-near-chance",
+        advice="Check the normalization (--mean, --std, --input-size) and the order of the classes"
+        " (--class-map), or train the teacher longer (--teacher-epochs).",
+        teacher=name,
+        split=split,
+        accuracy=measured.top1,
+        num_images=measured.n,
+        num_classes=num_classes,
     )
 
 
@@ -58,12 +71,13 @@ def measure_results(
     models: Mapping[str, Model],
     teacher_predictions: Predictions,
     stages: Sequence[StageResult],
-    facts: Mapping[str, Any],
-) -> dict[str, Any]:
-    """`results.json`: every model's size, accuracy and speed, how they compare, what stages cost.
+    facts: HeadlineFacts,
+) -> RunResults:
+    """The size, accuracy and latency of each model, their comparison and the cost of the stages.
 
-    models: "teacher", "student" and perhaps "baseline". Also writes the predictions, and
-    pictures of the images most in doubt.
+    Also writes the predictions and thumbnails of the images with the largest divergence.
+
+    models: "teacher", "student" and perhaps "baseline".
     """
     predictions = {"teacher": teacher_predictions}
     for name, model in models.items():
@@ -73,59 +87,74 @@ def measure_results(
             )
     save_predictions(session.run.predictions_path, predictions)
     kind = output_kinds(models["teacher"])[0]
-    costs = _costs(session, models)
-    results: dict[str, Any] = {
-        name: {
-            **costs[name],
-            "accuracy": accuracy(predictions[name]) if kind != "values" else None,
-            "calibration": calibration(predictions[name], kind) if kind != "values" else None,
+    results = _model_results(session, models)
+    if kind != "values":
+        results = {
+            name: replace(
+                result,
+                accuracy=accuracy(predictions[name]),
+                calibration=calibration(predictions[name], kind),
+            )
+            for name, result in results.items()
         }
-        for name in models
-    }
-    results["teacher"] |= {"weights_from": facts["teacher_weights"], "adapted": facts["adapted"]}
-    return {
-        **results,
-        **_comparisons(session, models["teacher"], predictions, kind),
-        "stages": [asdict(stage) for stage in stages],
-        "data": {
-            "description": session.data.description,
-            "evaluation_split": session.data.evaluation_split,
-            "num_train": len(session.data.train),
-            "num_held_out": len(session.data.held_out),
-            "num_evaluation": len(session.data.evaluation),
-            "evaluation_digest": images_digest(session.data.evaluation),
-        },
-        "headline_facts": dict(facts),
-    }
-
-
-def _comparisons(
-    session: Session, model: Model, predictions: Mapping[str, Predictions], kind: OutputKind
-) -> dict[str, Any]:
-    """Where the networks differ, in all and image by image; writes the pictures of some. Nothing
-    of the kind where the outputs are no scores.
-    """
+    compared = RunResults(
+        teacher=replace(
+            results["teacher"], weights_from=facts.teacher_weights, adapted=facts.adapted
+        ),
+        student=results["student"],
+        baseline=results.get("baseline"),
+        agreement=None,
+        stages=tuple(StageRecord.from_dict(asdict(stage)) for stage in stages),
+        data=_data_facts(session),
+        headline_facts=facts,
+    )
     if kind == "values":
-        return {"agreement": None, "tests": {}}
+        return compared
+    return _with_comparisons(compared, session, models["teacher"], predictions, kind)
+
+
+def _data_facts(session: Session) -> DataFacts:
+    data = session.data
+    return DataFacts(
+        description=data.description,
+        evaluation_split=data.evaluation_split,
+        num_train=len(data.train),
+        num_held_out=len(data.held_out),
+        num_evaluation=len(data.evaluation),
+        evaluation_digest=images_digest(data.evaluation),
+    )
+
+
+def _with_comparisons(
+    results: RunResults,
+    session: Session,
+    model: Model,
+    predictions: Mapping[str, Predictions],
+    kind: OutputKind,
+) -> RunResults:
+    """The results with the networks compared on all images, by class and image by image; writes
+    thumbnails.
+    """
     teacher, student = predictions["teacher"], predictions["student"]
     names = _class_names(session, model, teacher)
-    tests = {"teacher_student": mcnemar(teacher, student)}
+    tests: dict[str, PairedTest | None] = {"teacher_student": mcnemar(teacher, student)}
     if "baseline" in predictions:
         tests["student_baseline"] = mcnemar(predictions["baseline"], student)
-    return {
-        "agreement": agreement(teacher, student),
-        "tests": tests,
-        "classes": class_accuracies(predictions, names),
-        "disagreements": disagreements(teacher, student, names),
-        "doubts": [
-            {**doubt, "thumbnail": _write_thumbnail(session, doubt["id"])}
+    return replace(
+        results,
+        agreement=agreement(teacher, student),
+        tests=tests,
+        classes=class_accuracies(predictions, names),
+        disagreements=disagreements(teacher, student, names),
+        doubts=tuple(
+            replace(doubt, thumbnail=_write_thumbnail(session, doubt.id))
             for doubt in doubts(teacher, student, names, kind)
-        ],
-    }
+        ),
+    )
 
 
 def _class_names(session: Session, model: Model, predictions: Predictions) -> Sequence[str]:
-    """A name for each output and label: the network's, the data's, or its number."""
+    """Class names: those of the network, those of the data, or numbers."""
     count = max(predictions.logits_NK.shape[1], int(predictions.labels_N.max()) + 1)
     for names in (model.interface.class_names, session.data.class_names):
         if names and len(names) == count:
@@ -134,8 +163,8 @@ def _class_names(session: Session, model: Model, predictions: Predictions) -> Se
 
 
 def _write_thumbnail(session: Session, index: int) -> str:
-    """A small picture of an evaluation image, without what its file says of place and camera; its
-    path below the run directory.
+    """Writes a small picture of an evaluation image, without its metadata (place, camera); returns
+    its path relative to the run directory.
     """
     path = session.run.thumbnails_path / f"{index}.png"
     picture = session.data.evaluation.load(index).copy()
@@ -148,20 +177,27 @@ def _write_thumbnail(session: Session, index: int) -> str:
     return path.relative_to(session.run.path).as_posix()
 
 
-def _costs(session: Session, models: Mapping[str, Model]) -> dict[str, dict[str, Any]]:
-    """What each network takes: size, memory, time. A baseline is the student's twin."""
+def _model_results(session: Session, models: Mapping[str, Model]) -> dict[str, ModelResult]:
+    """Size, memory and latency of each network. The baseline has those of the student."""
     timed = {name: model for name, model in models.items() if name != "baseline"}
-    costs: dict[str, dict[str, Any]] = {
-        name: {
-            **measure_costs(model.program).to_dict(),
-            "size_bytes": size_bytes(model.network),
-        }
-        for name, model in timed.items()
-    }
+    results = {name: _sizes(model) for name, model in timed.items()}
     timing, device = session.recipe.run.timing, session.device
     if timing != "none":
         times = latencies(timed, device, session.emit, in_onnx=timing == "all")
         for name, model in timed.items():
             memory = peak_memory(model, device)
-            costs[name] |= {"peak_memory_bytes": memory, "latency_ms": times[name]}
-    return {name: costs["student" if name == "baseline" else name] for name in models}
+            results[name] = replace(results[name], peak_memory_bytes=memory, latency_ms=times[name])
+    return {name: results["student" if name == "baseline" else name] for name in models}
+
+
+def _sizes(model: Model) -> ModelResult:
+    costs = measure_costs(model.program)
+    return ModelResult(
+        params=costs.params,
+        macs=costs.macs,
+        depth=costs.depth,
+        flops=costs.flops,
+        size_bytes=size_bytes(model.network),
+        accuracy=None,
+        calibration=None,
+    )

@@ -34,7 +34,7 @@ def frontier(teacher: Program, interface: Interface, *, emit: Emit) -> list[dict
             runner = torch_runner(network, interface.images.shape)
             times = latency(runner.run, runner.make_input, (1,), num_warmup=1, budget_s=1.0)
             costs = {"depth_mult": depth, "width_mult": width, **plan.costs.to_dict()}
-            rows.append({**costs, "latency_ms": times["1"]["median_ms"]})
+            rows.append({**costs, "latency_ms": times["1"].median_ms})
         emit(Notice(topic="plan", message=f"{number} of {len(_DEPTHS)} depths measured"))
     seconds = time.monotonic() - started
     emit(StageFinished(stage="frontier", seconds=seconds, num_images=0, detail={}))

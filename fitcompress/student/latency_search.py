@@ -138,7 +138,7 @@ def measure_latency(networks: Sequence[Mapping[str, Runner]]) -> list[Latency]:
             num_runs=_NUM_RUNS,
             budget_s=_SECONDS,
         )
-        medians[runtime] = [own["1"]["median_ms"] / 1e3 for own in times.values()]
+        medians[runtime] = [own["1"].median_ms / 1e3 for own in times.values()]
     return [Latency(*both) for both in zip(*medians.values(), strict=True)]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fitcompress.distillation.pairs import HintPair, LayerMap, choose_pairs, map_layers
 from fitcompress.distillation.regressors import Regressor, make_regressor
@@ -21,6 +20,7 @@ from fitcompress.models.model import Model, make_model
 from fitcompress.models.teacher import Teacher
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.recipe.schema import HintRecipe
+from fitcompress.records.plan_summary import PlanSummary
 from fitcompress.student.init import initial_tensors
 from fitcompress.student.latency_search import student_of
 from fitcompress.student.own_student import open_student
@@ -44,7 +44,7 @@ class Planned:
     inherits_statistics: bool
     """Whether the student starts with batch norm statistics of a wider or shallower network."""
     pairs: tuple[HintPair, ...]
-    summary: dict[str, Any]
+    summary: PlanSummary
     """`plan --json`: see `summarize_plan`."""
 
     @property

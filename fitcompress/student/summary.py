@@ -1,10 +1,9 @@
-"""The plan of a run for people and scripts."""
+"""Summarizes a plan for people and scripts: `plan.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import Any
+from itertools import groupby, zip_longest
 
 from fitcompress.distillation.pairs import HintPair, LayerMap
 from fitcompress.distillation.regressors import Regressor
@@ -12,6 +11,14 @@ from fitcompress.graph.analysis.blocks import Block
 from fitcompress.graph.analysis.costs import measure_costs
 from fitcompress.graph.program import Program
 from fitcompress.recipe.recipe import Recipe
+from fitcompress.records.measurements import NetworkCosts
+from fitcompress.records.plan_summary import (
+    FrozenSizes,
+    PairSummary,
+    PlanSummary,
+    StageSide,
+    StageSummary,
+)
 from fitcompress.student.plan import StudentPlan
 
 
@@ -21,16 +28,16 @@ def plan_notices(plan: StudentPlan | None) -> list[str]:
     notices = []
     if plan.has_restored_norms:
         notices.append(
-            "the teacher has no normalisation (folded away, or never there): the student gets a"
-            " batch norm behind each convolution, so that it can be trained"
+            "the teacher has no normalization layers: the student gets a batch norm after each"
+            " convolution, so that it can be trained"
         )
     if plan.has_projected_outputs:
         notices.append(
-            "the teacher's output is as wide as its inside: the student gets a linear map to that"
-            " width at its end, so that everything before it can be thinner"
+            "the teacher's output has the width of its inner layers: the student gets a final"
+            " linear layer of that width, so that the layers before it can be narrower"
         )
     unknown = [place.reason for place in plan.frozen if place.reason.startswith("no rule")]
-    notices.extend(f"{reason}: what it touches keeps the teacher's width" for reason in unknown)
+    notices.extend(f"{reason}: the tensors it uses keep the teacher's width" for reason in unknown)
     return notices
 
 
@@ -41,64 +48,62 @@ def summarize_plan(
     regressors: Sequence[tuple[Regressor, str]],
     notices: list[str],
     recipe: Recipe,
-) -> dict[str, Any]:
-    """The plan for people and scripts, ready for JSON."""
+) -> PlanSummary:
+    """The summary of a planned student, or of a custom one (`plan` is None)."""
     teacher, student = maps
     costs = (
         (plan.teacher_costs, plan.costs)
         if plan
         else (measure_costs(teacher.program), measure_costs(student.program))
     )
-    return {
-        "teacher": costs[0].to_dict(),
-        "student": costs[1].to_dict(),
-        "pairs": [
-            {
-                "hint": pair.hint.name,
-                "guided": pair.guided.name,
-                "hint_shape": list(pair.hint.shape),
-                "guided_shape": list(pair.guided.shape),
-                "regressor": description,
-            }
+    return PlanSummary(
+        teacher=NetworkCosts(**costs[0].to_dict()),
+        student=NetworkCosts(**costs[1].to_dict()),
+        pairs=tuple(
+            PairSummary(
+                hint=pair.hint.name,
+                guided=pair.guided.name,
+                hint_shape=tuple(pair.hint.shape),
+                guided_shape=tuple(pair.guided.shape),
+                regressor=description,
+            )
             for pair, (_, description) in zip(pairs, regressors, strict=True)
-        ],
-        "learns_hints": recipe.learns_hints,
-        "stages": _stage_rows(teacher, student),
-        "frozen": [
-            {"reason": place.reason, "sizes": list(place.sizes), "tensors": list(place.tensors)}
+        ),
+        learns_hints=recipe.learns_hints,
+        stages=_stage_summaries(teacher, student),
+        frozen=tuple(
+            FrozenSizes(reason=place.reason, sizes=tuple(place.sizes), tensors=tuple(place.tensors))
             for place in (plan.frozen if plan else ())
-        ],
-        "notices": notices,
-        "depth_mult": plan.depth_mult if plan else None,
-        "width_mult": plan.width_mult if plan else None,
-        "most_macs": plan.limits.macs if plan else None,
-        "init": recipe.student.init if plan else "own",
-    }
+        ),
+        notices=tuple(notices),
+        depth_mult=plan.depth_mult if plan else None,
+        width_mult=plan.width_mult if plan else None,
+        most_macs=plan.limits.macs if plan else None,
+        init=recipe.student.init if plan else "own",
+    )
 
 
-def _stage_rows(teacher: LayerMap, student: LayerMap) -> list[dict[str, Any]]:
-    """Both networks stage by stage (blocks of one output shape), side by side by their order."""
-    sides = [_stages(side) for side in (teacher, student)]
-    count = max(map(len, sides))
-    rows = []
-    for number in range(count):
-        own = [side[number] if number < len(side) else None for side in sides]
-        rows.append({"name": f"stage {number + 1}", "teacher": own[0], "student": own[1]})
-    return rows
+def _stage_summaries(teacher: LayerMap, student: LayerMap) -> tuple[StageSummary, ...]:
+    """The stages of both networks, side by side in order."""
+    sides = zip_longest(_stages(teacher), _stages(student))
+    return tuple(
+        StageSummary(name=f"stage {number}", teacher=own, student=other)
+        for number, (own, other) in enumerate(sides, 1)
+    )
 
 
-def _stages(side: LayerMap) -> list[dict[str, Any]]:
+def _stages(side: LayerMap) -> list[StageSide]:
     stages = []
     for shape, members in groupby(side.spine, key=lambda block: block.shape):
         blocks = list(members)
         stages.append(
-            {
-                "blocks": len(blocks),
-                "width": list(shape),
-                "params": sum(_block_params(side.program, block) for block in blocks),
-                "first": blocks[0].name,
-                "last": blocks[-1].name,
-            }
+            StageSide(
+                blocks=len(blocks),
+                width=tuple(shape),
+                params=sum(_block_params(side.program, block) for block in blocks),
+                first=blocks[0].name,
+                last=blocks[-1].name,
+            )
         )
     return stages
 

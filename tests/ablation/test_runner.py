@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import toy_runs
+from helpers.predictions import load_predictions
 from PIL import Image
 from torch import nn
 
@@ -26,7 +27,6 @@ from fitcompress.ablation.arms import (
 from fitcompress.ablation.runner import ablate
 from fitcompress.api import load_report
 from fitcompress.errors import DataError, LayerError, RecipeError, RunError, TeacherError
-from fitcompress.evaluation.accuracy import load_predictions
 from fitcompress.events import Event, Notice, StageFinished, StageStarted
 from fitcompress.models.teacher import fingerprint_of
 from fitcompress.recipe.fields import differing_settings, with_settings

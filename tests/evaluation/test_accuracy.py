@@ -1,4 +1,4 @@
-"""Numbers against independent sources: scipy, closed forms, naive loops."""
+"""Accuracy, agreement and size against independent sources: scipy, closed forms, naive loops."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fitcompress.evaluation.accuracy import (
@@ -15,7 +16,6 @@ from fitcompress.evaluation.accuracy import (
     accuracy,
     agreement,
     is_near_chance,
-    load_predictions,
     mcnemar,
     predict,
     save_predictions,
@@ -23,6 +23,7 @@ from fitcompress.evaluation.accuracy import (
 )
 from fitcompress.evaluation.significance import paired_test, wilson_interval
 from fitcompress.modes import evaluating
+from fitcompress.records.measurements import Share
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def predictions_of(choices: list[int], labels: list[int], num_classes: int = 3) 
 def test_accuracy_counts_the_largest_logit() -> None:
     measured = accuracy(predictions_of([0, 1, 2, 2], [0, 1, 2, 0]))
     low, high = wilson_interval(3, 4)
-    assert measured == {"top1": 0.75, "low": low, "high": high, "n": 4}
+    assert measured == Share(top1=0.75, low=low, high=high, n=4)
 
 
 def test_accuracy_is_unknown_without_labels() -> None:
@@ -52,16 +53,16 @@ def test_accuracy_is_unknown_without_labels() -> None:
 def test_agreement_is_the_share_of_equal_choices_and_the_mean_kl() -> None:
     teacher, student = predictions_of([0, 1, 2], [0, 0, 0]), predictions_of([0, 1, 0], [0, 0, 0])
     measured = agreement(teacher, student)
-    assert measured["top1"] == pytest.approx(2 / 3)
+    assert measured.top1 == pytest.approx(2 / 3)
     # One row of three differs: softmax of (0, 0, 1) against (1, 0, 0), p = e / (e + 2).
     p, q = math.e / (math.e + 2), 1 / (math.e + 2)
-    assert measured["kl"] == pytest.approx((p - q) / 3, rel=1e-6)
+    assert measured.kl == pytest.approx((p - q) / 3, rel=1e-6)
 
 
 def test_agreement_of_a_network_with_itself_is_perfect() -> None:
     rows = Predictions(torch.randn(6, 4), torch.zeros(6, dtype=torch.long), torch.arange(6))
     measured = agreement(rows, rows)
-    assert (measured["top1"], measured["kl"]) == (1.0, pytest.approx(0.0, abs=1e-12))
+    assert (measured.top1, measured.kl) == (1.0, pytest.approx(0.0, abs=1e-12))
 
 
 def test_predictions_about_different_images_are_not_compared() -> None:
@@ -94,7 +95,7 @@ def test_mcnemar_counts_the_images_that_only_one_has_right() -> None:
 )
 def test_near_chance(num_correct: int, n: int, num_classes: int, expected: bool) -> None:
     low, high = wilson_interval(num_correct, n)
-    measured = {"top1": num_correct / n, "low": low, "high": high, "n": n}
+    measured = Share(top1=num_correct / n, low=low, high=high, n=n)
     assert is_near_chance(measured, num_classes) is expected
 
 
@@ -106,11 +107,7 @@ def test_predict_runs_in_eval_mode_and_leaves_every_module_as_it_was() -> None:
         FakeBatch(images[rows], torch.tensor(rows) % 3, torch.tensor(rows))
         for rows in ([0, 1, 2], [3, 4])
     ]
-    measured = (
-        predict(lambda x: network(x.float()), batches)
-        if False
-        else predict(_AsFloat(network), batches)
-    )
+    measured = predict(_AsFloat(network), batches)
     expected = network[1](images.flatten(1).float()) / math.sqrt(1 + 1e-5)
     assert torch.allclose(measured.logits_NK, expected.detach(), rtol=1e-5)
     assert measured.ids_N.tolist() == [0, 1, 2, 3, 4]
@@ -134,13 +131,15 @@ def test_eval_mode_ends_when_the_block_raises() -> None:
     assert network.training
 
 
-def test_predictions_come_back_from_disk(tmp_path: Path) -> None:
+def test_predictions_are_stored_by_network_and_part(tmp_path: Path) -> None:
     teacher, student = predictions_of([0, 1], [0, 1]), predictions_of([1, 1], [0, 1])
     save_predictions(tmp_path / "p.safetensors", {"teacher": teacher, "student": student})
-    loaded = load_predictions(tmp_path / "p.safetensors")
-    assert set(loaded) == {"teacher", "student"}
-    assert torch.equal(loaded["student"].logits_NK, student.logits_NK)
-    assert torch.equal(loaded["teacher"].labels_N, teacher.labels_N)
+    stored = load_file(tmp_path / "p.safetensors")
+    assert len(stored) == 6
+    for name, rows in (("teacher", teacher), ("student", student)):
+        assert torch.equal(stored[f"{name}.logits"], rows.logits_NK)
+        assert torch.equal(stored[f"{name}.labels"], rows.labels_N)
+        assert torch.equal(stored[f"{name}.ids"], rows.ids_N)
 
 
 def test_size_counts_float32_and_shared_tensors_once() -> None:

@@ -18,6 +18,7 @@ from fitcompress.evaluation.significance import (
     share,
     wilson_interval,
 )
+from fitcompress.records.measurements import MeanInterval, Share
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_wilson_interval_is_scipys(num_correct: int, n: int, confidence: float) 
 
 def test_a_share_comes_with_its_interval() -> None:
     low, high = wilson_interval(3, 4)
-    assert share(3, 4) == {"top1": 0.75, "low": low, "high": high, "n": 4}
+    assert share(3, 4) == Share(top1=0.75, low=low, high=high, n=4)
 
 
 @pytest.mark.parametrize(
@@ -45,16 +46,16 @@ def test_the_paired_p_is_scipys_exact_binomial(
     discordant, n = only_first + only_second, only_first + only_second + both
     measured = paired_test(only_first, only_second, n)
     expected = binomtest(only_first, discordant).pvalue if discordant else 1.0
-    assert measured["p_value"] == pytest.approx(expected, rel=1e-9)
-    assert measured["difference"] == pytest.approx((only_second - only_first) / n)
-    assert measured["low"] <= measured["difference"] <= measured["high"]
+    assert measured.p_value == pytest.approx(expected, rel=1e-9)
+    assert measured.difference == pytest.approx((only_second - only_first) / n)
+    assert measured.low <= measured.difference <= measured.high
 
 
 def test_the_paired_interval_follows_agresti_and_min() -> None:
     measured = paired_test(only_first=30, only_second=10, n=100)
     centre = (10.5 - 30.5) / 102
     half = 1.959963985 * math.sqrt((30.5 + 10.5) - (10.5 - 30.5) ** 2 / 102) / 102
-    assert (measured["low"], measured["high"]) == pytest.approx((centre - half, centre + half))
+    assert (measured.low, measured.high) == pytest.approx((centre - half, centre + half))
 
 
 def test_holm_steps_down_and_never_falls() -> None:
@@ -91,8 +92,8 @@ def test_the_interval_of_a_mean_is_scipys(values: list[float]) -> None:
     expected = scipy.stats.t.interval(
         0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values)
     )
-    assert (found["low"], found["high"]) == pytest.approx(expected, rel=1e-9)
-    assert found["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
+    assert found.sd == pytest.approx(np.std(values, ddof=1))
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -100,25 +101,25 @@ def test_the_paired_t_test_is_scipys(values: list[float]) -> None:
     second = np.linspace(0.1, 0.3, len(values))
     found = paired_t_test(values)
     expected = scipy.stats.ttest_rel(second + values, second)
-    assert found["p_value"] == pytest.approx(expected.pvalue, rel=1e-6)
-    assert found["mean"] == pytest.approx(np.mean(values))
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-6)
+    assert found.mean == pytest.approx(np.mean(values))
 
 
 def test_one_value_has_no_spread_and_shows_nothing() -> None:
-    assert mean_interval([0.7]) == {"mean": 0.7, "sd": None, "low": None, "high": None, "n": 1}
-    assert paired_t_test([0.7])["p_value"] is None
+    assert mean_interval([0.7]) == MeanInterval(mean=0.7, sd=None, low=None, high=None, n=1)
+    assert paired_t_test([0.7]).p_value is None
 
 
 @pytest.mark.parametrize("difference", [0.0, 1 / 30])
 def test_equal_differences_have_no_spread_and_show_nothing(difference: float) -> None:
     """Accuracies are counts: two or three seeds may well agree by chance."""
-    assert paired_t_test([difference] * 3)["p_value"] is None
+    assert paired_t_test([difference] * 3).p_value is None
 
 
 def test_the_paired_t_test_is_wrong_as_often_as_it_says() -> None:
     """Of 2,000 experiments without an effect one in twenty is called one: 100 +- 3 sd of 9.7."""
     generator = np.random.default_rng(0)
     found = [paired_t_test(list(row)) for row in generator.normal(size=(2_000, 5))]
-    assert 71 <= sum(test["p_value"] < 0.05 for test in found) <= 129
-    covered = sum(test["low"] < 0 < test["high"] for test in found)
-    assert covered == 2_000 - sum(test["p_value"] < 0.05 for test in found)
+    assert 71 <= sum(test.p_value < 0.05 for test in found) <= 129
+    covered = sum(test.low < 0 < test.high for test in found)
+    assert covered == 2_000 - sum(test.p_value < 0.05 for test in found)

@@ -39,10 +39,10 @@ def test_both_runtimes_are_timed_at_both_batch_sizes() -> None:
         for batches in measured[name].values():
             assert list(batches) == ["1", "32"]
             for batch, times in batches.items():
-                assert 5 <= times["n"] == len(times["samples_ms"]) <= 300
-                expected = 1000 * int(batch) / times["median_ms"]
-                assert times["images_per_s"] == pytest.approx(expected)
-                assert (times["warmup"], times["device"]) == (3, "cpu")
+                assert 5 <= times.n == len(times.samples_ms) <= 300
+                expected = 1000 * int(batch) / times.median_ms
+                assert times.images_per_s == pytest.approx(expected)
+                assert (times.warmup, times.device) == (3, "cpu")
 
 
 def test_a_file_is_timed_beside_the_model_in_float(tmp_path, monkeypatch) -> None:
@@ -59,10 +59,10 @@ def test_a_file_is_timed_beside_the_model_in_float(tmp_path, monkeypatch) -> Non
 
     assert list(times) == ["1", "32"]
     for own in times.values():
-        low, high = own["speedup_range"]
-        assert 0 < low <= own["speedup"] <= high and "samples_ms" not in own
-    turns = turns[-2 * times["32"]["n"] :]
-    assert turns == [False, True] * times["32"]["n"]
+        low, high = own.speedup_range
+        assert 0 < low <= own.speedup <= high and own.samples_ms is None
+    turns = turns[-2 * times["32"].n :]
+    assert turns == [False, True] * times["32"].n
 
 
 def test_without_onnx_only_torch_is_timed() -> None:

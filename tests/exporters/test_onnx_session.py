@@ -44,7 +44,7 @@ def test_a_file_without_metadata_needs_an_interface(tmp_path: Path) -> None:
 def test_a_file_is_timed_in_its_own_runtime(tmp_path: Path) -> None:
     write_doubler(tmp_path / "x.onnx", interface_to_metadata(INTERFACE, "1.0"))
     measured = paired_latency({"x": onnx_runner(tmp_path / "x.onnx")}, (1, 2), num_runs=5)
-    assert {batch: timing["n"] for batch, timing in measured["x"].items()} == {"1": 5, "2": 5}
+    assert {batch: timing.n for batch, timing in measured["x"].items()} == {"1": 5, "2": 5}
 
 
 @pytest.mark.parametrize("content", [None, b"not onnx"], ids=["absent", "damaged"])

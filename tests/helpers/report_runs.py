@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from fitcompress.evaluation.significance import paired_test, share
+from fitcompress.evaluation import significance
 from fitcompress.events import EpochFinished, Notice, StageFinished, StageStarted
 from fitcompress.rundir import RunDir
 
@@ -70,6 +70,11 @@ ENVIRONMENT = {
     "threads": 2,
     "gpu": None,
 }
+
+
+def share(num_correct: int, n: int) -> dict[str, Any]:
+    """An accuracy as JSON."""
+    return significance.share(num_correct, n).to_dict()
 
 
 def timing(median_ms: float, speedup: float, batch: int = 1) -> dict[str, Any]:
@@ -163,8 +168,8 @@ def results(**changes: Any) -> dict[str, Any]:
         },
         "agreement": {**share(1850, 2000), "kl": 0.0712},
         "tests": {
-            "teacher_student": paired_test(96, 54, 2000),
-            "student_baseline": paired_test(90, 137, 2000),
+            "teacher_student": significance.paired_test(96, 54, 2000).to_dict(),
+            "student_baseline": significance.paired_test(90, 137, 2000).to_dict(),
         },
         "classes": CLASSES,
         "disagreements": DISAGREEMENTS,

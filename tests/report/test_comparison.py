@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.report_runs import finished_run, results, unfinished_run, write_outputs
+from helpers.report_runs import finished_run, results, share, unfinished_run, write_outputs
 from scipy.stats import binomtest
 
 from fitcompress.errors import RunError
-from fitcompress.evaluation.significance import share
 from fitcompress.report.comparison import Comparison
 
 

@@ -10,10 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from helpers.report_runs import PLAN, finished_run, results, unfinished_run
+from helpers.report_runs import PLAN, finished_run, results, share, unfinished_run
 from rich.console import Console
 
-from fitcompress.evaluation.significance import share
 from fitcompress.report.run_report import Report
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -186,7 +185,7 @@ def test_plain_numbers_leave_all_answers_out(tmp_path: Path) -> None:
 def test_only_the_page_imports_matplotlib(tmp_path: Path) -> None:
     finished_run(tmp_path / "run")
     code = (
-        "import sys; from fitcompress.report import Report\n"
+        "import sys; from fitcompress import Report\n"
         f"report = Report.load({str(tmp_path / 'run')!r})\n"
         "for form in ('text', 'json', 'md'): report.render(form)\n"
         "assert not {'torch', 'matplotlib', 'jinja2'} & set(sys.modules)\n"

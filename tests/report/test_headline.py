@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.report_runs import PLAN, finished_run, results, timing, unfinished_run
+from helpers.report_runs import PLAN, finished_run, results, share, timing, unfinished_run
 
-from fitcompress.evaluation.significance import share
 from fitcompress.report.headline import headline
 from fitcompress.report.run_report import Report
 

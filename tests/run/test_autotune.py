@@ -19,6 +19,7 @@ from fitcompress.errors import RecipeError
 from fitcompress.events import Emit, Event, Notice, ignore
 from fitcompress.models.model import Model, make_model
 from fitcompress.recipe.recipe import Recipe, load_recipe
+from fitcompress.records.measurements import Timing
 from fitcompress.run import autotune
 from fitcompress.run.distill import distill
 from fitcompress.run.resolve import keep_measured, resolve_compile, resolve_teacher_form
@@ -60,13 +61,17 @@ def speedup_in(notice: Notice) -> float:
     return float(number)
 
 
+def took(speedup: float) -> Timing:
+    return Timing(median_ms=1.0, p95_ms=1.0, n=1, images_per_s=None, warmup=0, speedup=speedup)
+
+
 def measured(monkeypatch: pytest.MonkeyPatch, **speedups: float) -> None:
     """Speeds that are as given, of forms by layout and precision."""
 
     def paired_latency(runners, batch_sizes, **_):
         (size,) = map(str, batch_sizes)
         return {
-            name: {size: {"speedup": speedups.get(name.replace("-", "_").replace(" ", "_"), 1.0)}}
+            name: {size: took(speedups.get(name.replace("-", "_").replace(" ", "_"), 1.0))}
             for name in runners
         }
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.predictions import load_predictions
 from helpers.toy_runs import NAMES, toy_recipe, toy_teacher, write_images
 from PIL import Image
 
 from fitcompress.api import load_comparison
 from fitcompress.data.bundle import load_data
-from fitcompress.evaluation.accuracy import load_predictions
 from fitcompress.run.distill import distill
 
 

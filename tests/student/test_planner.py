@@ -59,18 +59,17 @@ def test_a_plan_without_weights_is_the_plan_of_the_run():
     settings = {"teacher.source": "helpers.toy_runs:make_net", "teacher.input_size": SPEC.shape}
     bare = plan(resolve_recipe(settings={**settings, "student.width_mult": 0.5}))
 
-    assert {**bare, "teacher": None} == {**planned().summary, "teacher": None}
-    assert bare["teacher"] == planned().summary["teacher"]
+    assert bare == planned().summary.to_dict()
 
 
 def test_stages_stand_side_by_side():
-    rows = planned().summary["stages"]
+    rows = planned().summary.stages
 
-    assert [row["name"] for row in rows] == [f"stage {n}" for n in range(1, len(rows) + 1)]
-    pairs = [(row["teacher"], row["student"]) for row in rows if row["teacher"]]
-    assert any(student["blocks"] > teacher["blocks"] for teacher, student in pairs)
-    assert all(student["width"][1:] == teacher["width"][1:] for teacher, student in pairs)
-    assert all(student["params"] > 0 for _, student in pairs)
+    assert [row.name for row in rows] == [f"stage {n}" for n in range(1, len(rows) + 1)]
+    pairs = [(row.teacher, row.student) for row in rows if row.teacher]
+    assert any(student.blocks > teacher.blocks for teacher, student in pairs)
+    assert all(student.width[1:] == teacher.width[1:] for teacher, student in pairs)
+    assert all(student.params > 0 for _, student in pairs)
 
 
 def test_a_network_without_norms_gets_them_with_a_notice():
@@ -83,7 +82,7 @@ def test_a_network_without_norms_gets_them_with_a_notice():
     events = []
     plan = planned(Plain(), emit=events.append)
 
-    (notice,) = plan.summary["notices"]
+    (notice,) = plan.summary.notices
     assert "batch norm" in notice
     assert [event.message for event in events if isinstance(event, Notice)] == [notice]
     assert any(isinstance(module, nn.BatchNorm2d) for module in plan.student.network.modules())
@@ -102,8 +101,8 @@ def test_an_output_as_wide_as_the_inside_gets_a_map_with_a_notice():
 
     plan = planned(Embedder())
 
-    (notice,) = plan.summary["notices"]
-    assert "as wide as its inside" in notice
+    (notice,) = plan.summary.notices
+    assert "the width of its inner layers" in notice
     assert plan.student.network.state_dict()["output_projection.weight"].shape == (16, 8)
 
 
@@ -145,10 +144,10 @@ def test_statistics_are_estimated_anew_where_a_student_inherits_other_shapes(mor
 def test_a_student_of_ones_own_is_taken_as_it_is():
     summary = planned(student__source="helpers.toy_runs:make_small").summary
 
-    assert summary["student"]["params"] == sum(p.numel() for p in make_small().parameters())
-    assert summary["frozen"] == []
-    assert summary["init"] == "own"
-    assert summary["pairs"][0]["guided_shape"] != summary["pairs"][0]["hint_shape"]
+    assert summary.student.params == sum(p.numel() for p in make_small().parameters())
+    assert summary.frozen == ()
+    assert summary.init == "own"
+    assert summary.pairs[0].guided_shape != summary.pairs[0].hint_shape
 
 
 def test_a_student_that_does_not_say_how_its_images_are_normalised_takes_them_as_the_teacher_does():

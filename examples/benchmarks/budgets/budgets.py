@@ -93,8 +93,8 @@ def measure(model: str, kind: str, asked: str) -> Iterator[dict[str, object]]:
                 for name, own in programs.items()
             }
             times = paired_latency(runners, (1,), num_runs=200, budget_s=15.0)
-        costs = [times[name]["1"]["median_ms"] for name in programs]
-        limit = costs[1] * times["student"]["1"]["speedup"] * float(asked.rstrip("%")) / 100
+        costs = [times[name]["1"].median_ms for name in programs]
+        limit = costs[1] * times["student"]["1"].speedup * float(asked.rstrip("%")) / 100
     else:
         tallies = [tally_of(own) for own in programs.values()]
         named = [{**own._asdict(), "flops": 2 * own.macs} for own in tallies]

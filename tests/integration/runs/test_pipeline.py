@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.predictions import load_predictions
 from helpers.toy_runs import (
     NAMES,
     SPEC,
@@ -26,7 +27,6 @@ from fitcompress.api import evaluate, export, inspect, load_report
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import make_dataset
 from fitcompress.errors import RunError, TeacherError
-from fitcompress.evaluation.accuracy import load_predictions
 from fitcompress.events import EpochFinished, Event, Notice, StageStarted
 from fitcompress.models.model import load_model
 from fitcompress.recipe.recipe import Recipe, load_recipe, resolve_recipe

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.predictions import load_predictions
 from helpers.small_nets import export_to, quietly, reloaded, traced
 from helpers.toy_runs import (
     NAMES,
@@ -24,7 +25,6 @@ from torch import nn
 import fitcompress
 from fitcompress.api import export, load_report
 from fitcompress.errors import TeacherError
-from fitcompress.evaluation.accuracy import load_predictions
 from fitcompress.events import ignore
 from fitcompress.exporters.onnx_session import open_onnx
 from fitcompress.models.model import load_model

@@ -227,7 +227,7 @@ def test_the_regressor_leads_to_the_shape_of_the_hint(opened):
 
     assert answer.shape == target.shape == (2, *case.target)
     assert words == case.regressor
-    assert opened.plan.summary["pairs"][0]["regressor"] == words
+    assert opened.plan.summary.pairs[0].regressor == words
 
 
 def test_each_network_has_its_own_size_and_normalisation(opened):
@@ -324,7 +324,7 @@ def test_a_student_that_runs_only_at_its_own_size_does_so(in_empty_folder):
     assert (teacher, student) == ((3, 64, 64), (3, 224, 224))
     (pair,) = plan.pairs
     assert (pair.hint.shape[1:], pair.guided.shape[1:]) == ((8, 8), (14, 14))
-    assert plan.summary["pairs"][0]["regressor"].startswith("7x7 conv")  # 14 - 8 + 1
+    assert plan.summary.pairs[0].regressor.startswith("7x7 conv")  # 14 - 8 + 1
 
 
 def test_a_timm_student_that_cannot_be_built_at_the_teachers_size_keeps_its_own():
@@ -354,7 +354,7 @@ def test_registers_before_oblong_tokens_have_no_place_in_the_grid():
     assert (pair.hint.shape, pair.hint_grid) == ((6, 512), (2, 3))
     assert (pair.guided.shape, pair.guided_grid) == ((29, 384), (4, 6))
     words = "without 5 prefix tokens, fold to 4x6, 3x4 conv 384 -> 512, flatten"
-    assert plan.summary["pairs"][0]["regressor"] == words
+    assert plan.summary.pairs[0].regressor == words
 
 
 # --- names -------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_named_layers_of_both_families_are_taken_as_they_are():
 
     (pair,) = plan.pairs
     assert (pair.hint.name, pair.guided.name) == ("blocks.3", "layer3.0.conv1")
-    assert plan.summary["pairs"][0]["regressor"].endswith("flatten")
+    assert plan.summary.pairs[0].regressor.endswith("flatten")
 
 
 @pytest.mark.parametrize("student", ["resnet19", "nowhere.pt", "no_such_module:net"])
