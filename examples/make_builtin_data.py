@@ -3,12 +3,14 @@
 
     python examples/make_builtin_data.py /usr/share/datasets/fashion-mnist
     fitcompress/data/fashion_mnist
- The first argument is a folder that holds the four `*-ubyte.gz` files of Fashion-MNIST
+
+The first argument is a folder with the four `*-ubyte.gz` files of Fashion-MNIST
 (https://github.com/zalandoresearch/fashion-mnist, Debian package `dataset-fashion-mnist`); the
-second is where `train.webp`, `test.webp` and `index.json` are written. Which images are taken is a
-pure function of SEED, so the pixels are always the same (their SHA-256 stands in `index.json`); the
-files' own bytes depend on the version of libwebp. Takes about two minutes on one core.
- A mosaic shows 100 images of 28 x 28 a row, class after class, in the order of the source inside a
+second is where `train.webp`, `test.webp` and `index.json` are written. SEED alone decides which
+images are taken, so the pixels are always the same (`index.json` holds their SHA-256). The bytes of
+the files depend on the version of libwebp. Takes about two minutes on one core.
+
+A mosaic has 100 images of 28 x 28 per row, class by class, in the order of the source within a
 class.
 """
 
@@ -54,10 +56,10 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def choose_images(
     labels: np.ndarray[Any, np.dtype[np.uint8]], num_per_class: int
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Indices of the first `num_per_class` images of each class in a random order, class after
-    class, ascending in each."""
-    # A bit generator's raw words never change between versions of numpy; what Generator.permutation
-    # does with them may.
+    """Indices of the first `num_per_class` images of each class in a random order, grouped by
+    class, ascending within each."""
+    # The raw output of a bit generator never changes between versions of numpy; what
+    # Generator.permutation makes of it may.
     rank = np.argsort(np.random.Philox(key=SEED).random_raw(len(labels)), kind="stable")
     chosen = [np.sort(rank[labels[rank] == label][:num_per_class]) for label in range(len(CLASSES))]
     return np.concatenate(chosen)
@@ -66,7 +68,7 @@ def choose_images(
 def build_mosaic(
     images: np.ndarray[Any, np.dtype[np.uint8]],
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The images, shape (N, H, W), as one picture of NUM_COLUMNS images a row."""
+    """The images, shape (N, H, W), as one picture with NUM_COLUMNS images per row."""
     num, height, width = images.shape
     rows = num // NUM_COLUMNS
     grid = images.reshape(rows, NUM_COLUMNS, height, width).transpose(0, 2, 1, 3)
@@ -92,8 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="folder of the idx files")
-    parser.add_argument("target", type=Path, help="folder to write to")
+    parser.add_argument("source", type=Path, help="folder with the idx files")
+    parser.add_argument("target", type=Path, help="output folder")
     arguments = parser.parse_args()
     arguments.target.mkdir(parents=True, exist_ok=True)
     index = {

@@ -1,9 +1,9 @@
-"""Are exported students as fast as the report says? They and their teacher take turns.
+"""Time exported students in turns with their teacher, and compare with the report.
 
     python latency.py runs/cifar10/seed0
 
-The run must have been exported with --onnx --int8. Prints how many times faster than the teacher's
-ONNX file each student is, with the 95 % interval of the median ratio, and what the report says.
+The run must have been exported with --onnx --int8. Prints the speedup of each student over the
+teacher's ONNX file, with the 95 % interval of the median ratio, next to the report's speedup.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The CIFAR-10 ResNets of He et al. (arXiv 1512.03385, section 4.2), factories for `--teacher`.
+"""The CIFAR-10 ResNets of He et al. (arXiv 1512.03385, section 4.2), as factories for `--teacher`.
 
-Shortcuts of option A: subsample by 2, zeros for the new channels. Parameter names are those of the
-widely used state dicts (`conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}, linear`).
+Shortcuts are option A: subsample by 2, zeros for the new channels. Parameter names match the widely
+used state dicts (`conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}, linear`).
 """
 
 from __future__ import annotations

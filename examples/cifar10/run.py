@@ -2,10 +2,10 @@
 
     python run.py --teacher resnet56.pt --data cifar10/ --out runs/cifar10 --seeds 3
 
-For each seed one `fitcompress` run distills a student (depth x2, width x0.4) from the teacher, and
-trains the same student from random weights without it, for the same number of steps. A run that is
-there already is not run again, and one that was stopped goes on, so the script can be stopped at
-any time. Prints and writes the table (`table.md`) and one line of JSON a seed.
+For each seed, one run distills a student (depth x2, width x0.4) from the teacher, and trains the
+same student from random weights without it, for the same number of steps. Finished runs are kept
+and unfinished ones resumed, so the script can be stopped at any time. Prints and writes the table
+(`table.md`) and one line of JSON per seed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_seed(arguments: argparse.Namespace, seed: int) -> Row:
-    """One run, made or finished or read."""
+    """Start, resume or read one run."""
     out = arguments.out / f"seed{seed}"
     recipe = fitcompress.resolve_recipe(
         preset=arguments.preset,
@@ -99,7 +99,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> Row:
 
 
 def render_table(rows: Sequence[Row]) -> str:
-    """Markdown: a row a seed, then mean and standard deviation of the differences."""
+    """Markdown: one row per seed, then mean and standard deviation of the differences."""
     lines = [
         "| seed | teacher | student | same student, no teacher | difference | McNemar p |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -1,4 +1,4 @@
-"""A network of one's own, and how it was trained. fitcompress needs `make_network` only.
+"""A custom network and its training. fitcompress needs only `make_network`.
 
 python clothes.py [FILE]      trains it on the built-in images and writes its weights
 """
@@ -23,7 +23,7 @@ SPEC = InputSpec(shape=(1, 28, 28), mean=(0.286,), std=(0.353,))
 
 
 class Block(nn.Module):
-    """Two convolutions and a way around them."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 def make_network() -> nn.Module:
-    """What `--teacher clothes:make_network` calls: a network without its weights."""
+    """The factory for `--teacher clothes:make_network`; the weights are loaded later."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         Block(16),

@@ -1,4 +1,4 @@
-"""The whole road in Python: a recipe, a run, its report, the student in use. Under a minute.
+"""The full pipeline in Python: recipe, run, report, loading the student. Under a minute.
 
 python quickstart.py [OUT]
 """
@@ -10,7 +10,7 @@ import sys
 import fitcompress
 
 SETTINGS = {
-    # A tiny timm model, from random weights: a copy is adapted to the built-in images first.
+    # A tiny timm model with random weights: a copy is fine-tuned on the built-in images first.
     "teacher.source": "test_resnet",
     "teacher.pretrained": False,
     "teacher.epochs": 2,
@@ -29,7 +29,7 @@ def main(out: str) -> None:
     report = fitcompress.distill(recipe)
     print(report.render("text"))
 
-    # In another process, on another machine: no teacher is needed, and no code is run to load it.
+    # This works in any process, on any machine, without the teacher. Loading runs no code.
     student = fitcompress.load(out)
     print("the student takes images of", student.interface.input.shape)
 

@@ -31,7 +31,7 @@ class Basic(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Three stages of (depth - 2) / 6 blocks behind a convolution of the first width."""
+    """A convolution and three stages of (depth - 2) / 6 blocks."""
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
         super().__init__()
@@ -128,5 +128,5 @@ def wrn_16_2(num_classes: int = 100) -> nn.Module:
 
 
 def wrn_28_10(num_classes: int = 10) -> nn.Module:
-    """No network of the benchmark: a teacher for CIFAR-10."""
+    """A teacher for CIFAR-10; not part of the benchmark."""
     return WideResNet(28, 10, num_classes)

@@ -1,16 +1,16 @@
-"""The experiments that take a GPU: what each runs, what is there, what is missing.
+"""Run the experiments that need a GPU, and list finished and missing ones.
 
-    python grid.py                      # the table, with the missing cells and their GPU-hours
-    python grid.py run first            # one seed of those worth running first
+    python grid.py                      # the table, with missing cells and their GPU-hours
+    python grid.py run first            # one seed of the most interesting experiments
     python grid.py run depth table5     # whole studies
     python grid.py run first --try-out  # minutes on a CPU: one seed, one epoch, 512 images
 
-Stop it at any time and run it again; a run that fails does not end the others. Images are what
-torchvision downloads to `cifar10/` and `cifar100/`, or image folders: `--cifar10 DIR`. GPU-hours
-are estimated, at 10 TFLOP/s and without training the teachers.
+It can be stopped at any time and run again; a failed run does not stop the others. Images are
+torchvision's downloads in `cifar10/` and `cifar100/`, or image folders: `--cifar10 DIR`. GPU-hours
+are estimates at 10 TFLOP/s, without training the teachers.
 
-An experiment is one `fitcompress ablate`: a teacher, a student, some arms and seeds. The commands
-are printed, and can be run by themselves.
+An experiment is one `fitcompress ablate`: a teacher, a student, arms and seeds. The commands are
+printed and can be run separately.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fitcompress.errors import RunError
 from fitcompress.report.ablation_facts import Ablation
 
 SUSTAINED = 10e12
-"""Floating-point operations a second that small networks at 32 pixels are taken to reach."""
+"""Assumed floating-point operations per second of small networks at 32 pixels."""
 TRY_OUT = "--limit 512 --epochs 1 --hint-epochs 1 --device cpu"
 
 
@@ -45,16 +45,16 @@ class Experiment:
     arms: tuple[str, ...]
     seeds: int
     words: str
-    """What the command says of teacher, student and recipe."""
+    """The part of the command that names teacher, student and recipe."""
     macs: tuple[float, float]
-    """Multiply-adds of the teacher and of the student for one image."""
+    """Multiply-adds of teacher and student for one image."""
     epochs: tuple[int, int]
-    """Of both stages, at most."""
+    """Maximum epochs of stages 1 and 2."""
     published: str = ""
     """Top-1 in percent."""
     is_first: bool = False
     own: tuple[str, ...] = ()
-    """Arms of its own, as `--arm` takes them."""
+    """Custom arms, as passed to `--arm`."""
 
     @property
     def all_arms(self) -> tuple[str, ...]:
@@ -72,8 +72,8 @@ class Experiment:
         return " ".join(["fitcompress ablate", *filter(None, words)])
 
     def gpu_hours(self, arm: str) -> float:
-        """Of one seed: the teacher once and the student thrice in a step, half of both for hints;
-        `bp` asks no teacher.
+        """Estimate for one seed. A step runs the teacher once and costs three forward passes of the
+        student; hints cost half of both; `bp` runs no teacher.
         """
         teacher, student = self.macs
         hints, second = self.epochs
@@ -87,7 +87,7 @@ class Experiment:
 NUM_IMAGES = 50_000
 WITHOUT_HINTS = ("bp", "kd", "kd-long", "lskd")
 TABLE5 = {"fitnet1": 89.01, "fitnet2": 91.06, "fitnet3": 91.10, "fitnet4": 91.61}
-"""FitNets' students; their teacher has 90.18."""
+"""Accuracy of FitNets' students; the teacher has 90.18."""
 PUBLISHED = {name: f"ht {accuracy:.2f}" for name, accuracy in TABLE5.items()} | {
     "30m-11": "ht 3.40 above 5 layers",
     "107m-7": "without hints 89.45, ht 90.1",
@@ -133,8 +133,8 @@ ROWS = {
     "wrn_40_2": (73.26, 74.92, 73.58, 76.11),
     "resnet110": (69.06, 70.67, 68.99, 71.48),
 }
-"""As published, by teacher: bp, kd, the row named FitNet (hints within one stage, no soft targets),
-kd with standardised logits.
+"""Published accuracy by teacher: bp, kd, the row named FitNet (hints within one stage, no soft
+targets), kd with standardized logits.
 """
 LSKD = "lskd: stage1.epochs=0, stage2.standardise_logits=true, stage2.tau=2, stage2.lambda_kd=9"
 MODERN = "modern: " + ", ".join(
@@ -145,11 +145,11 @@ MODERN = "modern: " + ", ".join(
         *("schedule=cosine", "warmup_epochs=0.5", "grad_clip=1"),
     )
 )
-"""What the preset says of training; its hints and soft targets are those of ht."""
+"""The preset's optimizer settings; hints and soft targets are those of ht."""
 
 
 def experiments() -> Iterator[Experiment]:
-    """All of them, in the order in which they are worth running."""
+    """All experiments, the most interesting first."""
     for name in ("fitnet1", "fitnet4"):
         yield fitnets("table5", name, "paper", is_first=True)
     for teacher, student, macs, pair in BENCHMARK:
@@ -180,8 +180,8 @@ def experiments() -> Iterator[Experiment]:
 
 
 def today(name: str) -> Experiment:
-    """A FitNet's shape with batch norms, as one would train it now; from a teacher that is meant to
-    be above 95.5 %.
+    """A FitNet's shape with batch norms and today's training, from a teacher that should be above
+    95.5 %.
     """
     words = (
         f"--config today.toml --teacher teachers/wrn_28_10 --student nets:{name}_bn"
@@ -232,7 +232,7 @@ INTERRUPTED = 130
 
 
 def run(command: str) -> int:
-    """Says it and runs it; its exit code. One that was interrupted ends all."""
+    """Print and run the command and return its exit code; an interruption ends the script."""
     print(f"$ {command}", flush=True)
     code = subprocess.run([sys.executable, "-m", *shlex.split(command)], check=False).returncode
     if code == INTERRUPTED:
@@ -241,8 +241,8 @@ def run(command: str) -> int:
 
 
 def table(root: str = "runs") -> str:
-    """A row for each experiment: every arm's accuracy, or the GPU-hours that its cells take; and
-    what was published.
+    """One row per experiment: each arm's accuracy or the GPU-hours it takes, and the published
+    numbers.
     """
     arms = list(dict.fromkeys(arm for one in experiments() for arm in one.all_arms))
     lines = [f"| study | experiment | {' | '.join(arms)} | published |"]
@@ -258,7 +258,7 @@ def table(root: str = "runs") -> str:
 
 
 def cell(one: Experiment, arm: str, found: Ablation | None) -> str:
-    """Mean accuracy of the seeds that are there, how many failed, and what the others take."""
+    """Mean accuracy of finished seeds, number of failed ones, and GPU-hours of the others."""
     known = found.accuracies(arm).values() if found and arm in found.arms else ()
     failed = sum(name == arm for name, _ in found.failed) if found else 0
     missing = one.seeds - len(known) - failed

@@ -3,9 +3,9 @@
     python missing_digit.py --teacher teachers/hinton --mnist mnist --out runs/missing
 
 Distills a 2 x 800 student on the MNIST training images without the threes, from soft targets alone,
-and counts its errors on all test images: as it is, and with the bias of the class 3 raised, by what
-the paper raised it (3.5) and by what is best on the test images, as the paper chose it: that number
-is a diagnosis, no result.
+and counts its errors on all test images: unchanged, with the bias of class 3 raised by 3.5 as in
+the paper, and raised by what is best on the test images. The last number is a diagnosis, not a
+result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHIFTS = [step / 4 for step in range(41)]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--mnist", type=Path, required=True, help="as torchvision keeps it")
+    parser.add_argument("--mnist", type=Path, required=True, help="folder of torchvision's MNIST")
     parser.add_argument("--out", type=Path, default=Path("runs/missing"))
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def write_others(mnist: Path, folder: Path) -> Path:
-    """The training images of the other digits, as one folder without labels."""
+    """Write the training images of the other digits into one folder without labels."""
     if not folder.is_dir():
         part = folder.with_name("others.part")
         part.mkdir(parents=True, exist_ok=True)

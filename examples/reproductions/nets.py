@@ -1,7 +1,7 @@
-"""The networks of both papers, as factories: `--teacher nets:hinton_teacher`.
+"""The networks of both papers as factories: `--teacher nets:hinton_teacher`.
 
 Sources: Hinton et al. (arXiv 1503.02531) section 3; FitNets (arXiv 1412.6550v4) sections 3.1 to
-3.4, its appendix and, where the text leaves something open, the authors' configuration files.
+3.4, its appendix and, for what the text leaves open, the authors' configuration files.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 
 class BoundedLinear(nn.Linear):
-    """A linear map whose units have incoming weights of at most this norm; longer ones count as
-    scaled back to it.
+    """A linear layer that bounds the norm of each unit's incoming weights; larger weights are
+    scaled down to the bound.
     """
 
     def __init__(self, num_in: int, num_out: int, longest: float) -> None:
@@ -32,7 +32,7 @@ class BoundedLinear(nn.Linear):
 
 
 def hinton_teacher() -> nn.Module:
-    """784-1200-1200-10 with dropout and bounded weights."""
+    """A 784-1200-1200-10 network with dropout and bounded weights."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Dropout(0.2),
@@ -47,7 +47,7 @@ def hinton_teacher() -> nn.Module:
 
 
 def hinton_student(units: int = 800) -> nn.Module:
-    """Two hidden layers of rectified units, not regularised."""
+    """Two hidden layers of rectified units, without regularization."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(784, units),
@@ -70,7 +70,7 @@ def hinton_student_30() -> nn.Module:
 
 
 class Maxout(nn.Module):
-    """The largest of `pieces` linear maps of each unit; of a convolution, or of a linear layer.
+    """The maximum over `pieces` linear maps per unit, of a convolution or a linear layer.
 
     Source: Goodfellow et al. 2013.
     """
@@ -88,16 +88,16 @@ def maxout_conv(num_in: int, num_out: int, side: int, padding: int, pieces: int 
 
 
 class Convolutions(nn.Module):
-    """Convolutions with a pool behind some, then a classifier on all that is left.
+    """Maxout convolutions, some followed by a pool, then a classifier on the flattened maps.
 
     Args:
-        convs: (channels, kernel side, padding, pool side and stride or None) of each.
+        convs: (channels, kernel size, padding, pool size and stride or None) of each.
         num_in: channels of the images.
-        image_side: of the images.
-        hidden: units of a maxout layer before the classifier; 0 is none.
-        spread: weights start uniform within plus and minus this (the paper's 0.005), biases at 0;
-            None is He's.
-        normed: a batch norm behind each convolution.
+        image_side: height and width of the images.
+        hidden: units of a maxout layer before the classifier; 0 for none.
+        spread: initialize weights uniformly in [-spread, spread] (the paper's 0.005) and biases
+            with 0; None for He's initialization.
+        normed: add a batch norm after each convolution.
     """
 
     def __init__(
@@ -142,12 +142,12 @@ class Convolutions(nn.Module):
 
 
 OVERLAPPING, PLAIN = (4, 2), (2, 2)
-"""Max-pools: side and stride."""
+"""Max-pools: size and stride."""
 
 
 def fitnets_mnist_teacher() -> nn.Module:
-    """Maxout 48-48-24, 361 k parameters; started by He's rule, so that it trains without the
-    authors' schedule.
+    """Maxout 48-48-24, 361 k parameters; with He's initialization it trains without the authors'
+    schedule.
     """
     convs = [(48, 8, 0, OVERLAPPING), (48, 8, 3, OVERLAPPING), (24, 5, 3, PLAIN)]
     return Convolutions(convs, num_in=1, image_side=28, spread=None)
@@ -176,7 +176,7 @@ def on_cifar(
     normed: bool,
     num_classes: int,
 ) -> nn.Module:
-    """Convolutions on images of 32 pixels, with 500 maxout units behind them."""
+    """Convolutions for images of 32 pixels, followed by 500 maxout units."""
     return Convolutions(
         convs,
         num_in=3,
@@ -226,7 +226,7 @@ def fitnet(name: str, spread: float | None, normed: bool, num_classes: int = 10)
 
 
 STARTS = {"paper": (0.005, False), "he": (None, False), "bn": (None, True)}
-"""How a FitNet starts: the paper's initialisation, He's, He's with batch norms."""
+"""Initializations of a FitNet: the paper's, He's, He's with batch norms."""
 
 
 for _name in WIDTHS:

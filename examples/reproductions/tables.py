@@ -1,8 +1,8 @@
-"""Prints the table of an ablation as errors in percent, for this page.
+"""Print an ablation as error rates, for the README.
 
     python tables.py runs/hinton runs/hinton-30
 
-The arms' means over seeds, their deviation, and how many test images are wrong.
+For each arm: mean over seeds, standard deviation, and the number of wrong test images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def table(ablation: Ablation) -> str:
 
 
 def wrong(ablation: Ablation, arm: str, seed: int) -> int:
-    """Of the test images."""
+    """Number of wrong test images."""
     accuracy = ablation.cells[arm, seed].results["student"]["accuracy"]
     return round((1 - accuracy["top1"]) * accuracy["n"])
 

@@ -1,4 +1,4 @@
-"""Makes the kind of file that somebody else left behind: a traced archive, with no code beside it.
+"""Write a traced archive, as a colleague might hand it over: a network without its code.
 
 python make_teacher.py [FILE]
 """
