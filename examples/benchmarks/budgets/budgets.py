@@ -1,11 +1,11 @@
-"""Plans students within budgets, for teachers of eight families; one CSV row for each budget.
+"""Plan students within budgets for teachers of eight families; one CSV row per budget.
 
     python budgets.py --out budgets.csv
     python budgets.py --summary budgets.csv
 
-Of parameters, FLOPs and size the share of the budget that the student takes is counted; of latency
-it is measured again, student and teacher in turns in onnxruntime, after the plan was made. The
-seconds are those from the opened teacher to its student's sizes.
+For parameters, FLOPs and size, the share of the budget that the student uses is computed. For
+latency it is measured after planning, with student and teacher in turns in onnxruntime. The seconds
+are from the opened teacher to the student's sizes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
         return
     rows = list(csv.DictReader(given.out.open())) if given.out.is_file() else []
     known = {(row["model"], row["target"], row["asked"]) for row in rows}
-    gc.set_threshold(100_000)  # as the command does
+    gc.set_threshold(100_000)  # as the fitcompress command does
     with given.out.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not rows:
@@ -81,7 +81,7 @@ def measure(model: str, kind: str, asked: str) -> Iterator[dict[str, object]]:
     started = time.perf_counter()
     try:
         plan = student_of(teacher.program, teacher.interface, recipe.student, emit=ignore)
-    except Exception as error:  # of which the reader is told
+    except Exception as error:  # becomes the row's text
         yield {"model": model, "target": kind, "asked": asked, "share": str(error)[:200]}
         return
     seconds = time.perf_counter() - started
@@ -114,7 +114,7 @@ def measure(model: str, kind: str, asked: str) -> Iterator[dict[str, object]]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """A row a model, a column a budget: the share of it that the student takes."""
+    """One row per model, one column per budget: the share that the student uses."""
     columns = list(dict.fromkeys((row["target"], row["asked"]) for row in rows))
     lines = ["| model | " + " | ".join(f"{kind} {asked}" for kind, asked in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")

@@ -1,11 +1,11 @@
-"""Saves timm models as TorchScript and `.pt2`, opens the files where there is no timm, and plans a
-student for each; one CSV row for each model and kind of archive.
+"""Save timm models as TorchScript and `.pt2`, open the files in a process without timm, and plan a
+student for each; one CSV row per model and kind of archive.
 
     python archives.py --out archives.csv --models $(cat smallest.txt) --processes 2
 
-Rows are written when their model is done, so a run that was stopped goes on where it was. Weights
-are random, and no tensor is left constant, so that a norm or a residual branch that gets lost shows
-in the outputs. Nothing is downloaded.
+Rows are written when their model is done, so a stopped run continues where it was. Weights are
+random and no tensor is constant, so a lost norm or residual branch changes the outputs. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -31,30 +31,29 @@ KINDS = ("traced", "scripted", "frozen", "pt2-static", "pt2-dynamic")
 
 @dataclass(kw_only=True)
 class Row:
-    """What one archive gave; empty where it did not come so far."""
+    """Result for one archive; fields of steps that were not reached are empty."""
 
     model: str
     kind: str
     saved: bool = False
-    """Where not, timm or torch cannot make such an archive of the model, and the notice says why.
-    """
+    """If False, timm or torch cannot make such an archive of the model; see the notice."""
     opened: bool = False
-    """As a program, with no timm to be had."""
+    """Opened as a program, without timm."""
     difference: float | str = ""
-    """The largest at batches of 2 and 3 between the lifted network's outputs and the archive's own,
-    as a share of the largest output."""
+    """Largest difference at batch sizes 2 and 3 between the outputs of the lifted network and of the
+    archive, relative to the largest output."""
     planned: bool = False
-    """A student at depth-mult 2 and width-mult 0.3 runs at these batches, and its regressor fits.
-    """
+    """A student at depth-mult 2 and width-mult 0.3 runs at these batch sizes, and its regressor
+    fits."""
     hint: str = ""
     guided: str = ""
     regressor: str = ""
     pair_named: float | str = ""
-    """Share of the two names that are names in timm's model."""
+    """Share of the names of hint and guided layer that timm's model has."""
     blocks_named: float | str = ""
-    """The same of the names of all blocks."""
+    """Share of the names of all blocks that timm's model has."""
     seconds: float = 0.0
-    """To open it and to plan, without imports."""
+    """Time to open and plan, without imports."""
     notice: str = ""
 
 
@@ -85,7 +84,7 @@ def measure(
 
 
 def _reopen(folder: Path, seconds: float) -> str:
-    """Runs `reopen.py`; why it did not come to its end."""
+    """Run `reopen.py`; returns why it did not finish."""
     command = [sys.executable, "-c", _WITHOUT_TIMM, str(folder)]
     try:
         ended = subprocess.run(command, timeout=seconds, cwd=Path(__file__).parent)
@@ -103,7 +102,7 @@ _WITHOUT_TIMM = "import sys; sys.modules['timm'] = None; import reopen; reopen.m
 def _save_all(
     folder: Path, rows: dict[str, Row], side: int | None, options: dict[str, int]
 ) -> None:
-    """An archive for each row that can be had, and what `reopen.py` has to know."""
+    """Save an archive for each row, where possible, and the task of `reopen.py`."""
     module, shape = model_and_shape(rows[next(iter(rows))].model, side, **options)
     names = [name for name, _ in module.named_modules()]
     (folder / "task.json").write_text(json.dumps({"shape": shape, "modules": names}))
@@ -122,8 +121,8 @@ def _save_all(
 def model_and_shape(
     name: str, side: int | None, **options: bool | int
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """The model in eval mode, all its tensors random, and the shape of its images: of `side` where
-    the model takes any size, else its own.
+    """The model in eval mode with random tensors, and the shape of its images: `side` if the model
+    takes any size, otherwise its own.
     """
     config = timm.get_pretrained_cfg(name)
     torch.manual_seed(0)
@@ -139,13 +138,13 @@ def model_and_shape(
 def _takes(module: nn.Module, shape: tuple[int, ...]) -> bool:
     try:
         module(torch.zeros(1, *shape))
-    except Exception:  # of many kinds
+    except Exception:  # models raise what they like
         return False
     return True
 
 
 def _vary(name: str, value: Tensor) -> None:
-    """Makes a constant tensor (a fresh norm's, a zeroed bias or scale) random."""
+    """Randomize a constant tensor, such as a new norm's, a zeroed bias or a scale."""
     if not value.is_floating_point() or value.numel() <= 1:
         return
     if bool((value == value.flatten()[0]).all()):
@@ -156,7 +155,7 @@ def _vary(name: str, value: Tensor) -> None:
 
 
 def save(module: nn.Module, shape: tuple[int, ...], kind: str, folder: Path) -> None:
-    """Writes one archive, made as its author would: a static one of a single image."""
+    """Write one archive as its author would; a static one has a batch of one image."""
     path = folder / f"{kind}.{'pt2' if kind.startswith('pt2') else 'pt'}"
     match kind:
         case "traced":
@@ -180,10 +179,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["*"], help="name patterns")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--side", type=int, help="of the images, where a model takes any")
-    parser.add_argument("--img-size", type=int, help="that models are built for, as timm calls it")
+    parser.add_argument("--side", type=int, help="image size, for models that take any")
+    parser.add_argument("--img-size", type=int, help="image size to build models for")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=180, help="at most, for each archive")
+    parser.add_argument("--seconds", type=float, default=180, help="time limit per archive")
     given = parser.parse_args()
     done = {(row["model"], row["kind"]) for row in read_rows(given.out)}
     options = {"img_size": given.img_size} if given.img_size else {}

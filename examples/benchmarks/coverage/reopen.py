@@ -1,9 +1,9 @@
-"""Opens the archives of one model where timm cannot be imported, and plans a student for each.
+"""Open the archives of one model where timm cannot be imported, and plan a student for each.
 
-`archives.py` starts it in a fresh process. FOLDER, its only argument, holds `task.json` (the
-input's shape and the dotted names of the model's modules) and one archive for each kind, such as
-"traced.pt" or "pt2-static.pt2". One line of JSON for each goes to `rows.jsonl` in it as soon as it
-is known.
+`archives.py` starts it in a fresh process. Its only argument is a folder with `task.json` (the
+input's shape and the dotted names of the model's modules) and one archive per kind, such as
+"traced.pt" or "pt2-static.pt2". The result of each is appended to `rows.jsonl` in that folder as
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH_SIZES = (2, 3)
 
 
 def reopen(folder: Path) -> None:
-    """Writes a line for each archive that has none yet."""
+    """Append a line for each archive."""
     task = json.loads((folder / "task.json").read_text())
     for path in sorted(folder.glob("*.pt*"), key=lambda path: path.stat().st_mtime):
         facts: dict[str, Any] = {"kind": path.stem}
@@ -43,7 +43,7 @@ def reopen(folder: Path) -> None:
 
 
 def _measure(path: Path, shape: tuple[int, ...], known: frozenset[str], facts: Any) -> None:
-    """Fills in what came out, as far as it comes."""
+    """Fill in the results of one archive, as far as they are reached."""
     settings = {
         "teacher.source": str(path),
         "teacher.input_size": list(shape),
@@ -68,15 +68,15 @@ def _measure(path: Path, shape: tuple[int, ...], known: frozenset[str], facts: A
 
 
 def own_outputs(path: Path, shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Random batches and what the archive itself says to them; one that holds its batch size as a
-    number gets its batches in such parts.
+    """Random batches and the archive's own outputs. An archive with a fixed batch size of one gets
+    the images one by one.
     """
     network = _loaded(path)
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randn((size, *shape), generator=generator) for size in BATCH_SIZES]
     try:
         return [(x, network(x)) for x in batches]
-    except Exception:  # of many kinds, at the first view or guard that knows the batch size
+    except Exception:  # raised by the first view or guard with a fixed batch size
         return [(x, torch.cat([network(row) for row in x.split(1)])) for x in batches]
 
 
@@ -93,7 +93,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _check_student(planned: Planned, expected: list[tuple[Tensor, Tensor]]) -> None:
-    """The student runs on real numbers, and says something finite of the teacher's shape."""
+    """Check that the student's outputs are finite and have the teacher's shape."""
     network = planned.student.network.eval()
     for x, y in expected:
         found = network(x)
@@ -111,9 +111,9 @@ def _pair(planned: Planned, recipe: Recipe) -> dict[str, str]:
 
 
 def _names(planned: Planned, known: frozenset[str]) -> dict[str, float]:
-    """How many names the model's author would recognise: of the pair, and of the teacher's blocks.
+    """Shares of names that the model has: of the hint pair, and of the teacher's blocks.
 
-    A copy is called as the next of its sequence would be: numbers do not count in its name.
+    A copied block gets the next number of its sequence, so numbers are ignored for the student.
     """
     pair, numberless = planned.pairs[0], {_without_numbers(name) for name in known}
     blocks = [name for name, _ in planned.teacher.blocks]

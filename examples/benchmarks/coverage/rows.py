@@ -1,5 +1,4 @@
-"""CSV files that grow by the rows of one model at a time: a sweep that was stopped goes on where it
-was."""
+"""CSV files that grow by the rows of one model at a time, so that a stopped sweep can continue."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ __all__ = [
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a file, none where there is no file."""
+    """The rows of a file; none if it does not exist."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -40,7 +39,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def add_rows(
     out: Path, kind: type, tasks: Sequence[Callable[[], Sequence[Any]]], *, processes: int
 ) -> None:
-    """Appends to `out` what each task gives, rows of the dataclass `kind`, as soon as it is done.
+    """Append the rows of each task (of the dataclass `kind`) to `out` as soon as it is done.
 
     Each process uses one core.
     """
@@ -60,19 +59,19 @@ def add_rows(
 
 
 def _one_core() -> None:
-    gc.set_threshold(100_000)  # as the command does
+    gc.set_threshold(100_000)  # as the fitcompress command does
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
 
 
 def models_like(patterns: Sequence[str]) -> list[str]:
-    """timm's models with a name like one of these."""
+    """Names of timm's models that match one of the patterns."""
     return [name for name in timm.list_models() if any(fnmatch(name, p) for p in patterns)]
 
 
 def smallest_of_each_family(rows: list[dict[str, str]]) -> list[str]:
-    """Of the models in the rows of `sweep.py`, the one with the fewest parameters of each file; of
-    equal ones the shortest name.
+    """The model with the fewest parameters of each of timm's files, from the rows of `sweep.py`;
+    ties are broken by the shortest name.
     """
     smallest: dict[str, tuple[int, int, str]] = {}
     for row in rows:
@@ -82,8 +81,8 @@ def smallest_of_each_family(rows: list[dict[str, str]]) -> list[str]:
 
 
 def random_others(rows: list[dict[str, str]], count: int) -> list[str]:
-    """So many of the models of up to 30 M parameters that are not the smallest of their file, drawn
-    with seed 0.
+    """`count` random models (seed 0) of at most 30 M parameters that are not the smallest of their
+    file.
     """
     smallest = smallest_of_each_family(rows)
     rest = sorted(
@@ -95,6 +94,6 @@ def random_others(rows: list[dict[str, str]], count: int) -> list[str]:
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, short enough for a cell."""
+    """The error on one line, short enough for a table cell."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)}"[:300]

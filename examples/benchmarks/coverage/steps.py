@@ -1,11 +1,11 @@
-"""Trains a student of timm models for one step in each stage, with real weights, exports it, and
-loads it in another process: one CSV row for each model.
+"""Train students of timm models for one step in each stage, with real weights, export them, and
+load them in another process; one CSV row per model.
 
     python steps.py --out steps.csv --sample-of timm.csv --processes 2
     python steps.py --out some.csv --models 'resnet*' --side 128
 
-Rows are written when their model is done, so a run that was stopped goes on where it was. Weights
-are random, and no tensor is left constant. Nothing is downloaded.
+Rows are written when their model is done, so a stopped run continues where it was. Weights are
+random, and no tensor is constant. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -56,28 +56,28 @@ BATCH_SIZE = 2
 
 @dataclass(kw_only=True)
 class Row:
-    """What one model gave; empty where it did not come so far."""
+    """Result for one model; fields of steps that were not reached are empty."""
 
     model: str
     family: str
     params: int = 0
     difference: float | str = ""
-    """The largest at batches of 2 and 3 between the lifted network's outputs and the model's own,
-    as a share of the largest output."""
+    """Largest difference at batch sizes 2 and 3 between the outputs of the lifted network and of the
+    model, relative to the largest output."""
     hint_loss: float | str = ""
-    """Stage 1's first; its gradients are finite in every parameter of the stage."""
+    """First loss of stage 1; the gradients of all its parameters are finite."""
     distill_loss: float | str = ""
-    """Stage 2's first, likewise."""
+    """First loss of stage 2, likewise."""
     onnx_difference: float | str = ""
-    """The largest at batches of 1 and 8 between onnxruntime's outputs and the student's own."""
+    """Largest difference at batch sizes 1 and 8 between onnxruntime's outputs and the student's."""
     loaded: bool = False
-    """Another process loads the student and gets the same outputs to the last bit."""
+    """Another process loads the student and computes the same bits."""
     seconds: float = 0.0
     notice: str = ""
 
 
 def measure(name: str, side: int | None) -> list[Row]:
-    """The row of one model; what fails is its notice."""
+    """The row of one model; an error becomes its notice."""
     row = Row(model=name, family=registry._model_to_module.get(name, ""))
     start = time.perf_counter()
     try:
@@ -111,7 +111,7 @@ def _fill(row: Row, side: int | None) -> None:
 
 
 def _difference(network: nn.Module, module: nn.Module, shape: tuple[int, ...]) -> float:
-    """The network of modules, lifted, against the model itself."""
+    """Largest relative difference between the lifted network and the model."""
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randn((size, *shape), generator=generator) for size in (2, 3)]
     return max(relative_difference(network.eval()(x), module(x)) for x in batches)
@@ -124,7 +124,7 @@ def _batch(shape: tuple[int, ...]) -> Batch:
 
 
 def hint_objective(planned: Planned, recipe: Recipe, batch: Batch) -> HintObjective:
-    """Stage 1, as a run makes it."""
+    """The objective of stage 1, as in a run."""
     cuts = (
         freeze_teacher(planned.teacher, [pair.hint.node for pair in planned.pairs]).network,
         cut_at(planned.student, [pair.guided.node for pair in planned.pairs]),
@@ -141,7 +141,7 @@ def hint_objective(planned: Planned, recipe: Recipe, batch: Batch) -> HintObject
 
 
 def distill_objective(planned: Planned, recipe: Recipe) -> DistillObjective:
-    """Stage 2, as a run makes it."""
+    """The objective of stage 2, as in a run."""
     return DistillObjective(
         freeze_teacher(planned.teacher).network,
         planned.student.network,
@@ -152,7 +152,7 @@ def distill_objective(planned: Planned, recipe: Recipe) -> DistillObjective:
 
 
 def one_step(objective: HintObjective | DistillObjective, batch: Batch) -> float:
-    """The first loss, and a step of gradient descent; all must be finite."""
+    """Make one step of gradient descent and return the loss; all values must be finite."""
     objective.train()
     loss = objective.losses(batch, 0.0)["loss"]
     loss.backward()
@@ -161,7 +161,7 @@ def one_step(objective: HintObjective | DistillObjective, batch: Batch) -> float
     assert loss.isfinite(), f"the loss is {loss.item()}"
     bad = [name for name, p in parameters.items() if p.grad is None or not p.grad.isfinite().all()]
     assert not bad, f"no finite gradient in {len(bad)} parameters, such as {bad[0]}"
-    nn.utils.clip_grad_norm_(parameters.values(), 1.0)  # as a run does
+    nn.utils.clip_grad_norm_(parameters.values(), 1.0)  # as in a run
     torch.optim.SGD(parameters.values(), lr=1e-3).step()
     objective.trained.zero_grad()
     return round(loss.item(), 4)
@@ -203,10 +203,10 @@ def main() -> None:
     which.add_argument(
         "--sample-of",
         type=Path,
-        help="what sweep.py wrote: the smallest model of each of timm's files, and a random 100 of"
-        " the others up to 30 M parameters",
+        help="CSV file written by sweep.py; takes the smallest model of each of timm's files and a"
+        " random 100 of the others up to 30 M parameters",
     )
-    parser.add_argument("--side", type=int, help="of the images, where a model takes any")
+    parser.add_argument("--side", type=int, help="image size, for models that take any")
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     done = {row["model"] for row in read_rows(given.out)}

@@ -1,8 +1,8 @@
-"""Writes the README's tables and plot from the CSV files beside it.
+"""Write the README's tables and plot from the CSV files in this folder.
 
     python summary.py            # needs matplotlib for the plot
 
-What stands between the marks in README.md is replaced; all else is written by hand.
+The text between the marks in README.md is replaced; the rest is written by hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rows import read_rows
 
 HERE = Path(__file__).parent
 LARGE = 3_000_000
-"""Parameters from which the share that is left is asked for: below, heads and stems weigh most."""
+"""Parameters above which the remaining share is a goal: below, heads and stems dominate."""
 
 Rows = list[dict[str, str]]
 
@@ -63,7 +63,7 @@ def share(rows: Rows, holds: Callable[[dict[str, str]], bool]) -> str:
 
 
 def totals(rows: Rows) -> list[str]:
-    """The figures over all models."""
+    """Counts over all models."""
     large = [row for row in rows if is_large(row)]
     seconds = sorted(number(row, "seconds") for row in rows if is_verified(row))
     lines = {
@@ -81,7 +81,7 @@ def totals(rows: Rows) -> list[str]:
 
 
 def exceptions(rows: Rows) -> list[str]:
-    """The models that miss something, with what the tool says of them."""
+    """The models that miss a goal, with the tool's reasons."""
     checks: dict[str, Callable[[dict[str, str]], bool]] = {
         "student": is_verified,
         "0.20": lambda row: is_thin(row) or not is_large(row),
@@ -102,7 +102,7 @@ def exceptions(rows: Rows) -> list[str]:
 
 
 def families(rows: Rows, pruned: dict[str, dict[str, str]]) -> list[str]:
-    """A line for each of timm's model files; the last column is Torch-Pruning on its smallest."""
+    """One line per model file of timm; the last column is Torch-Pruning on the smallest model."""
     lines = [
         "| file | models | students | <= 0.20 | <= 1.15 floor | depth >= 1.8 | median s"
         " | Torch-Pruning |",
@@ -156,7 +156,7 @@ def yardstick(rows: Rows, pruned: Rows) -> list[str]:
 
 
 def steps(rows: Rows) -> list[str]:
-    """What came of real weights."""
+    """Results with real weights."""
     columns = {
         "both lifted outputs equal to the model's": "difference",
         "a step of stage 1, all gradients finite": "hint_loss",
@@ -174,7 +174,7 @@ def steps(rows: Rows) -> list[str]:
 
 
 def archives(rows: Rows) -> list[str]:
-    """A line for each kind of archive, and one for each that was refused."""
+    """One line per kind of archive, and one per refused archive."""
     lines = [
         "| kind | could be made | opened | student | largest difference | both names known"
         " | block names known |",
@@ -203,7 +203,7 @@ def archives(rows: Rows) -> list[str]:
 
 
 def torchvision(rows: Rows) -> list[str]:
-    """A line for each task of torchvision's models."""
+    """One line per task of torchvision's models."""
     lines = ["| task | archives | opened | student | largest difference |", "|---|---|---|---|---|"]
     refused: list[str] = []
 

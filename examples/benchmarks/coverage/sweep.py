@@ -1,10 +1,10 @@
-"""Plans a student for every model of timm, on shapes alone, and writes one CSV row for each.
+"""Plan a student for every model of timm, on shapes alone, and write one CSV row per model.
 
     python sweep.py --out timm.csv --processes 2
     python sweep.py --out some.csv --models 'resnet*' 'vit_tiny*'
 
-A row is written when its model is done, so a sweep that was stopped goes on where it was; each
-process uses one core. Nothing is downloaded and no weights are made.
+A row is written when its model is done, so a stopped sweep continues where it was. Each process
+uses one core. Nothing is downloaded and no weights are created.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ DEPTH_MULT, WIDTH_MULT = 2.0, 0.3
 
 @dataclass(kw_only=True)
 class Row:
-    """What one model gave; empty where it did not come so far."""
+    """Result for one model; fields of steps that were not reached are empty."""
 
     model: str
     family: str
     captured: bool = False
-    """As a program, lifted, and run on shapes at two batch sizes."""
+    """Captured as a program, lifted, and run on shapes at two batch sizes."""
     verified: bool = False
-    """The student runs at two batch sizes and keeps the outputs' shape."""
+    """The student runs at two batch sizes and has outputs of the same shape."""
     nodes: int = 0
     params: int = 0
     params_ratio: float = 0.0
     """Student over teacher at depth-mult 1."""
     floor_ratio: float = 0.0
-    """The same if every axis but the input's and the classes' were scaled by itself."""
+    """The same if every axis except input and classes were scaled independently."""
     depth: int = 0
     depth_ratio: float = 0.0
     hint: str = ""
     guided: str = ""
     regressor: str = ""
     seconds: float = 0.0
-    """Of processor time, on one core, from the model's name to the plan, without imports."""
+    """Processor time on one core from the model's name to the plan, without imports."""
     frozen: str = ""
     notice: str = ""
 
 
 def measure(name: str) -> list[Row]:
-    """The row of one model; what fails is its notice."""
+    """The row of one model; an error becomes its notice."""
     row = Row(model=name, family=registry._model_to_module.get(name, ""))
     try:
         _fill(row)
@@ -113,7 +113,7 @@ def _fill(row: Row) -> None:
 
 
 def _check_network(model: Model) -> None:
-    """The network of modules gives outputs of the shapes that its program has."""
+    """Check that the lifted network's outputs have the shapes of the program's."""
     for batch_size in (2, 3):
         shapes = propagate_shapes(model.program, batch_size)
         inputs = [
@@ -126,9 +126,8 @@ def _check_network(model: Model) -> None:
 
 
 def floor_params(program: Program) -> int:
-    """The parameters if each axis of each weight were scaled on its own: all but those whose size
-    the input, its places, the outputs or a kernel give. Which axes belong together is not looked
-    at.
+    """Parameters if each axis of each weight were scaled independently, except axes whose size is
+    given by the input, positions, the outputs or a kernel. Shared axes are ignored.
     """
     trace, total = trace_axes(program), 0
     for name in program.trainable:

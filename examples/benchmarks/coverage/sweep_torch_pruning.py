@@ -1,18 +1,17 @@
-"""Prunes models of timm with Torch-Pruning 1.6.1, the yardstick of `sweep.py`: a CSV row for each.
+"""Prune models of timm with Torch-Pruning 1.6.1, for comparison with `sweep.py`; a row per model.
 
     pip install torch-pruning==1.6.1
     python sweep_torch_pruning.py --out torch_pruning.csv --smallest-of timm.csv
     python sweep_torch_pruning.py --out some.csv --models resnet18 vit_tiny_patch16_224
 
-The usage is the one of its own example for timm (`examples/timm_models` in its repository): uniform
-pruning by group magnitude, sizes rounded to 8, the classifier left alone, the heads of packed
-attention told. Where that example would stop for a reason of its own, the benefit of the doubt is
-given: the classifier is found by timm's own word for it, and every attention with packed heads is
-told, not only the one of the plain transformer.
+The usage follows its own example for timm (`examples/timm_models` in its repository): uniform
+pruning by group magnitude, sizes rounded to 8, the classifier ignored, the number of heads passed
+for packed attention. Limits of that example itself are lifted: the classifier is found with timm's
+`get_classifier`, and heads are passed for every packed attention, not only the plain transformer's.
 
-Each model has a process of its own, which is stopped after a minute of processor time spent on the
-pruning: how busy the machine is does not matter. A row is written when its model is done, so a
-sweep that was stopped goes on where it was.
+Each model has its own process, which is stopped after a minute of processor time spent on pruning,
+whatever else the machine does. A row is written when its model is done, so a stopped sweep
+continues where it was.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from timm.models import _registry as registry
 from torch import nn
 
 PRUNING_RATIO = 0.7
-"""What is removed: the students of `sweep.py` keep 0.3 of the width."""
+"""Share that is removed: the students of `sweep.py` keep 0.3 of the width."""
 LIMIT_S = 60
 
 _CONTEXT = get_context("forkserver")
@@ -50,22 +49,22 @@ _CONTEXT = get_context("forkserver")
 
 @dataclass(kw_only=True)
 class Row:
-    """What one model gave; empty where it did not come so far."""
+    """Result for one model; fields of steps that were not reached are empty."""
 
     model: str
     family: str
     runs: bool = False
-    """After the pruning, on a batch of two, with the outputs' shape unchanged."""
+    """The pruned model runs on a batch of two, with outputs of the same shape."""
     params: int = 0
     pruned_params: int = 0
     params_ratio: float = 0.0
     seconds: float = 0.0
-    """Of processor time, from the model in memory to the pruned model."""
+    """Processor time from the model in memory to the pruned model."""
     notice: str = ""
 
 
 def measure(name: str) -> Row:
-    """The row of one model; what fails or takes too long is its notice."""
+    """The row of one model; an error or a timeout becomes its notice."""
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_report, args=(name, sender))
     process.start()
@@ -80,7 +79,7 @@ def measure(name: str) -> Row:
 
 
 def _received(receiver: Connection) -> Iterator[Row]:
-    """What the process sends until it ends: the row as far as it has come."""
+    """Rows that the process sends until it ends, each further than the one before."""
     try:
         while True:
             yield receiver.recv()
@@ -120,7 +119,7 @@ def _fill(row: Row, sender: Connection) -> None:
 
 
 def prune(model: nn.Module, example: torch.Tensor) -> None:
-    """Makes the model thinner in its place, as Torch-Pruning's example for timm does."""
+    """Prune the model in place, as Torch-Pruning's example for timm does."""
     packed = _packed_attentions(model)
     num_heads = {attention.qkv: attention.num_heads for attention in packed}
     pruner = torch_pruning.pruner.BasePruner(
@@ -140,7 +139,7 @@ def prune(model: nn.Module, example: torch.Tensor) -> None:
 
 
 def _packed_attentions(model: nn.Module) -> list[nn.Module]:
-    """The attentions whose query, key and value are one layer, and which know their heads."""
+    """Attention modules with `num_heads` whose query, key and value are one layer."""
     return [
         module
         for module in model.modules()
@@ -155,7 +154,7 @@ def _classifiers(model: nn.Module) -> list[nn.Module]:
 
 
 def _tell_sizes(attention: nn.Module, num_heads: int) -> None:
-    """Sets what an attention remembers of its own sizes, and the pruner cannot know."""
+    """Update the sizes that an attention module stores, which the pruner does not know."""
     layer = attention.qkv
     width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     attention.num_heads = num_heads
@@ -168,7 +167,7 @@ def _count(model: nn.Module) -> int:
 
 
 def sweep(names: list[str], out: Path, *, processes: int) -> None:
-    """Writes the rows that `out` does not have yet."""
+    """Write the rows that are missing in `out`."""
     done = {row["model"] for row in read_rows(out)}
     todo = [name for name in names if name not in done]
     columns = [field.name for field in fields(Row)]
@@ -192,8 +191,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--models", nargs="+", help="names")
-    which.add_argument("--smallest-of", type=Path, help="what sweep.py wrote")
+    which.add_argument("--models", nargs="+", help="names of models")
+    which.add_argument("--smallest-of", type=Path, help="CSV file written by sweep.py")
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     names = given.models or smallest_of_each_family(read_rows(given.smallest_of))

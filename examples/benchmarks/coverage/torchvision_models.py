@@ -1,12 +1,12 @@
-"""Opens torchvision's models as TorchScript archives, plans a student for each, and writes one CSV
-row for each model and kind of archive.
+"""Open torchvision's models as TorchScript archives, plan a student for each, and write one CSV row
+per model and kind of archive.
 
     python torchvision_models.py --out torchvision.csv
     python torchvision_models.py --out all.csv --all --models 'regnet*' 'mvit*'
 
 Without `--all` it takes the smallest of each family: classification, segmentation, video, and the
 backbones of the detectors. The weights are random. A row is written when its model is done, so a
-sweep that was stopped goes on where it was.
+stopped sweep continues where it was.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fitcompress.student.planner import plan_run
 WAYS = ("traced", "scripted")
 SIZES = {"classification": "3x224x224", "segmentation": "3x128x128", "detection": "3x128x128"}
 CLIPS = {"s3d": "3x16x224x224", "mvit": "3x16x224x224", "": "3x8x112x112"}
-"""Of video models by the beginning of their names: frames, height, width."""
+"""Inputs of video models by prefix of the name: channels, frames, height, width."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Model:
     family: str
     make: Callable[[], nn.Module]
     num_params: int = 0
-    """As torchvision says; 0 where it does not."""
+    """As stated by torchvision; 0 if it does not."""
 
     @property
     def size(self) -> str:
-        """Its input without the batch, as `--input` takes it."""
+        """Input shape without the batch, in the syntax of `--input`."""
         if self.task == "video":
             return next(size for start, size in CLIPS.items() if self.name.startswith(start))
         return SIZES[self.task]
@@ -62,7 +62,7 @@ class Model:
 
 @dataclass(kw_only=True)
 class Row:
-    """What one archive gave; empty where it did not come so far."""
+    """Result for one archive; fields of steps that were not reached are empty."""
 
     model: str
     task: str
@@ -71,10 +71,10 @@ class Row:
     size: str
     opened: bool = False
     difference: float = 0.0
-    """Largest one between the program's outputs and the module's, over the largest output."""
+    """Largest difference between the program's and the module's outputs, relative to the largest."""
     outputs: str = ""
     verified: bool = False
-    """The student runs at two batch sizes and keeps the outputs' shapes."""
+    """The student runs at two batch sizes and has outputs of the same shapes."""
     params: int = 0
     params_ratio: float = 0.0
     depth: int = 0
@@ -82,12 +82,12 @@ class Row:
     hint: str = ""
     guided: str = ""
     seconds: float = 0.0
-    """Opening and planning."""
+    """Time to open and plan."""
     notice: str = ""
 
 
 def found_models() -> Iterator[Model]:
-    """All that have one tensor as their input, and the backbones of the detectors."""
+    """All models with one input tensor, and the backbones of the detectors."""
     tasks = {
         "classification": (models, {}),
         "segmentation": (models.segmentation, {"weights_backbone": None}),
@@ -110,14 +110,14 @@ def found_models() -> Iterator[Model]:
 
 
 def smallest(found: list[Model]) -> list[Model]:
-    """The one with the fewest parameters of each family."""
+    """The model with the fewest parameters of each family."""
     ordered = sorted(found, key=lambda model: (model.task, model.family))
     families = groupby(ordered, key=lambda model: (model.task, model.family))
     return [min(members, key=lambda model: model.num_params) for _, members in families]
 
 
 def measure(model: Model, way: str) -> list[Row]:
-    """The row of one archive; what fails is its notice."""
+    """The row of one archive; an error becomes its notice."""
     row = Row(model=model.name, task=model.task, family=model.family, way=way, size=model.size)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["*"], help="name patterns")
-    parser.add_argument("--all", action="store_true", help="not only the smallest of each family")
+    parser.add_argument(
+        "--all", action="store_true", help="all models, not only the smallest of each family"
+    )
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     found = [m for m in found_models() if any(fnmatch(m.name, p) for p in given.models)]

@@ -1,9 +1,9 @@
-"""Times a step of training against the batch size, the teacher and the number of processes.
+"""Time a training step against batch size, teacher and number of processes.
 
     python scaling.py --out scaling.csv
     python scaling.py --plot scaling.csv scaling.png     # needs matplotlib
 
-Networks run as they are, not compiled. Processes have one thread each and train together by gloo.
+Networks are not compiled. Processes have one thread each and train together with gloo.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS, STEPS_IN_ROUND = 5, 4
 
 
 def work(name: str, pair: Pair, threads: int, rank: int, results: SimpleQueue) -> None:
-    """A process of a job; the first one says how many images a second all of them saw."""
+    """One process of a job; the first sends the images per second of all processes."""
     warnings.simplefilter("ignore")
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(threads)
@@ -52,7 +52,7 @@ def work(name: str, pair: Pair, threads: int, rank: int, results: SimpleQueue) -
 
 
 def rates(name: str, pair: Pair, threads: int, num: int) -> list[float]:
-    """Images a second in each round, of so many processes together."""
+    """Images per second in each round, of `num` processes together."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -72,7 +72,7 @@ def rates(name: str, pair: Pair, threads: int, num: int) -> list[float]:
 
 
 def measure(out: Path, device: str) -> None:
-    """Writes a row for each round."""
+    """Write one row per round."""
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
@@ -91,7 +91,7 @@ def measure(out: Path, device: str) -> None:
 
 
 def plot(path: Path, picture: Path) -> None:
-    """Draws milliseconds per image, medians with the whole range of the rounds."""
+    """Plot milliseconds per image: medians with the full range of the rounds."""
     import matplotlib.pyplot as plt
 
     with path.open(newline="") as file:

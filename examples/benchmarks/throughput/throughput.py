@@ -1,12 +1,12 @@
-"""Times fitcompress's two stages beside other ways to distill, in turns, one process for each.
+"""Time fitcompress's two stages and other distillation tools in turns, one process for each.
 
     python throughput.py --pairs resnet56 --batch-size 64 --out cpu.csv
     python throughput.py --device cuda --batch-size 256 --out cuda.csv
     python throughput.py --summary cpu.csv
 
-A round asks each contestant in turn for some steps, while the others wait; rates are compared round
-by round, so that what else the machine does hits all alike. All are started anew a few times: some
-of what makes a process slow or fast is luck. `contestants.py` has what they do.
+In a round, each contestant in turn makes some steps while the others wait. Rates are compared round
+by round, so other load on the machine affects all alike. All processes are restarted a few times,
+because some of a process's speed is chance. `contestants.py` defines the steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COMPARED = (
 
 
 def work(name: str, pair: Pair, threads: int, line: Connection) -> None:
-    """A contestant's process: makes its step, says how long the first took, then does as asked."""
+    """Process of a contestant: build the step, send the time of the first, then serve requests."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     started = time.perf_counter()
@@ -79,7 +79,7 @@ def _peak_mb(device: str) -> float:
 def started(
     names: Sequence[str], pair: Pair, threads: int
 ) -> Iterator[dict[str, tuple[Connection, float]]]:
-    """The contestants' processes, each started when the one before has made its first step."""
+    """Start the contestants' processes one after another, each after the previous first step."""
     spawn, running, lines = get_context("spawn"), [], {}
     try:
         for name in names:
@@ -104,8 +104,8 @@ def started(
 
 
 def measure(names: Sequence[str], pair: Pair, given: argparse.Namespace, start: int) -> None:
-    """Starts the contestants and writes a row for each of them and each round."""
-    flops = replace(pair).flops()  # of a copy: what it keeps cannot be sent
+    """Start the contestants and write one row per contestant and round."""
+    flops = replace(pair).flops()  # of a copy: its cached properties cannot be pickled
     is_new = not given.out.is_file()
     with given.out.open("a", newline="") as file, started(names, pair, given.threads) as lines:
         writer = csv.DictWriter(file, FIELDS)
@@ -123,7 +123,7 @@ def measure(names: Sequence[str], pair: Pair, given: argparse.Namespace, start: 
 
 
 def summary(path: Path) -> list[str]:
-    """The tables, in Markdown: rates as medians, ratios round by round."""
+    """The tables in Markdown: median rates, and ratios round by round."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines: list[str] = []
@@ -172,11 +172,11 @@ def main() -> None:
     parser.add_argument("--contestants", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--starts", type=int, default=3, help="of each contestant's process")
-    parser.add_argument("--rounds", type=int, default=5, help="after each start")
-    parser.add_argument("--steps", type=int, default=4, help="of each contestant in a round")
+    parser.add_argument("--starts", type=int, default=3, help="starts of each contestant's process")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds after each start")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each contestant per round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-compile", action="store_true", help="of any contestant")
+    parser.add_argument("--no-compile", action="store_true", help="do not compile any contestant")
     parser.add_argument(
         "--teacher-layout", choices=("contiguous", "channels-last"), default="channels-last"
     )
