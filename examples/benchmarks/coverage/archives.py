@@ -40,7 +40,7 @@ class Row:
     opened: bool = False
     """Opened as a program, without timm."""
     difference: float | str = ""
-    """Largest difference at batch sizes 2 and 3 between the outputs of the lifted network and of the
+    """Largest difference at batch sizes 2 and 3 between the outputs of the lifted network and the
     archive, relative to the largest output."""
     planned: bool = False
     """A student at depth-mult 2 and width-mult 0.3 runs at these batch sizes, and its regressor

@@ -62,7 +62,7 @@ class Row:
     family: str
     params: int = 0
     difference: float | str = ""
-    """Largest difference at batch sizes 2 and 3 between the outputs of the lifted network and of the
+    """Largest difference at batch sizes 2 and 3 between the outputs of the lifted network and the
     model, relative to the largest output."""
     hint_loss: float | str = ""
     """First loss of stage 1; the gradients of all its parameters are finite."""

@@ -71,7 +71,7 @@ class Row:
     size: str
     opened: bool = False
     difference: float = 0.0
-    """Largest difference between the program's and the module's outputs, relative to the largest."""
+    """Largest difference between the outputs of program and module, relative to the largest one."""
     outputs: str = ""
     verified: bool = False
     """The student runs at two batch sizes and has outputs of the same shapes."""
