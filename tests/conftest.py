@@ -14,6 +14,12 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
 from helpers.fakes import FakeFunctions, canned_answers
+from helpers.quick_loop import (  # noqa: F401 - hooks of pytest
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+)
 from hypothesis import HealthCheck, settings
 
 import fitcompress
@@ -27,10 +33,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("steady")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--regolden", action="store_true", help="store golden files anew, to review")
 
 
 @pytest.fixture(autouse=True)
