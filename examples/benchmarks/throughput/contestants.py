@@ -1,7 +1,7 @@
-"""The ways to distill that are compared: each makes a step of training on a batch in memory.
+"""The contestants: each makes a training step on a batch in memory.
 
-All get the same teacher (random weights: they cost the same), the same student, which fitcompress
-made, and the same batch. `STEPS` has them by name; each is called with a `Pair` and returns a step.
+All get the same teacher (random weights cost the same), the same student, which fitcompress built,
+and the same batch. `STEPS` maps names to functions that take a `Pair` and return a step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Step = Callable[[], object]
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 SIDES = {"resnet50": 224, "deit_small_patch16_224": 224}
 SIDES |= {f"resnet{depth}": 32 for depth in _CIFAR_DEPTHS}
-"""Teachers and the sides of their images: timm's, and the ResNets of He et al. for CIFAR-10."""
+"""Image size by teacher: models of timm, and the ResNets of He et al. for CIFAR-10."""
 TAU, RATE = 4.0, 1e-3
 
 
@@ -58,7 +58,7 @@ class Pair:
 
     @property
     def module(self) -> nn.Module:
-        """The teacher as its user has it."""
+        """The teacher as an eager module."""
         torch.manual_seed(0)
         if SIDES[self.name] == 32:
             sys.path.insert(0, str(Path(__file__).parents[2] / "cifar10"))
@@ -99,7 +99,7 @@ class Pair:
 
     @cached_property
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """The batch as other tools take it: normalised images, and labels."""
+        """The batch in the form of other tools: normalized images and labels."""
         return Preprocess(self.spec).to(self.device)(self.batch.images), self.batch.labels
 
     @property
@@ -119,7 +119,7 @@ class Pair:
         return [pair.guided.node for pair in self.planned.pairs]
 
     def flops(self) -> dict[str, int]:
-        """Of one image in a step of each contestant; two for a multiply-add."""
+        """FLOPs per image in a step of each contestant; two per multiply-add."""
         teacher, student = self.planned.teacher, self.planned.student
         cut = stage_cost(teacher, student, self.hints, self.guided)
         whole = stage_cost(teacher, student)
@@ -181,19 +181,19 @@ def stage_1(pair: Pair) -> Step:
 
 
 def stage_1_uncut(pair: Pair) -> Step:
-    """The same on whole networks: what cutting them saves."""
+    """Stage 1 on whole networks, to see what cutting them saves."""
     teacher, student = pair.planned.teacher, pair.planned.student
     (said,), (answered,) = (output_nodes(net.program.graph) for net in (teacher, student))
     frozen = freeze_teacher(teacher, [*pair.hints, said.name], **_form(pair)).network
     whole = cut_at(student, [*pair.guided, answered.name])
     for network in (frozen, whole):
-        if pair.compiles:  # on its own, or the compiler would see that the rest has no use
+        if pair.compiles:  # separately, or the compiler would remove the unused rest
             network.compile(dynamic=False)
     return _hint_step(pair, _First(frozen), _First(whole), compiles=False)
 
 
 class _First(nn.Module):
-    """The first of the values of a network."""
+    """The first output of a network."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -222,12 +222,11 @@ def stage_2(pair: Pair) -> Step:
 
 
 def stage_2_cached(pair: Pair) -> Step:
-    """With the teacher's answers at hand."""
+    """Stage 2 with cached teacher outputs."""
     objective = _distill(pair)
     objective.to(torch.device(pair.device))
-    answers = objective.forward_teacher(pair.batch)
-    batch = Batch(pair.batch.images, pair.batch.labels, pair.batch.ids, answers=answers)
-    return _engine_step(pair, objective, batch)
+    outputs = objective.forward_teacher(pair.batch)
+    return _engine_step(pair, objective, replace(pair.batch, teacher_outputs=outputs))
 
 
 def _distill(pair: Pair) -> DistillObjective:
@@ -248,7 +247,7 @@ def _form(pair: Pair) -> dict[str, str]:
 
 
 class _Hinted(nn.Module):
-    """The whole student, which returns what its regressor makes of the guided layer."""
+    """The whole student, with the regressor's output for the guided layer as its result."""
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
@@ -266,8 +265,8 @@ class _Hinted(nn.Module):
 
 
 def plain_stage_1(pair: Pair) -> Step:
-    """As the CIFAR benchmark repositories do it: both networks whole, the features by hooks, their
-    mean squared error through a regressor."""
+    """Stage 1 as in the CIFAR benchmark repositories: both networks whole, features from hooks, mean
+    squared error through a regressor."""
     teacher, hinted = pair.module.to(pair.device), _Hinted(pair)
     seen: list[Tensor] = []
     hint = teacher.get_submodule(pair.planned.pairs[0].hint.name)
@@ -286,7 +285,7 @@ def plain_stage_1(pair: Pair) -> Step:
 
 
 def plain_stage_2(pair: Pair) -> Step:
-    """Both networks as they are, in float32, KL divergence and cross-entropy."""
+    """Stage 2 with eager networks in float32, KL divergence and cross-entropy."""
     teacher, student = pair.module.to(pair.device), pair.student
     optimizer = _sgd(student.parameters())
     x, labels = pair.inputs
@@ -302,7 +301,7 @@ def plain_stage_2(pair: Pair) -> Step:
 
 
 def timm_stage_2(pair: Pair) -> Step:
-    """timm's own distillation task, compiled, channels-last, in bfloat16 on GPUs."""
+    """timm's distillation task, compiled, channels-last, in bfloat16 on GPUs."""
     from timm.task import LogitDistillationTask
 
     teacher, student = pair.module.to(pair.device), pair.student
@@ -338,7 +337,7 @@ def timm_stage_2(pair: Pair) -> Step:
 
 
 def torchdistill_stage_1(pair: Pair) -> Step:
-    """torchdistill's distillation box, with the teacher's hint as its hook sees it."""
+    """torchdistill's distillation box with the teacher's hint from its hook."""
     hinted = _Hinted(pair)
     (hint,) = (p.hint.name for p in pair.planned.pairs)
     loss = {
@@ -373,7 +372,7 @@ def torchdistill_stage_2(pair: Pair) -> Step:
 def _torchdistill(
     pair: Pair, student: nn.Module, hints: Sequence[str], loss: dict[str, object]
 ) -> Step:
-    """A step of a stage of its, which has no mixed precision."""
+    """A step of a torchdistill stage, which has no mixed precision."""
     from torchdistill.core.distillation import get_distillation_box
 
     side = {"forward_proc": "forward_batch_only"}
@@ -402,7 +401,7 @@ def _torchdistill(
 
 
 def student_alone(pair: Pair) -> Step:
-    """Forward, backward and step of the student, as fast as it goes here, without a teacher."""
+    """Forward, backward and step of the student without a teacher, as fast as possible."""
     keep_freed_memory()
     student = pair.student
     if pair.device == "cuda":
