@@ -265,7 +265,7 @@ class _Hinted(nn.Module):
 
 
 def plain_stage_1(pair: Pair) -> Step:
-    """Stage 1 as in the CIFAR benchmark repositories: both networks whole, features from hooks, mean
+    """Stage 1 as in CIFAR benchmark repositories: both networks whole, features from hooks, mean
     squared error through a regressor."""
     teacher, hinted = pair.module.to(pair.device), _Hinted(pair)
     seen: list[Tensor] = []
