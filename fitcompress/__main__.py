@@ -1,4 +1,4 @@
-"""`python -m fitcompress`: the same as the `fitcompress` command."""
+"""`python -m fitcompress` runs the `fitcompress` command."""
 
 from fitcompress.cli.entry import main
 

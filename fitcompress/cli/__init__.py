@@ -1,7 +1,7 @@
-"""The command line: Typer commands that each call one public function and show its result.
+"""The command line: Typer commands that each call one public function and print its result.
 
 Imports the public names of `fitcompress`, `recipe`, `report` and the modules directly under
-`fitcompress`; never torch, so that `--help` answers at once.
+`fitcompress`. Torch is imported inside the commands only, so that `--help` is fast.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The commands: parse, one call of the pipeline, one view of the console. Nothing is decided here.
+"""The commands: parse flags, call one public function, print its result.
 
-The pipeline, and torch with it, is imported inside the commands: `--help` must not wait for it.
+The functions, and torch with them, are imported when a command runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import typer
 import fitcompress
 from fitcompress.ablation.arms import ARMS, DEFAULT_ARMS, read_arms
 from fitcompress.cli import console, flags
-from fitcompress.cli.failures import resumable
+from fitcompress.cli.failures import resumable, show_failure
+from fitcompress.cli.flags import with_default
 from fitcompress.cli.request import (
     Request,
     ablation_recipe,
@@ -41,12 +42,12 @@ app = typer.Typer(
 
 
 def _examples(*commands: str) -> str:
-    """The end of a command's help."""
+    """Example commands, for the end of a help text."""
     return "\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{text}[/cyan]" for text in commands)])
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(value: bool) -> None:
+    if value:
         console.show_text(f"fitcompress {fitcompress.__version__}")
         raise typer.Exit
 
@@ -61,32 +62,39 @@ def _print_version(asked: bool) -> None:
 )
 def _fitcompress(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """A trained image model in, a much smaller one that does the same job out, with the evidence.
+    """Compress a trained image model into a much smaller one, and measure what it costs.
 
-    A thinner and deeper student is built from the teacher, trained in two
-    stages (hints, then distillation, after FitNets), checked and reported.
+    A thinner, deeper student is derived from the teacher, trained in two stages
+    (hint training and knowledge distillation, as in FitNets) and evaluated.
     """
 
 
 Teacher = Annotated[
     str | None,
     typer.Option(
-        help="timm name, TorchScript or .pt2 file, model folder, or package.module:factory.",
+        help="Teacher: timm name, TorchScript or .pt2 file, model folder, or"
+        " package.module:factory.",
         rich_help_panel="Teacher",
     ),
 ]
 Run = Annotated[
     Path | None,
-    typer.Argument(help="The run directory; the newest under runs/ when left out."),
+    typer.Argument(metavar="RUN", help=with_default("Run directory.", "the newest under runs/")),
+]
+RunOut = Annotated[
+    Path | None, typer.Option(help=with_default("Run directory.", "a new one under runs/"))
 ]
 _TRAINING_RUN = (
     *(flags.TEACHER, flags.ADAPTING, flags.STUDENT, flags.HINTS),
     *(flags.DATA, flags.TRAINING, flags.MACHINE),
 )
-Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing results.")]
 
 
 @app.command(
@@ -101,20 +109,20 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is already th
 def distill(
     request: Request,
     teacher: Teacher = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory; a fresh one under runs/ by default.")
-    ] = None,
+    out: RunOut = None,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Continue the run in --out (or the newest); flags may only repeat it."
+            "--resume",
+            help="Continue the run in --out, or the newest. Other flags may only repeat its"
+            " settings.",
         ),
     ] = False,
     force: Force = False,
 ) -> None:
-    """Build a thinner and deeper student from a teacher, train it, check it and report.
+    """Distill a teacher into a thinner, deeper student, and report the result.
 
-    Without --data the built-in images are used: a small sample of Fashion-MNIST.
+    Without --data, the built-in images are used: a small sample of Fashion-MNIST.
     """
     recipe, run_path = run_recipe(request, teacher=teacher, out=out, resume=resume)
     with request.progress() as emit, resumable(run_path):
@@ -129,8 +137,17 @@ def distill(
     )
 )
 @takes(flags.TEACHER)
-def inspect(request: Request, teacher: Annotated[str, typer.Argument(metavar="TEACHER")]) -> None:
-    """Show a teacher's layers in the order they run: shapes, share of depth, hint candidates."""
+def inspect(
+    request: Request,
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEACHER",
+            help="timm name, TorchScript or .pt2 file, model folder, or package.module:factory.",
+        ),
+    ],
+) -> None:
+    """List a teacher's layers in execution order: shapes, relative depth, hint candidates."""
     recipe = request.recipe(teacher__source=teacher)
     with request.progress() as emit:
         layers = fitcompress.inspect(recipe, emit=emit)
@@ -151,14 +168,16 @@ def plan(
     pareto: Annotated[
         bool,
         typer.Option(
-            "--pareto", help="Parameters, FLOPs and latency over several depths and widths instead."
+            "--pareto",
+            help="Compare parameters, FLOPs and latency of students of several depths and widths"
+            " instead.",
         ),
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="With --pareto, a file for its picture (.svg, .png).")
+        Path | None, typer.Option(help="File for the plot of --pareto (.svg, .png).")
     ] = None,
 ) -> None:
-    """Show what the student would be, in seconds, without data or training."""
+    """Show the planned student, its size and its hints, within seconds: no data, no training."""
     recipe = request.recipe_of_teacher(teacher)
     with request.progress() as emit:
         if pareto:
@@ -181,15 +200,22 @@ def plan(
 def train(
     request: Request,
     model: Annotated[
-        str | None, typer.Option(help="timm name of the model to fine-tune, or module:factory.")
+        str | None,
+        typer.Option(help="Model to fine-tune: timm name or package.module:factory."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Model folder; a fresh one under teachers/ by default.")
+        Path | None, typer.Option(help=with_default("Model folder.", "a new one under teachers/"))
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in --out.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the training in --out. Other flags may only repeat its settings.",
+        ),
+    ] = False,
     force: Force = False,
 ) -> None:
-    """Fine-tune a timm model on images: a teacher for those who have none."""
+    """Fine-tune a timm model to use as a teacher."""
     recipe, folder = training_recipe(request, model=model, out=out, resume=resume, force=force)
     with request.progress() as emit, resumable(folder, "train"):
         trained = fitcompress.train_teacher(recipe.teacher.source, recipe, resume=resume, emit=emit)
@@ -206,7 +232,14 @@ def train(
 @takes(flags.TEACHER, flags.DATA, flags.MACHINE)
 def evaluate(
     request: Request,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or any teacher.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model folder, ONNX file, or any teacher: timm name, TorchScript or .pt2 file, or"
+            " package.module:factory.",
+        ),
+    ],
 ) -> None:
     """Measure a model's accuracy on the evaluation split of a data set."""
     recipe = request.recipe(teacher__source=model)
@@ -220,44 +253,18 @@ def evaluate(
         "fitcompress export --onnx", "fitcompress export runs/small --onnx --int8 --safetensors"
     )
 )
-@takes(recipe=False)
+@takes(recipe=False, formats=flags.FORMATS)
 def export(
     request: Request,
     run: Run = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="ONNX (the default).")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="ONNX in float16.")] = False,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="ONNX in int8, calibrated on training images.")
-    ] = False,
-    with_preprocessing: Annotated[
-        bool,
-        typer.Option(
-            "--with-preprocessing", help="ONNX from uint8 images to probabilities, in one file."
-        ),
-    ] = False,
     opset: Annotated[
-        int | None, typer.Option(help="ONNX opset; the exporter's own choice.")
+        int | None,
+        typer.Option(help=with_default("ONNX opset version.", "the exporter's own")),
     ] = None,
-    safetensors: Annotated[bool, typer.Option("--safetensors", help="Weights alone.")] = False,
-    torchscript: Annotated[bool, typer.Option("--torchscript", help="TorchScript.")] = False,
-    pt2: Annotated[bool, typer.Option("--pt2", help="torch.export program.")] = False,
-    python: Annotated[
-        bool, typer.Option("--python", help="Readable stand-alone model.py.")
-    ] = False,
     force: Force = False,
 ) -> None:
-    """Write the student in other formats, each checked against it on real images."""
-    asked = {
-        "onnx": onnx,
-        "onnx-fp16": fp16,
-        "onnx-int8": int8,
-        "onnx-pixels": with_preprocessing,
-        "safetensors": safetensors,
-        "torchscript": torchscript,
-        "pt2": pt2,
-        "python": python,
-    }
-    formats = [name for name, is_asked in asked.items() if is_asked] or ["onnx"]
+    """Export the student of a run, and compare every file with the student on real images."""
+    formats = list(request.formats) or ["onnx"]
     with request.progress() as emit:
         exports = fitcompress.export(run, formats, opset=opset, force=force, emit=emit)
     console.show_exports(exports, as_json=request.as_json)
@@ -276,18 +283,27 @@ def report(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]...", help="Run directory, the newest when left out; several to compare."
+            metavar="RUN",
+            help=with_default(
+                "Directory of a run or an ablation; several runs are compared.",
+                "the newest under runs/",
+            ),
         ),
     ] = None,
     form: Annotated[
-        console.ReportForm, typer.Option("--format", help="html is written to a file.")
+        console.ReportForm,
+        typer.Option("--format", help=with_default("Output format.", "text"), show_default=False),
     ] = "text",
     output: Annotated[
-        Path | None, typer.Option(help="File to write to; for html RUN/report.html by default.")
+        Path | None,
+        typer.Option(
+            help=with_default("Output file.", "stdout; for html, report.html in the run directory")
+        ),
     ] = None,
 ) -> None:
-    """Compare student and teacher: accuracy, agreement, size, cost and speed; or several runs, or
-    the arms of an ablation.
+    """Report a run: accuracy, agreement, size, cost and speed of student and teacher.
+
+    Also compares several runs, and reports an ablation.
     """
     with request.progress():
         loaded: Report | Comparison | Ablation
@@ -296,6 +312,9 @@ def report(
         else:
             loaded = fitcompress.load_report(runs[0] if runs else None)
     console.show_report(loaded, form="json" if request.as_json else form, output=output)
+
+
+_ARMS = ", ".join(f"{arm.name} ({arm.meaning})" for arm in ARMS.values())
 
 
 @app.command(
@@ -313,35 +332,45 @@ def ablate(
     arms: Annotated[
         str | None,
         typer.Option(
-            help=f"Ways: {', '.join(f'{each.name} ({each.meaning})' for each in ARMS.values())}",
+            help=with_default(
+                f"Arms, comma-separated: {_ARMS}.",
+                ",".join(DEFAULT_ARMS),
+            ),
             metavar="NAME,NAME...",
-            show_default=",".join(DEFAULT_ARMS),
         ),
     ] = None,
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="Your own: what it changes in ht; repeat it.", metavar="'NAME: KEY=VALUE, ...'"
+            help="Custom arm: the settings that it changes in ht. Repeat for more.",
+            metavar="'NAME: KEY=VALUE, ...'",
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="What your own are held against; else ht.", metavar="NAME")
+        str | None,
+        typer.Option(
+            help=with_default("Arm that custom arms are compared with.", "ht"), metavar="NAME"
+        ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="So many for each arm.", show_default="5")
+        int | None, typer.Option(min=1, help=with_default("Seeds per arm.", 5))
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory of all runs; a fresh one under runs/ by default.")
+        Path | None,
+        typer.Option(help=with_default("Directory of all runs.", "a new one under runs/")),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in --out; arms and seeds come to those there.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the ablation in --out, with the named arms and seeds added."
+        ),
     ] = False,
     force: Force = False,
 ) -> None:
-    """Ask what a student owes to its teacher: train it in several ways, over several seeds.
+    """Run an ablation: train the student with and without parts of the teacher's supervision.
 
-    Each arm changes one thing: no teacher, no hints, hints that know nothing.
-    The report says what is shown, and what is not.
+    Each arm changes one thing, such as no teacher, no hints, or random hints, and is
+    trained with several seeds. The report tests which differences are significant.
     """
     recipe, root = ablation_recipe(request, teacher=teacher, out=out, resume=resume)
     named = arms.split(",") if arms else () if resume else DEFAULT_ARMS
@@ -358,23 +387,22 @@ def ablate(
         )
     console.show_report(done, form=request.report_form)
     if done.failed:
-        raise TrainingError(
-            f"failed runs: {len(done.failed)}, see the report", advice="--resume tries them again"
+        error = TrainingError(
+            f"{len(done.failed)} of the runs failed, see the report",
+            code="runs-failed",
+            advice="Add --resume to try them again.",
+            runs=len(done.failed),
         )
+        raise typer.Exit(show_failure(error))  # stdout already has the report
 
 
 @app.command(epilog=_examples("fitcompress demo", "fitcompress demo --out runs/first"))
 @takes(recipe=False)
 def demo(
     request: Request,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run directory; a fresh one under runs/ by default.", show_default="runs/demo-N"
-        ),
-    ] = None,
+    out: RunOut = None,
 ) -> None:
-    """The whole road on the built-in images, in a few minutes on a CPU."""
+    """Run the full pipeline on the built-in images, in a few minutes on a CPU."""
     run_path = out or fresh_path("demo", Path("runs"))
     with request.progress() as emit, resumable(run_path):
         made = fitcompress.demo(run_path, emit=emit)

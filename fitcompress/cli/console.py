@@ -1,7 +1,7 @@
-"""What people see: results on stdout, notices and errors on stderr. Layer: above the pipeline.
+"""Console output: results on stdout, notices and errors on stderr.
 
-Without a terminal lines are 100 wide and plain. Every view takes `as_json`, and then prints the
-same value for scripts. Nothing is computed here that a script would want.
+Without a terminal, lines are plain and 100 columns wide. Every view takes `as_json`, which prints
+the same value as JSON. Views format values and compute none.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
 ReportForm = Literal["text", "json", "md", "html"]
 
 _WIDTH = 100
-"""Columns where there is no terminal to ask."""
+"""Columns without a terminal."""
 
 
 def output_console() -> Console:
@@ -67,7 +67,7 @@ def error_console() -> Console:
 
 
 def _console(*, is_stderr: bool) -> Console:
-    # Names such as "layers[0]" are no markup, and paths are not to be coloured.
+    # Names such as "layers[0]" must not be read as markup, nor paths be highlighted.
     console = Console(stderr=is_stderr, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDTH
@@ -75,35 +75,38 @@ def _console(*, is_stderr: bool) -> Console:
 
 
 def show_text(text: str) -> None:
-    """Print a line of results as it is."""
+    """Print one line of results, unwrapped."""
     output_console().print(text, soft_wrap=True)
 
 
 def show_json(value: object) -> None:
-    """Print a value as JSON; NaN and infinities, for which JSON has no word, as null."""
-    print(json.dumps(_json_ready(value), indent=2, ensure_ascii=False))
+    """Print a value as JSON; NaN and infinities become null, unknown types text."""
+    print(json.dumps(_json_ready(value), indent=2, ensure_ascii=False, default=str))
 
 
-def show_error(message: str, advice: str = "") -> None:
-    """Print one red line, and one for what to do."""
+def show_error(message: str, advice: str = "", *, code: str = "") -> None:
+    """Print an error as one red line, with its code if given, and its advice as another line."""
     console = error_console()
-    console.print(Text(f"error: {_one_line(message)}", style="bold red"), soft_wrap=True)
+    title = f"error [{code}]" if code else "error"
+    console.print(Text(f"{title}: {_one_line(message)}", style="bold red"), soft_wrap=True)
     if advice:
         console.print(Text(f"hint: {_one_line(advice)}"), soft_wrap=True)
 
 
 def show_notice(message: str, console: Console | None = None) -> None:
-    """Print a notice on `console`, or on stderr."""
+    """Print a notice to `console`, by default stderr."""
     (console or error_console()).print(
         Text.assemble(("note: ", "yellow"), _one_line(message)), soft_wrap=True
     )
 
 
 def show_plan(plan: Mapping[str, Any], *, as_json: bool = False) -> None:
-    """Show what the student would be.
+    """Print a planned student: its costs, stages, hints and layers of unchanged width.
 
-    `plan`: "teacher" and "student" (params, macs, flops, depth), "stages", "pairs",
-    "learns_hints", "frozen" and "notices", as `pipeline.plan` gives them.
+    Args:
+        plan: the result of `fitcompress.plan`, with "teacher" and "student" (params, macs, flops,
+            depth), "stages", "pairs", "learns_hints", "frozen" and "notices".
+        as_json: print JSON instead of tables.
     """
     if as_json:
         show_json(plan)
@@ -111,10 +114,10 @@ def show_plan(plan: Mapping[str, Any], *, as_json: bool = False) -> None:
     console = output_console()
     console.print(_size_table(plan["teacher"], plan["student"]))
     console.print(_stage_table(plan["stages"]))
-    title = "Hints" if plan["learns_hints"] else "Hints, if they are asked for (--hint-epochs)"
-    console.print(_pair_table(title, plan["pairs"]) if plan["pairs"] else "no hint pair")
+    title = "Hints" if plan["learns_hints"] else "Hints (not trained; enable with --hint-epochs)"
+    console.print(_pair_table(title, plan["pairs"]) if plan["pairs"] else "no hint pairs")
     for place in plan["frozen"]:
-        console.print(f"frozen: {_frozen_words(place)}", soft_wrap=True)
+        console.print(f"unchanged width: {_frozen_text(place)}", soft_wrap=True)
     for notice in plan["notices"]:
         show_notice(str(notice), console)
 
@@ -122,13 +125,13 @@ def show_plan(plan: Mapping[str, Any], *, as_json: bool = False) -> None:
 def show_frontier(
     rows: Sequence[Mapping[str, Any]], plot: Path | None = None, *, as_json: bool = False
 ) -> None:
-    """Show what students of several depths and widths cost, and draw it into `plot`.
+    """Print the costs of students of several depths and widths, and plot them into a file.
 
     Raises:
-        RunError: no space, or no permission to write.
+        RunError: the file cannot be written.
     """
     if plot is not None:
-        with disk_errors("drawing into", plot):
+        with disk_errors("plotting into", plot):
             draw_frontier(rows, plot)
     if as_json:
         show_json(rows)
@@ -148,9 +151,11 @@ def show_frontier(
 
 
 def show_layers(layers: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
-    """Show a teacher's layers in execution order.
+    """Print a teacher's layers in execution order.
 
-    `layers`: each with "name", "kind", "shape", "depth_share" and "candidate".
+    Args:
+        layers: each with "name", "kind", "shape", "depth_share" and "candidate".
+        as_json: print JSON instead of a table.
     """
     if as_json:
         show_json(layers)
@@ -169,10 +174,12 @@ def show_layers(layers: Sequence[Mapping[str, Any]], *, as_json: bool = False) -
 
 
 def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
-    """Show the files that were written and how each compared with the student.
+    """Print exported files and their comparison with the student.
 
-    `exports`: each with "format", "path", "size_bytes", "max_abs_diff", "top1_agreement",
-    "accuracy", "latency" and "remark".
+    Args:
+        exports: each with "format", "path", "size_bytes", "max_abs_diff" and "top1_agreement",
+            optionally with "accuracy", "latency" and "remark".
+        as_json: print JSON instead of a table.
     """
     if as_json:
         show_json(exports)
@@ -193,13 +200,15 @@ def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False)
         if export.get("remark"):
             show_text(f"{export['format']}: {export['remark']}")
         if export.get("latency"):
-            show_text(f"{export['format']} beside float32: {speeds_text(export['latency'])}")
+            show_text(f"{export['format']} compared with float32: {speeds_text(export['latency'])}")
 
 
 def show_eval(measured: Mapping[str, Any], *, as_json: bool = False) -> None:
-    """Show a model's accuracy.
+    """Print a model's accuracy.
 
-    `measured`: "accuracy" with top1, low, high (0..1) and n; other entries are shown by name.
+    Args:
+        measured: "accuracy" with top1, low, high (0..1) and n; other entries are printed by name.
+        as_json: print JSON instead of text.
     """
     if as_json:
         show_json(measured)
@@ -211,7 +220,7 @@ def show_eval(measured: Mapping[str, Any], *, as_json: bool = False) -> None:
 
 
 def show_model_folder(path: Path, *, as_json: bool = False) -> None:
-    """Say where a trained model lies."""
+    """Print the path of a trained model."""
     if as_json:
         show_json({"path": str(path)})
     else:
@@ -221,10 +230,10 @@ def show_model_folder(path: Path, *, as_json: bool = False) -> None:
 def show_report(
     report: Report | Comparison | Ablation, *, form: ReportForm = "text", output: Path | None = None
 ) -> None:
-    """Show a report, or write it to `output`; HTML is always written, to the run if not told where.
+    """Print a report, or write it to `output`; HTML is written to the run directory by default.
 
     Raises:
-        RunError: no space, or no permission to write.
+        RunError: the file cannot be written.
     """
     if form == "html" and output is None:
         output = report.html_path
@@ -248,7 +257,7 @@ def _size_table(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Table
 
 
 def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
-    """Stage by stage, teacher -> student; a stage that one side lacks shows the other alone."""
+    """Teacher -> student for each stage; a stage of only one network has no arrow."""
     table = _table("Stages", "student layers", ">blocks", "shape", ">parameters")
     for stage in stages:
         sides = [side for side in (stage["teacher"], stage["student"]) if side]
@@ -270,15 +279,15 @@ def _pair_table(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _frozen_words(place: Mapping[str, Any]) -> str:
-    """What was left as wide as it was, and why: "16 (no rule for x), in a.weight and 3 more"."""
+def _frozen_text(place: Mapping[str, Any]) -> str:
+    """Sizes that were not scaled, and why: "16 (no rule for x), in a.weight and 3 more"."""
     first, *others = place["tensors"] or ["no weight"]
     more = f" and {len(others)} more" if others else ""
     return f"{' x '.join(map(str, place['sizes']))} ({place['reason']}), in {first}{more}"
 
 
 def _table(title: str, *columns: str) -> Table:
-    """An empty table; a column whose name starts with ">" is aligned to the right."""
+    """An empty table; columns whose names start with ">" are right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in columns:
         is_number = column.startswith(">")
@@ -299,7 +308,7 @@ def _cell(value: object) -> str:
 
 
 def _shape(sizes: Sequence[Any] | None) -> str:
-    """Sizes as "256 x 14 x 14"; of several outputs, one after another."""
+    """Sizes as "256 x 14 x 14"; several outputs are separated by commas."""
     if sizes and isinstance(sizes[0], list | tuple):
         return ", ".join(map(shape_text, sizes))
     return shape_text(list(sizes or ()))

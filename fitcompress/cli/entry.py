@@ -1,4 +1,4 @@
-"""How the command begins and ends."""
+"""Entry point of the `fitcompress` command: set-up and a fast exit."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """The `fitcompress` command."""
-    gc.set_threshold(100_000)  # torch's many objects stay; looking through them takes seconds
-    if not is_first_process():  # of several, the first one shows results
+    """Run the `fitcompress` command."""
+    gc.set_threshold(100_000)  # collecting torch's many permanent objects takes seconds
+    if not is_first_process():  # only one of several processes prints results
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
-    sys.path.append("")  # so that --teacher package.module:factory finds what lies in this folder
+    sys.path.append("")  # so that --teacher package.module:factory finds modules in this folder
     try:
         app(prog_name="fitcompress")
-    except SystemExit as ended:
-        if not ended.code:
-            _leave()
+    except SystemExit as stop:
+        if not stop.code:
+            _exit_at_once()
         raise
 
 
-def _leave() -> NoReturn:
-    """Ends the process once all that waits for its end has run: taking torch's objects apart one
-    by one would take another two seconds."""
+def _exit_at_once() -> NoReturn:
+    """Ends the process after its exit handlers; deleting torch's objects takes two seconds."""
     atexit._run_exitfuncs()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

@@ -1,7 +1,7 @@
-"""Failures as answers: every exception that reaches a command becomes its exit code here.
+"""Failures: every exception that ends a command becomes a message and an exit code here.
 
-0 done; 1 a fault of ours (a traceback); 2 a bad flag (Typer's own); 3 something the user can mend;
-130 interrupted.
+Exit codes: 0 success; 1 internal error, with a traceback; 2 invalid flag (from Typer); 3 error
+that the user can fix; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,54 +19,81 @@ from fitcompress.cli import console
 from fitcompress.errors import FitcompressError
 from fitcompress.rundir import RunDir
 
-__all__ = ["answering_failures", "resumable"]
+__all__ = ["reported_failures", "resumable", "show_failure"]
 
 _USER, _INTERRUPTED = 3, 130
 
 _DISK = {
-    errno.ENOSPC: "free some space; an unfinished run goes on with --resume",
-    errno.EDQUOT: "free some of your quota; an unfinished run goes on with --resume",
-    errno.EROFS: "choose a directory that can be written to",
-    errno.EACCES: "choose a directory that you may write to",
+    errno.ENOSPC: ("disk-full", "Free disk space; continue an unfinished run with --resume."),
+    errno.EDQUOT: (
+        "quota-full",
+        "Free disk quota; continue an unfinished run with --resume.",
+    ),
+    errno.EROFS: ("disk-read-only", "Choose a directory on a writable file system."),
+    errno.EACCES: ("permission-denied", "Choose a directory that you may write to."),
 }
-"""Faults of the disk that a user can mend, and how."""
+"""Errors of the file system that a user can fix: code and advice."""
+
+
+class _Interruption(FitcompressError):
+    """Command that the user or a signal interrupted."""
 
 
 @contextmanager
-def answering_failures(*, debug: bool) -> Iterator[None]:
-    """Around a command: what the user can mend is said in one line and a hint, and ends with 3."""
+def reported_failures(*, debug: bool, as_json: bool) -> Iterator[None]:
+    """Reports errors that the user can fix and interruptions, then exits with their code."""
     try:
         yield
     except FitcompressError as error:
-        _show_traceback(debug)
-        console.show_error(error.message, error.advice)
-        raise typer.Exit(_USER) from error
+        raise typer.Exit(show_failure(error, debug=debug, as_json=as_json)) from error
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        _show_traceback(debug)
-        where = f": {error.filename}" if error.filename else ""
-        console.show_error(f"{error.strerror}{where}", _DISK[error.errno])
-        raise typer.Exit(_USER) from error
-    except KeyboardInterrupt as interrupt:
-        console.show_error("interrupted")
-        raise typer.Exit(_INTERRUPTED) from interrupt
+        failure = _disk_failure(error)
+        raise typer.Exit(show_failure(failure, debug=debug, as_json=as_json)) from error
+    except KeyboardInterrupt as error:
+        failure = _Interruption("interrupted", code="interrupted")
+        raise typer.Exit(show_failure(failure, debug=debug, as_json=as_json)) from error
 
 
-def _show_traceback(debug: bool) -> None:
-    if debug:
+def show_failure(error: FitcompressError, *, debug: bool = False, as_json: bool = False) -> int:
+    """Print an error and give the command's exit code.
+
+    debug: also print the error's code and, inside an `except` block, the traceback.
+    as_json: also print the error to stdout as JSON: {"error": {"code", "message", "advice", ...}}.
+    """
+    is_interruption = isinstance(error, _Interruption)
+    if debug and not is_interruption:
         traceback.print_exc()
+    console.show_error(error.message, error.advice, code=error.code if debug else "")
+    if as_json:
+        console.show_json({"error": error.to_dict()})
+    return _INTERRUPTED if is_interruption else _USER
+
+
+def _disk_failure(error: OSError) -> FitcompressError:
+    code, advice = _DISK[error.errno or 0]
+    message = error.strerror or str(error)
+    if not error.filename:
+        return FitcompressError(message, code=code, advice=advice)
+    path = str(error.filename)
+    return FitcompressError(f"{message}: {path}", code=code, advice=advice, path=path)
 
 
 @contextmanager
 def resumable(path: Path, command: str = "distill") -> Iterator[None]:
-    """Around work in a directory: an interruption is answered with what continues it."""
+    """Turns an interruption of work in a directory into an error with the command to resume it."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         if any(RunDir(path / inner).is_run() for inner in ("", "teacher", "training")):
-            again = f"fitcompress {command} --resume --out {shlex.quote(str(path))}"
-            console.show_error("interrupted; the checkpoint is kept", f"continue with: {again}")
-        else:
-            console.show_error("interrupted before anything was written")
-        raise typer.Exit(_INTERRUPTED) from interrupt
+            resume = f"fitcompress {command} --resume --out {shlex.quote(str(path))}"
+            raise _Interruption(
+                "interrupted; the checkpoint is kept",
+                code="interrupted",
+                advice=f"Continue with `{resume}`.",
+                command=resume,
+            ) from interrupt
+        raise _Interruption(
+            "interrupted before anything was written", code="interrupted"
+        ) from interrupt

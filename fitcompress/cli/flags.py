@@ -1,7 +1,7 @@
-"""Flags: names on the command line for settings of the recipe, each declared once.
+"""Flags: command-line names for settings of the recipe and for export formats, each declared once.
 
-A flag takes its type and its default from the recipe; a command names the groups that it takes.
-Every other setting is reached by `--config` and `--set`.
+A flag takes its type, choices and default from the recipe; commands name the groups they accept.
+All other settings are reached with `--config` and `--set`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ __all__ = [
     "ADAPTING",
     "DATA",
     "FINE_TUNING",
+    "FORMATS",
     "HINTS",
     "MACHINE",
     "STUDENT",
@@ -20,21 +21,24 @@ __all__ = [
     "TRAINING",
     "Flag",
     "Group",
+    "with_default",
 ]
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A name on the command line for one or more settings of the recipe."""
+    """A command-line flag for one or more settings of the recipe, or for an export format."""
 
     name: str
-    settings: str
-    """Dotted names in the recipe that it sets, with blanks between."""
+    target: str
+    """Dotted names of its settings, separated by blanks; for `FORMATS`, the name of the format."""
     help: str
+    default: str = ""
+    """Description of the default, if the recipe leaves it open."""
     constant: bool | None = None
-    """For a flag without a value: what it sets."""
+    """Value that a flag without an argument sets."""
     parse: Callable[[str], str] = str
-    """Turns what people write into what the recipe reads."""
+    """Converts an argument to what the recipe reads."""
 
     @property
     def argument(self) -> str:
@@ -45,17 +49,31 @@ class Flag:
         """
         return self.name.removeprefix("--").replace("-", "_")
 
+    @property
+    def first_setting(self) -> str:
+        """The setting that decides type and default."""
+        return self.target.split()[0]
+
 
 @dataclass(frozen=True)
 class Group:
-    """Flags that stand together in the help."""
+    """Flags of one panel of the help."""
 
     panel: str
     flags: tuple[Flag, ...]
 
     def without(self, *names: str) -> Group:
-        """For a command that decides these itself."""
+        """The group without flags that a command sets itself."""
         return Group(self.panel, tuple(flag for flag in self.flags if flag.name not in names))
+
+
+def with_default(text: str, default: object) -> str:
+    """A help text with its default value, in Typer's style and markup.
+
+    >>> with_default("Batch size.", 64)
+    'Batch size. [dim]\\\\[default: 64][/dim]'
+    """
+    return f"{text} [dim]\\[default: {default}][/dim]"
 
 
 def _input_size(text: str) -> str:
@@ -68,6 +86,8 @@ def _input_size(text: str) -> str:
     return ",".join({1: ["3", *sizes, *sizes], 2: ["3", *sizes]}.get(len(sizes), sizes))
 
 
+_OF_MODEL, _BY_DATA, _CHOSEN = "from the model", "depends on the number of images", "automatic"
+
 TEACHER = Group(
     "Teacher",
     (
@@ -79,31 +99,47 @@ TEACHER = Group(
         Flag(
             "--no-pretrained",
             "teacher.pretrained",
-            "Random weights instead of the pretrained ones.",
+            "Use random weights for a timm name instead of pretrained ones.",
             constant=False,
         ),
         Flag(
             "--num-classes",
             "teacher.num_classes",
-            "Classes of the teacher, where its configuration does not say.",
+            "Number of classes of the teacher.",
+            _OF_MODEL,
         ),
         Flag(
             "--input-size",
             "teacher.input_size",
-            "Images the teacher takes: 224, or 64,48 (height,width), or 1,28,28.",
+            "Image size of the teacher: 224, or 64,48 (height,width), or 1,28,28"
+            " (channels,height,width).",
+            _OF_MODEL,
             parse=_input_size,
         ),
         Flag(
             "--input",
             "teacher.inputs",
-            "What it takes where that is no image: 1x16000, or 128:int64; once for each input.",
+            "Input of a teacher that takes no images, without the batch axis: 1x16000, or"
+            " 128:int64. Repeat for several inputs.",
         ),
-        Flag("--mean", "teacher.mean", "Mean per channel of its normalisation: 0.485,0.456,0.406."),
-        Flag("--std", "teacher.std", "Standard deviation per channel: 0.229,0.224,0.225."),
+        Flag(
+            "--mean",
+            "teacher.mean",
+            "Mean per channel of the teacher's normalization, such as 0.485,0.456,0.406.",
+            _OF_MODEL,
+        ),
+        Flag(
+            "--std",
+            "teacher.std",
+            "Standard deviation per channel of the teacher's normalization, such as"
+            " 0.229,0.224,0.225.",
+            _OF_MODEL,
+        ),
         Flag(
             "--class-map",
             "teacher.class_map",
-            "File with one class name a line, in the order of the teacher's outputs.",
+            "File of class names, one per line, in the order of the teacher's outputs.",
+            _OF_MODEL,
         ),
     ),
 )
@@ -114,12 +150,13 @@ ADAPTING = Group(
         Flag(
             "--teacher-epochs",
             "teacher.epochs",
-            "Epochs of adapting a copy of the teacher, where its classes are not the data's.",
+            "Epochs of fine-tuning a copy of the teacher, if its classes differ from the data's.",
+            _BY_DATA,
         ),
         Flag(
             "--no-adapt",
             "teacher.adapt",
-            "Stop instead, where the teacher's classes are not the data's.",
+            "Fail if the teacher's classes differ from the data's, instead of fine-tuning a copy.",
             constant=False,
         ),
     ),
@@ -131,32 +168,50 @@ STUDENT = Group(
         Flag(
             "--depth-mult",
             "student.depth_mult",
-            "Layers on the longest path, times this; 2, unless a target needs fewer.",
+            "Depth multiplier: layers on the longest path, relative to the teacher.",
+            "2, or less if a --target-* flag requires it",
         ),
         Flag(
             "--width-mult",
             "student.width_mult",
-            "Channels, heads and groups, times this; 0.3, unless a target says it.",
+            "Width multiplier for channels, heads and groups.",
+            "0.3, or the largest that the --target-* flags allow",
         ),
-        *(
-            Flag(f"--target-{kind}", f"student.target_{kind}", text)
-            for kind, text in (
-                ("params", "Instead of a width: at most so many parameters (10%, 2M)."),
-                ("flops", "The same of floating-point operations for one sample (10%, 300M)."),
-                ("macs", "The same of multiply-adds, half as many."),
-                ("size", "The same of bytes, as float32 weights (10%, 2MB)."),
-                ("latency", "The same of time for one sample on this machine (50%, 5ms)."),
-            )
+        Flag(
+            "--target-params",
+            "student.target_params",
+            "Maximum parameters: 10% of the teacher's, or 2M.",
+        ),
+        Flag(
+            "--target-flops",
+            "student.target_flops",
+            "Maximum FLOPs per sample: 10% of the teacher's, or 300M.",
+        ),
+        Flag(
+            "--target-macs",
+            "student.target_macs",
+            "Maximum multiply-adds per sample (FLOPs / 2): 10% of the teacher's, or 150M.",
+        ),
+        Flag(
+            "--target-size",
+            "student.target_size",
+            "Maximum size of the weights in float32: 10% of the teacher's, or 2MB.",
+        ),
+        Flag(
+            "--target-latency",
+            "student.target_latency",
+            "Maximum latency of one sample on this machine: 50% of the teacher's, or 5ms.",
         ),
         Flag(
             "--init",
             "student.init",
-            "Weights the student starts from: random, or inherited from the teacher.",
+            "Initial weights of the student: random, or inherited from the teacher.",
         ),
         Flag(
             "--student",
             "student.source",
-            "A student of your own instead: a timm name (random weights) or a file (its own).",
+            "Custom student instead of a planned one: a timm name (random weights) or a file (its"
+            " own weights).",
         ),
     ),
 )
@@ -164,83 +219,109 @@ STUDENT = Group(
 HINTS = Group(
     "Hints",
     (
-        Flag("--hint", "hints.hint", "Teacher layer to match; repeat it for more pairs."),
-        Flag("--guided", "hints.guided", "Student layer that is guided by the hint."),
-        Flag("--hints", "hints.num_pairs", "How many pairs to choose."),
+        Flag(
+            "--hint",
+            "hints.hint",
+            "Teacher layer whose output the student learns to match. Repeat for more pairs.",
+            _CHOSEN,
+        ),
+        Flag(
+            "--guided",
+            "hints.guided",
+            "Student layer that learns to match the hint. Repeat for more pairs.",
+            _CHOSEN,
+        ),
+        Flag("--hints", "hints.num_pairs", "Number of layer pairs, if no layers are named."),
     ),
 )
 
 _SHARD = Flag(
     "--shard",
     "run.shard",
-    "Of several processes each keeps only a part of the networks (FSDP2), for large ones.",
+    "Shard the networks across processes (FSDP2), for networks too large for one device.",
     constant=True,
 )
-_DATA = Flag(
-    "--data",
-    "data.source",
-    "Folder of images, a timm data set (hfds/, wds/, torch/, tfds/), or builtin.",
-)
-_LIMIT = Flag("--limit", "data.limit", "At most so many training images (a stratified sample).")
-_BATCH_SIZE = Flag("--batch-size", "data.batch_size", "Images that a process takes at once.")
-_WORKERS = Flag("--workers", "data.num_workers", "Processes that decode images; 0 decodes inline.")
 _AUTO_BATCH = Flag(
     "--auto-batch",
     "run.auto_batch",
-    "Where memory runs out, halve the batch and average the gradients of twice as many.",
+    "If memory runs out, halve the batch size and accumulate gradients over twice as many batches.",
     constant=True,
 )
 
-
-DATA = Group("Data", (_DATA, _LIMIT, _BATCH_SIZE, _WORKERS))
+DATA = Group(
+    "Data",
+    (
+        Flag(
+            "--data",
+            "data.source",
+            "Image folder, timm data set (hfds/..., wds/..., torch/..., tfds/...) or builtin.",
+        ),
+        Flag(
+            "--limit",
+            "data.limit",
+            "Maximum number of training images (a stratified sample).",
+            "all",
+        ),
+        Flag("--batch-size", "data.batch_size", "Batch size per process."),
+        Flag(
+            "--workers",
+            "data.num_workers",
+            "Worker processes that decode images; 0 decodes in the main process.",
+        ),
+    ),
+)
 
 TRAINING = Group(
     "Training",
     (
-        Flag("--epochs", "stage2.epochs", "Epochs of stage 2, the distillation."),
+        Flag("--epochs", "stage2.epochs", "Epochs of stage 2, knowledge distillation.", _BY_DATA),
         Flag(
             "--hint-epochs",
             "stage1.epochs",
-            "Epochs of stage 1, the hint training; without it none where the student inherits its"
-            " weights, unless a hint is named, and else some.",
+            "Epochs of stage 1, hint training.",
+            "0 if the student inherits its weights and no --hint is named, otherwise a fraction of"
+            " stage 2's",
         ),
         Flag(
             "--lr",
             "stage1.optim.lr stage2.optim.lr",
-            "Learning rate of both stages; else 0.002, and 0.0003 for hints where weights are"
-            " inherited.",
+            "Learning rate of both stages.",
+            "0.002; for stage 1, 0.0003 if the student inherits its weights",
         ),
         Flag(
             "--baseline",
             "run.baseline",
-            "Also train the same student without a teacher, for the same steps.",
+            "Also train the same student without a teacher, for the same number of steps.",
             constant=True,
         ),
         Flag(
             "--views",
             "data.views",
-            "Augmented views of each image, in turns; without it each epoch has new ones.",
+            "Augmented views per image, repeated in turns so that teacher outputs can be cached.",
+            "new views in every epoch",
         ),
         Flag(
             "--cache-teacher",
             "run.cache_teacher",
-            "Where the teacher's answers to views that come again are kept: auto, off, a folder.",
+            "Cache of the teacher's outputs for repeated views: auto (in the run directory), off,"
+            " or a folder.",
         ),
         _AUTO_BATCH,
         _SHARD,
-        Flag(
-            "--log",
-            "run.log",
-            "Tracker to log losses and scores to as they come.",
-        ),
+        Flag("--log", "run.log", "Experiment tracker that losses and scores are logged to."),
     ),
 )
 
 FINE_TUNING = Group(
     "Training",
     (
-        Flag("--epochs", "teacher.epochs", "Epochs of training."),
-        Flag("--lr", "teacher.lr", "Learning rate."),
+        Flag("--epochs", "teacher.epochs", "Epochs of fine-tuning.", _BY_DATA),
+        Flag(
+            "--lr",
+            "teacher.lr",
+            "Learning rate of fine-tuning.",
+            "0.0003 for pretrained weights, 0.001 for random ones",
+        ),
         _AUTO_BATCH,
         _SHARD,
     ),
@@ -249,34 +330,54 @@ FINE_TUNING = Group(
 MACHINE = Group(
     "Machine",
     (
-        Flag("--seed", "run.seed", "All randomness follows from it."),
-        Flag("--device", "run.device", "auto, cpu, cuda, cuda:1 or mps."),
-        Flag("--threads", "run.threads", "Of the processor; without it, the cores at hand."),
+        Flag("--seed", "run.seed", "Seed of all randomness."),
+        Flag("--device", "run.device", "Device: auto, cpu, cuda, cuda:1 or mps."),
+        Flag("--threads", "run.threads", "CPU threads per process.", "available cores"),
         Flag(
             "--precision",
             "run.precision",
-            "auto is bf16 on CUDA and on processors with AMX, else fp32.",
+            "Training precision; auto is bf16 on CUDA and on CPUs with AMX, otherwise fp32.",
         ),
         Flag(
             "--teacher-precision",
             "run.teacher_precision",
-            "Of the teacher as it teaches; auto is the fastest that says the same, measured.",
+            "Precision of the frozen teacher; auto is the fastest whose outputs stay within 1 %.",
         ),
         Flag(
             "--teacher-layout",
             "run.teacher_layout",
-            "How its maps lie in memory meanwhile; auto is the faster one, measured.",
+            "Memory format of the frozen teacher; auto is the faster one, measured.",
         ),
         Flag(
             "--layout",
             "run.layout",
-            "The same of what is trained; auto is channels-last, except on MPS.",
+            "Memory format of the student; auto is channels-last, except on MPS.",
         ),
         Flag(
             "--compile",
             "run.compile",
-            "Compile the networks (torch.compile); auto does when training takes over ten minutes"
-            " and the student's steps are measured to be faster for it.",
+            "Compile the networks with torch.compile; auto does if training takes over ten minutes"
+            " and compiling speeds up the student's steps.",
         ),
     ),
 )
+
+FORMATS = Group(
+    "Formats",
+    (
+        Flag("--onnx", "onnx", "ONNX in float32; the default.", constant=True),
+        Flag("--fp16", "onnx-fp16", "ONNX in float16.", constant=True),
+        Flag("--int8", "onnx-int8", "ONNX in int8, calibrated on training images.", constant=True),
+        Flag(
+            "--with-preprocessing",
+            "onnx-pixels",
+            "ONNX in float32 from uint8 images to probabilities.",
+            constant=True,
+        ),
+        Flag("--safetensors", "safetensors", "Weights in a model folder.", constant=True),
+        Flag("--torchscript", "torchscript", "TorchScript archive.", constant=True),
+        Flag("--pt2", "pt2", "torch.export archive (.pt2).", constant=True),
+        Flag("--python", "python", "Readable stand-alone model.py and weights.", constant=True),
+    ),
+)
+"""Formats of `export`; their names are the keys of `exporters.formats.FORMATS`."""

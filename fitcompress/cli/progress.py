@@ -1,6 +1,6 @@
-"""Progress as it happens: bars in a terminal, plain lines elsewhere, all on stderr. Layer: console.
+"""Live progress on stderr: bars in a terminal, otherwise plain lines.
 
-What libraries print while the work runs goes to stderr too, so that stdout holds results only.
+Prints of other libraries go to stderr as well, so that stdout contains results only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _STAGE_TITLES = {
 
 @contextmanager
 def live_progress(*, quiet: bool = False) -> Iterator[Emit]:
-    """A listener that shows events: bars where stderr is a terminal, else lines."""
+    """A listener that draws events as bars if stderr is a terminal, otherwise as lines."""
     with redirect_stdout(sys.stderr):
         if quiet:
             yield ignore
@@ -53,7 +53,7 @@ def live_progress(*, quiet: bool = False) -> Iterator[Emit]:
 
 
 class PlainProgress:
-    """Draws events as lines: one per epoch, and between them one per ten seconds at most."""
+    """Draws events as lines: one per epoch, and at most one per ten seconds in between."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -84,7 +84,7 @@ class PlainProgress:
 
 
 class BarProgress:
-    """Draws events as bars, one for each stage, with a line above them for each epoch."""
+    """Draws events as bars, one per stage."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -149,9 +149,10 @@ def _title(stage: str) -> str:
 def _started(event: StageStarted) -> str:
     if not event.num_epochs:
         return f"{_title(event.stage)}: started"
-    resumed = f", {event.first_epoch} of them done before" if event.first_epoch else ""
+    epochs = f"{event.num_epochs} epoch{'s' if event.num_epochs > 1 else ''}"
     steps = f" of {event.num_steps_per_epoch} steps" if event.num_steps_per_epoch else ""
-    return f"{_title(event.stage)}: {event.num_epochs} epochs{steps}{resumed}"
+    resumed = f", {event.first_epoch} already done" if event.first_epoch else ""
+    return f"{_title(event.stage)}: {epochs}{steps}{resumed}"
 
 
 def _pace(event: Progress) -> str:
@@ -180,7 +181,7 @@ def _losses(losses: Mapping[str, float]) -> str:
 
 
 def _clock_time(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss; unknown times (NaN, infinite) as "?"."""
+    """Seconds as m:ss or h:mm:ss; unknown times (NaN, infinite, negative) as "?"."""
     if not 0 <= seconds < float("inf"):
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,13 +1,12 @@
-"""What a command was asked: flags become one `Request`, and a request becomes a recipe.
+"""Requests: flags become one `Request`, and a request becomes a recipe.
 
-`takes` gives Typer the signature that the flag groups stand for, so that no command repeats them.
+`takes` builds a command's Typer signature from flag groups, so that no command repeats them.
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
-import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +20,12 @@ import typer
 
 from fitcompress.ablation.arms import COMMON
 from fitcompress.cli.console import ReportForm
-from fitcompress.cli.failures import answering_failures
-from fitcompress.cli.flags import Flag, Group
+from fitcompress.cli.failures import reported_failures
+from fitcompress.cli.flags import Flag, Group, with_default
 from fitcompress.cli.progress import live_progress
 from fitcompress.errors import RunError
 from fitcompress.events import Emit
+from fitcompress.ranks import num_processes
 from fitcompress.recipe.fields import flat_settings, setting_type, with_settings
 from fitcompress.recipe.presets import PRESETS
 from fitcompress.recipe.recipe import (
@@ -50,21 +50,23 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """All that the shared flags said."""
+    """Values of the flags that commands share."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """By dotted name, only those that were given."""
+    """Settings given by flags, by dotted name."""
     preset: str | None = None
     config: Path | None = None
     sets: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    """Export formats, by name."""
     as_json: bool = False
     quiet: bool = False
 
     def recipe(self, **more: Any) -> Recipe:
-        """The recipe asked for; `more` settings by name with "__" for the dot.
+        """The requested recipe, with `more` settings by name, "__" for the dot.
 
         Raises:
-            RecipeError: a setting that is unknown or cannot hold.
+            RecipeError: an unknown setting or an invalid value.
         """
         settings = {name.replace("__", "."): value for name, value in more.items()}
         return resolve_recipe(
@@ -75,26 +77,26 @@ class Request:
         )
 
     def recipe_of_teacher(self, teacher: str | None) -> Recipe:
-        """The recipe asked for, which must have a teacher: the flag's, or the recipe file's.
+        """The requested recipe, with a teacher from the flag or the recipe file.
 
         Raises:
-            typer.BadParameter: it has none.
-            RecipeError: as `recipe`.
+            typer.BadParameter: there is no teacher.
+            RecipeError: see `recipe`.
         """
         recipe = self.recipe(**({"teacher__source": teacher} if teacher else {}))
         if not recipe.teacher.source:
             raise typer.BadParameter(
-                "give a timm name, a file or package.module:factory", param_hint="--teacher"
+                "name a timm model, a file or package.module:factory", param_hint="--teacher"
             )
         return recipe
 
     @property
     def report_form(self) -> ReportForm:
-        """How a command that ends in a report shows it."""
+        """Output form of commands that end in a report."""
         return "json" if self.as_json else "text"
 
     def progress(self) -> AbstractContextManager[Emit]:
-        """Shows the events of the work inside, unless asked to be quiet."""
+        """Context whose events are shown as progress, unless --quiet is set."""
         return live_progress(quiet=self.quiet)
 
 
@@ -106,16 +108,21 @@ def run_recipe(
     resume: bool,
     fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Recipe, Path]:
-    """The recipe of a run and its directory: a fresh one, or with `resume` the stored one.
+    """The recipe and directory of a new run, or with `resume` those of the stored run.
 
-    A run that was stopped before its recipe was written is started again with the flags.
+    A run that was stopped before its recipe was written is started again from the flags.
 
-    fixed: settings that the command decides, on which a resumed run does not insist.
+    Args:
+        request: the shared flags.
+        teacher: value of --teacher.
+        out: run directory; None: a new one under `runs/`, or the newest with `resume`.
+        resume: whether to continue a stored run.
+        fixed: settings that the command sets itself, exempt from the check against the stored run.
 
     Raises:
         typer.BadParameter: no teacher is named.
-        RecipeError: as `Request.recipe`; or a flag contradicts the run that is resumed.
-        RunError: there is no run to resume, or several processes have no common directory.
+        RecipeError: see `Request.recipe`; or a flag contradicts the resumed run.
+        RunError: no run to resume, or several processes without --out.
     """
     if resume:
         run = RunDir(out) if out else RunDir.newest()
@@ -123,10 +130,12 @@ def run_recipe(
             return _resumed_recipe(request, teacher, RunDir.open(run.path), fixed), run.path
     recipe = request.recipe_of_teacher(teacher)
     named = out or (Path(recipe.run.out) if recipe.run.out else None)
-    if named is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if named is None and num_processes() > 1:
         raise RunError(
-            "choosing a run directory: several processes share it, so it has to be named",
-            advice="pass --out, a directory that all of them see",
+            f"choosing a run directory: {num_processes()} processes need a common one",
+            code="out-required",
+            advice="Pass --out with a directory that all processes can access.",
+            processes=num_processes(),
         )
     run_path = named or fresh_path(recipe.teacher.source, Path("runs"))
     return with_settings(recipe, {"run.out": str(run_path)}), run_path
@@ -135,11 +144,12 @@ def run_recipe(
 def ablation_recipe(
     request: Request, *, teacher: str | None, out: Path | None, resume: bool
 ) -> tuple[Recipe, Path]:
-    """The recipe of all arms of an ablation and its directory; with `resume` the stored one.
+    """The recipe that the arms of an ablation share, and its directory.
 
     Raises:
         typer.BadParameter: no teacher is named, or no directory to resume.
-        RecipeError: as `run_recipe`.
+        RecipeError: see `run_recipe`.
+        RunError: see `run_recipe`.
     """
     if not resume:
         return run_recipe(request, teacher=teacher, out=out, resume=False)
@@ -149,17 +159,17 @@ def ablation_recipe(
 def training_recipe(
     request: Request, *, model: str | None, out: Path | None, resume: bool, force: bool
 ) -> tuple[Recipe, Path]:
-    """The recipe of a teacher's training and its model folder; with `resume` the stored one.
+    """The recipe of a teacher's fine-tuning, and its model folder.
 
     Raises:
         typer.BadParameter: no model is named, or no folder to resume.
-        RecipeError: as `run_recipe`.
-        RunError: the folder holds something, and `force` is off.
+        RecipeError: see `run_recipe`.
+        RunError: the folder is not empty and `force` is off.
     """
     if resume:
         return _continued_recipe(request, model, out, "training", {})
     if not model:
-        raise typer.BadParameter("name the model to train", param_hint="--model")
+        raise typer.BadParameter("name the model to fine-tune", param_hint="--model")
     folder = free_folder(out or fresh_path(model, Path("teachers")), force=force)
     return request.recipe(teacher__source=model, run__out=str(folder)), folder
 
@@ -171,13 +181,15 @@ def _continued_recipe(
     inner: str,
     fixed: Mapping[str, Any],
 ) -> tuple[Recipe, Path]:
-    """That of a directory whose recipe lies in the directory `inner` below it."""
+    """The recipe of a resumed directory that stores it in its subdirectory `inner`."""
     if out is None:
-        raise typer.BadParameter("give the directory to go on in", param_hint="--out")
+        raise typer.BadParameter("name the directory to resume", param_hint="--out")
     if not teacher and not RunDir(out / inner).is_run():
         raise RunError(
-            f"going on in '{out}': nothing was started there",
-            advice="leave out --resume, or give the --out of then",
+            f"resuming '{out}': nothing was started there",
+            code="nothing-to-resume",
+            advice="Drop --resume, or pass the original --out.",
+            path=str(out),
         )
     recipe, _ = run_recipe(request, teacher=teacher, out=out / inner, resume=True, fixed=fixed)
     return with_settings(recipe, {"run.out": str(out)}), out
@@ -186,62 +198,67 @@ def _continued_recipe(
 def _resumed_recipe(
     request: Request, teacher: str | None, run: RunDir, fixed: Mapping[str, Any]
 ) -> Recipe:
-    """The stored recipe of a run that goes on, which flags may only repeat.
-
-    fixed: settings that the command decides, whatever the flags say.
-    """
+    """The stored recipe of a resumed run, which flags may only repeat."""
     stored = load_recipe(run.recipe_path)
     named = recipe_settings(request.config) if request.config else {}
     flags = {**request.settings, **({"teacher.source": teacher} if teacher else {})}
-    asked = with_settings(apply_sets(with_settings(stored, named), request.sets), flags)
+    requested = with_settings(apply_sets(with_settings(stored, named), request.sets), flags)
     if request.preset:
-        asked = replace(asked, preset=request.preset)
-    asked = with_settings(asked, {**fixed, "run.out": str(run.path)})
-    return continued_recipe(stored, asked, run.path)
+        requested = replace(requested, preset=request.preset)
+    requested = with_settings(requested, {**fixed, "run.out": str(run.path)})
+    return continued_recipe(stored, requested, run.path)
 
 
 def fresh_path(name: str, root: Path) -> Path:
-    """The first of `root/name-1`, `root/name-2`... that is not there yet.
+    """The first of `root/stem-1`, `root/stem-2`... that does not exist.
 
-    `name`: a path, a timm name, or `package.module:factory`; a suffix and what stands before the
-    last slash or colon are left out.
+    `name`: a path, a timm name or `package.module:factory`; its stem is the part after the last
+    slash or colon, without a suffix.
     """
     stem = Path(name.rsplit(":", 1)[-1]).stem or "run"
     return next(path for n in itertools.count(1) if not (path := root / f"{stem}-{n}").exists())
 
 
 def free_folder(path: Path, *, force: bool) -> Path:
-    """`path`, after a look that nothing is there which a result would overwrite.
+    """`path`, if it is empty or may be replaced.
 
     Raises:
-        RunError: it holds something and `force` is off.
+        RunError: it is not empty and `force` is off.
     """
     if not force and path.exists() and (path.is_file() or any(path.iterdir())):
         raise RunError(
-            f"cannot write to '{path}': there is something already",
-            advice="choose another --out, or replace it with --force",
+            f"writing to '{path}': expected an empty or new folder, got existing files",
+            code="folder-not-empty",
+            advice="Choose another --out, or replace it with --force.",
+            path=str(path),
         )
     return path
 
 
 def takes(
-    *groups: Group, recipe: bool = True
+    *groups: Group, recipe: bool = True, formats: Group | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a Typer command of `command(request, **own)`, with the groups and the shared flags.
+    """Makes a Typer command of `command(request, **own)`.
 
-    `recipe`: whether the command builds a recipe and so takes --preset, --config and --set.
+    Args:
+        groups: flags for settings.
+        recipe: whether the command takes --preset, --config and --set.
+        formats: flags for export formats.
     """
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         flags = {flag.argument: flag for group in groups for flag in group.flags}
+        format_flags = formats.flags if formats else ()
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        generated = [*groups, *([formats] if formats else [])]
         shared = [*(_RECIPE_PARAMETERS if recipe else []), *_OUTPUT_PARAMETERS]
-        parameters = [*own, *itertools.chain(*map(_group_parameters, groups)), *shared]
+        parameters = [*own, *itertools.chain(*map(_group_parameters, generated)), *shared]
 
         def run(**given: Any) -> None:
-            with answering_failures(debug=given.pop("debug")):
+            with reported_failures(debug=given.pop("debug"), as_json=given["as_json"]):
                 arguments = {parameter.name: given.pop(parameter.name) for parameter in own}
-                command(_request(flags, given), **arguments)
+                chosen = tuple(flag.target for flag in format_flags if given[flag.argument])
+                command(replace(_request(flags, given), formats=chosen), **arguments)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -255,8 +272,8 @@ def _request(flags: Mapping[str, Flag], given: Mapping[str, Any]) -> Request:
     settings = {}
     for argument, flag in flags.items():
         value = given[argument]
-        if value is not None and value is not False:  # 0 is an answer
-            settings.update(dict.fromkeys(flag.settings.split(), _flag_value(flag, value)))
+        if value is not None and value is not False:  # 0 is a value
+            settings.update(dict.fromkeys(flag.target.split(), _flag_value(flag, value)))
     return Request(
         settings=settings,
         preset=given.get("preset"),
@@ -276,21 +293,24 @@ def _flag_value(flag: Flag, value: Any) -> Any:
 
 
 def _group_parameters(group: Group) -> Iterator[inspect.Parameter]:
-    defaults = flat_settings(Recipe())
     for flag in group.flags:
-        default = defaults[flag.settings.split()[0]]
-        is_shown = flag.constant is None and default not in (None, "", ())
-        text = f"{flag.help} Default: {default}." if is_shown else flag.help
-        option = typer.Option(flag.name, help=text, rich_help_panel=group.panel)
+        option = typer.Option(flag.name, help=_flag_help(flag), rich_help_panel=group.panel)
         absent = None if flag.constant is None else False
         yield _parameter(flag.argument, _flag_type(flag), option, absent)
 
 
+def _flag_help(flag: Flag) -> str:
+    if flag.constant is not None:
+        return flag.help
+    default = flag.default or flat_settings(Recipe())[flag.first_setting]
+    return flag.help if default in (None, "", ()) else with_default(flag.help, default)
+
+
 def _flag_type(flag: Flag) -> Any:
-    """What Typer reads: numbers as numbers, layers as a list, all else as text."""
+    """The type that Typer parses: choices, numbers and lists; all other settings are text."""
     if flag.constant is not None:
         return bool
-    hint = setting_type(Recipe(), flag.settings.split()[0])
+    hint = setting_type(Recipe(), flag.first_setting)
     if typing.get_origin(hint) is Literal:
         return hint | None
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -305,51 +325,40 @@ def _parameter(name: str, kind: Any, option: Any, default: Any) -> inspect.Param
     )
 
 
+def _shared(
+    name: str, flag: str, kind: Any, panel: str, text: str, default: Any = None, **more: Any
+) -> inspect.Parameter:
+    option = typer.Option(flag, help=text, rich_help_panel=panel, **more)
+    return _parameter(name, kind, option, default)
+
+
 _RECIPE_PARAMETERS = [
-    _parameter(
+    _shared(
         "preset",
+        "--preset",
         Literal[tuple(PRESETS)] | None,
-        typer.Option("--preset", help="Where the settings start.", rich_help_panel="Recipe"),
-        None,
+        "Recipe",
+        with_default("Preset that all settings start from.", "modern"),
     ),
-    _parameter(
+    _shared(
         "config",
+        "--config",
         Path | None,
-        typer.Option(
-            "--config", help="A recipe file (TOML), over the preset.", rich_help_panel="Recipe"
-        ),
-        None,
+        "Recipe",
+        "Recipe file (TOML), such as a run's recipe.toml; overrides the preset.",
     ),
-    _parameter(
+    _shared(
         "sets",
+        "--set",
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="SECTION.KEY=VALUE",
-            help="One setting, over the recipe file; repeat it for more.",
-            rich_help_panel="Recipe",
-        ),
-        None,
+        "Recipe",
+        "Single setting, such as stage2.tau=3; overrides the recipe file. Repeat for more.",
+        metavar="SECTION.KEY=VALUE",
     ),
 ]
 
 _OUTPUT_PARAMETERS = [
-    _parameter(
-        "as_json",
-        bool,
-        typer.Option("--json", help="Print JSON only.", rich_help_panel="Output"),
-        False,
-    ),
-    _parameter(
-        "quiet",
-        bool,
-        typer.Option("--quiet", help="Results only, no progress.", rich_help_panel="Output"),
-        False,
-    ),
-    _parameter(
-        "debug",
-        bool,
-        typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output"),
-        False,
-    ),
+    _shared("as_json", "--json", bool, "Output", "Print results and errors as JSON.", False),
+    _shared("quiet", "--quiet", bool, "Output", "Print results only, no progress.", False),
+    _shared("debug", "--debug", bool, "Output", "Print the code and traceback of an error.", False),
 ]

@@ -98,9 +98,9 @@ def test_an_epoch_line_postpones_the_next_line(capsys):
         (StageStarted(stage="export"), "export: started\n"),
         (
             StageStarted(stage="stage2", num_epochs=5, num_steps_per_epoch=7, first_epoch=2),
-            "stage 2, distillation: 5 epochs of 7 steps, 2 of them done before\n",
+            "stage 2, distillation: 5 epochs of 7 steps, 2 already done\n",
         ),
-        (StageStarted(stage="teacher", num_epochs=1), "teacher: 1 epochs\n"),
+        (StageStarted(stage="teacher", num_epochs=1), "teacher: 1 epoch\n"),
         (
             StageFinished(stage="export", seconds=4.4, num_images=0, detail={}),
             "export: finished in 0:04\n",

@@ -1,4 +1,4 @@
-"""What stands for the package where the command line is tested alone."""
+"""Fakes of the public functions, for tests of the command line alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 
 class FakeReport:
-    """Stands for a report: says in which form it was asked for."""
+    """Stands for a report: names the form that it is rendered in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,16 +25,15 @@ class FakeReport:
 
 
 class FakeFunctions(SimpleNamespace):
-    """Stands for the public functions of the package: records each call, after a look at whether
-    the real function takes its arguments, and answers with `answers`; raises an answer that is an
-    exception.
+    """Stands for the public functions of the package: binds each call to the real signature,
+    records it, and returns the entry of `answers`, or raises it if it is an exception.
     """
 
     def __init__(self, answers: dict[str, object]) -> None:
         super().__init__(calls=[], answers=answers, events=[], prints="")
 
     def standing_for(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
-        """A function that can be called as `real`, under its public name."""
+        """A fake of `real` under its public name."""
 
         def call(*args, **options):
             inspect.signature(real).bind(*args, **options)
@@ -51,23 +50,73 @@ class FakeFunctions(SimpleNamespace):
         return call
 
 
+PLAN = {
+    "teacher": {"params": 11_181_642, "macs": 1_814_073_344, "flops": 3_628_146_688, "depth": 18},
+    "student": {"params": 2_134_210, "macs": 352_321_536, "flops": 704_643_072, "depth": 36},
+    "stages": [
+        {
+            "name": "stage 1",
+            "teacher": {
+                "blocks": 2,
+                "width": [64, 56, 56],
+                "params": 157_504,
+                "first": "layer1.0",
+                "last": "layer1.1",
+            },
+            "student": {
+                "blocks": 5,
+                "width": [24, 56, 56],
+                "params": 39_380,
+                "first": "layer1.0",
+                "last": "layer1.4",
+            },
+        },
+        {
+            "name": "stage 2",
+            "teacher": None,
+            "student": {"blocks": 1, "width": [10], "params": 250, "first": "fc", "last": "fc"},
+        },
+    ],
+    "pairs": [
+        {
+            "hint": "layer2",
+            "guided": "layer2",
+            "hint_shape": [128, 28, 28],
+            "guided_shape": [40, 28, 28],
+            "regressor": "conv 1x1",
+        }
+    ],
+    "learns_hints": True,
+    "frozen": [
+        {"reason": "no rule for x", "sizes": [3, 16], "tensors": ["a.weight", "b.weight"]},
+        {"reason": "an index", "sizes": [49], "tensors": []},
+    ],
+    "notices": ["random weights"],
+}
+"""The result of `fitcompress.plan`."""
+
+LAYERS = [
+    {
+        "name": "layer1[0]",
+        "kind": "BasicBlock",
+        "shape": [64, 56, 56],
+        "depth_share": 0.25,
+        "candidate": True,
+    },
+    {"name": "pool", "kind": "MaxPool2d", "shape": [64], "depth_share": None, "candidate": False},
+]
+"""The result of `fitcompress.inspect`."""
+
+
 def canned_answers(folder: Path) -> dict[str, object]:
-    """An answer for every function that a command calls."""
+    """A typical result of every function that a command calls."""
     return {
         "distill": FakeReport(folder / "runs/x"),
         "ablate": FakeReport(folder / "runs/x"),
         "demo": FakeReport(folder / "runs/demo-1"),
         "load_report": FakeReport(folder / "runs/x"),
         "load_comparison": FakeReport(folder / "runs/x"),
-        "plan": {
-            "teacher": {"params": 11_200_000, "macs": 1.8e9, "flops": 3.6e9, "depth": 18},
-            "student": {"params": 2_100_000, "macs": 3.5e8, "flops": 7e8, "depth": 36},
-            "stages": [],
-            "pairs": [],
-            "learns_hints": True,
-            "frozen": [],
-            "notices": [],
-        },
+        "plan": PLAN,
         "plan_frontier": [
             {
                 "depth_mult": 1.0,
@@ -79,17 +128,12 @@ def canned_answers(folder: Path) -> dict[str, object]:
                 "latency_ms": 4.2,
             }
         ],
-        "inspect": [
-            {
-                "name": "layer1",
-                "kind": "Sequential",
-                "shape": [64, 56, 56],
-                "depth_share": 0.25,
-                "candidate": True,
-            }
-        ],
+        "inspect": LAYERS,
         "train_teacher": Path("teachers/resnet18-1"),
-        "evaluate": {"accuracy": {"top1": 0.75, "low": 0.7, "high": 0.8, "n": 400}},
+        "evaluate": {
+            "accuracy": {"top1": 0.75, "low": 0.7, "high": 0.8, "n": 400},
+            "evaluation_split": "test",
+        },
         "export": [
             {
                 "format": "onnx",
@@ -97,6 +141,16 @@ def canned_answers(folder: Path) -> dict[str, object]:
                 "size_bytes": 1_500_000,
                 "max_abs_diff": 2.4e-7,
                 "top1_agreement": 1.0,
-            }
+            },
+            {
+                "format": "onnx-int8",
+                "path": "runs/x/exports/student.int8.onnx",
+                "size_bytes": 400_000,
+                "max_abs_diff": 0.3,
+                "top1_agreement": 0.98,
+                "accuracy": {"top1": 0.5304, "low": 0.5, "high": 0.6, "n": 100},
+                "remark": "1 of 9 layers in float",
+                "latency": {"1": {"speedup": 1.5, "speedup_range": [1.4, 1.6]}},
+            },
         ],
     }
