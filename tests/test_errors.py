@@ -28,7 +28,6 @@ WITHOUT_CODES_YET = {
     "evaluation",
     "exporters",
     "graph",
-    "models",
     "recipe",
     "report",
     "run",

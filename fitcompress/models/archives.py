@@ -1,4 +1,4 @@
-"""Teachers from files: TorchScript archives, exported programs, model folders. Layer: teacher."""
+"""Teachers from TorchScript archives, exported programs and model folders."""
 
 from __future__ import annotations
 
@@ -17,44 +17,42 @@ from fitcompress.graph.capture.output_names import exported_output_names
 from fitcompress.graph.capture.torchscript import capture_named_torchscript, load_torchscript
 from fitcompress.graph.program import InputInfo, Program
 from fitcompress.interface import interface_from_metadata
-from fitcompress.models.assumed_inputs import (
-    OpenRequest,
-    Size,
-    asking_what_it_takes,
+from fitcompress.models.input_guesses import (
     assumed_spec,
-    described,
-    first_channels,
-    on_images,
-    with_kind,
+    capture_on_images,
+    guess_channels,
+    input_advice,
 )
 from fitcompress.models.model import load_model
-from fitcompress.models.teacher import Teacher, dtype_of, made_teacher, tensor_specs
+from fitcompress.models.open_request import OpenRequest, Size, make_interface, with_output_kind
+from fitcompress.models.teacher import Teacher, dtype_of, make_teacher, tensor_specs
 from fitcompress.models.weight_files import refuse_unsafe_export
 
 __all__ = ["open_folder", "open_pt2", "open_torchscript"]
 
 _COMMON_SIDES = (224, 32, 28, 64, 96, 128, 160, 192, 240, 256, 288, 299, 320, 384, 448, 512)
-"""Tried in this order on an archive that does not say what it takes."""
+"""Sides of square images, in the order in which they are tried."""
 
 
 def open_torchscript(request: OpenRequest) -> Teacher:
     _refuse_weights(request)
-    request = _as_it_says(request)
+    request = _with_stored_interface(request)
     archive = load_torchscript(Path(request.recipe.source))
     if request.inputs:
         infos = [InputInfo("", spec.shape, dtype_of(spec)) for spec in request.inputs]
-        with asking_what_it_takes():
+        with input_advice():
             program, names = capture_named_torchscript(archive, *infos)
         return _archive_teacher(request, program, None, names, "torchscript")
-    (program, names), size = on_images(
+    (program, names), size = capture_on_images(
         request,
         _archive_sizes(request, archive),
         lambda size: capture_named_torchscript(archive, size),
     )
     if request.recipe.input_size is None and size[1:] != request.image_size:
         request.notice(
-            f"'{request.recipe.source}' does not say what size its images have; it runs on {size},"
-            " which is used (--input-size)"
+            f"'{request.recipe.source}' does not define its input size; using {size}, at which it"
+            " runs (--input-size)",
+            code="input-size-assumed",
         )
     return _archive_teacher(request, program, size, names, "torchscript")
 
@@ -63,7 +61,7 @@ def open_pt2(request: OpenRequest) -> Teacher:
     _refuse_weights(request)
     path = Path(request.recipe.source)
     refuse_unsafe_export(path)
-    request = _as_it_says(request)
+    request = _with_stored_interface(request)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -72,7 +70,9 @@ def open_pt2(request: OpenRequest) -> Teacher:
         raise TeacherError(
             f"opening teacher '{path}': torch {torch.__version__} cannot read this program:"
             f" {first_line(error)}",
+            code="pt2-unreadable",
             advice="Export it again with this version of torch.",
+            path=str(path),
         ) from error
     program, names = capture_exported(exported), exported_output_names(exported)
     _refuse_other_inputs(request, program)
@@ -84,31 +84,35 @@ def open_pt2(request: OpenRequest) -> Teacher:
 
 
 def _refuse_other_inputs(request: OpenRequest, program: Program) -> None:
-    own, said = (" and ".join(map(str, i)) for i in (tensor_specs(program), request.inputs))
-    if said and said != own:
+    own, given = (
+        [str(spec) for spec in specs] for specs in (tensor_specs(program), request.inputs)
+    )
+    if given and given != own:
         raise RecipeError(
-            f"opening teacher '{request.recipe.source}': it says itself that it takes {own},"
-            f" not {said}",
-            advice="Drop --input.",
+            f"opening teacher '{request.recipe.source}': expected inputs {' and '.join(own)}, got"
+            f" {' and '.join(given)}",
+            code="inputs-mismatch",
+            advice="Drop --input: a .pt2 file describes its inputs.",
+            source=request.recipe.source,
+            expected=own,
+            got=given,
         )
 
 
 def open_folder(request: OpenRequest) -> Teacher:
     _refuse_weights(request)
     model = load_model(Path(request.recipe.source))
-    return made_teacher(
+    return make_teacher(
         model.program,
-        with_kind(request, model.interface),
+        with_output_kind(request, model.interface),
         name=request.recipe.source,
         kind="folder",
         weights_from="archive",
     )
 
 
-def _as_it_says(request: OpenRequest) -> OpenRequest:
-    """The request with what an archive of fitcompress's says of itself, where the user says nothing
-    else.
-    """
+def _with_stored_interface(request: OpenRequest) -> OpenRequest:
+    """The request with the interface that fitcompress stored in the archive, if any."""
     with zipfile.ZipFile(request.recipe.source) as archive:
         entries = {
             name.partition("/extra/")[2]: archive.read(name).decode("utf-8", "replace")
@@ -116,13 +120,13 @@ def _as_it_says(request: OpenRequest) -> OpenRequest:
             if "/extra/" in name
         }
     try:
-        own = interface_from_metadata(entries)
+        stored = interface_from_metadata(entries)
     except (KeyError, ValueError):
         return request
     recipe = request.recipe
-    if own.input is not None:
-        recipe = replace(recipe, input_size=recipe.input_size or own.input.shape)
-    return replace(request, recipe=recipe, own=own)
+    if stored.input is not None:
+        recipe = replace(recipe, input_size=recipe.input_size or stored.input.shape)
+    return replace(request, recipe=recipe, stored=stored)
 
 
 def _archive_teacher(
@@ -133,9 +137,9 @@ def _archive_teacher(
     kind: str,
 ) -> Teacher:
     images = None if size is None else assumed_spec(request, size)
-    return made_teacher(
+    return make_teacher(
         program,
-        described(request, program, images, output_names),
+        make_interface(request, program, images, output_names),
         name=request.recipe.source,
         kind=kind,
         weights_from="archive",
@@ -143,18 +147,21 @@ def _archive_teacher(
 
 
 def _archive_sizes(request: OpenRequest, archive: nn.Module) -> list[Size]:
-    """The sizes that an archive may take: the one asked for, that of the data, then common ones."""
+    """The requested input size, or the sizes to try: the data's, then common ones."""
     if request.recipe.input_size is not None:
         return [request.recipe.input_size]
-    channels = first_channels(archive)
-    followed = [(channels, *request.image_size)] if request.image_size is not None else []
-    return [*followed, *((channels, side, side) for side in _COMMON_SIDES)]
+    channels = guess_channels(archive)
+    of_data = [(channels, *request.image_size)] if request.image_size is not None else []
+    return [*of_data, *((channels, side, side) for side in _COMMON_SIDES)]
 
 
 def _refuse_weights(request: OpenRequest) -> None:
     if request.recipe.weights is not None:
         raise RecipeError(
-            f"opening teacher '{request.recipe.source}': it brings its own weights, so"
+            f"opening teacher '{request.recipe.source}': it includes its weights, so"
             f" '{request.recipe.weights}' cannot be loaded into it",
+            code="weights-not-applicable",
             advice="Drop --teacher-weights.",
+            source=request.recipe.source,
+            weights=request.recipe.weights,
         )

@@ -1,7 +1,7 @@
-"""One quiet attempt at the Hugging Face hub. Layer: teacher (standard library, huggingface_hub).
+"""Access to the Hugging Face hub that fails fast and prints nothing.
 
-Without a connection the hub's client retries for a minute and prints about it. Here the connection
-is probed first, for a few seconds at most; without one only the local cache is asked.
+Without a connection the hub's client retries for a minute and prints warnings. Here the connection
+is tested first, for a few seconds at most; without one only the local cache is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOGGERS = ("timm", "huggingface_hub", "httpx", "urllib3")
 
 
 def hub_is_reachable(timeout_s: float = _PROBE_TIMEOUT_S) -> bool:
-    """Whether a connection to the hub, or to the proxy in front of it, can be opened."""
+    """Whether the hub, or the proxy if one is set, accepts connections."""
     if constants.HF_HUB_OFFLINE:
         return False
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
@@ -40,8 +40,8 @@ def hub_is_reachable(timeout_s: float = _PROBE_TIMEOUT_S) -> bool:
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """The hub's client silent, with short time-outs, and on its cache alone when the hub is out of
-    reach.
+    """Silences the hub's client, shortens its timeouts, and sets it offline if the hub is
+    unreachable.
     """
     settings = {
         "HF_HUB_OFFLINE": not hub_is_reachable(),

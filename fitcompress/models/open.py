@@ -1,7 +1,7 @@
-"""Opens every kind of teacher as a program and an interface. Layer: teacher (graph, model).
+"""Opens a teacher from any source.
 
-A timm name, a TorchScript archive, a `.pt2`, a model folder of ours, `package.module:factory`, or a
-module in memory. It knows nothing of data, students or training.
+A source is a timm model, a TorchScript archive, a `.pt2` file, a model folder, a factory
+`package.module:function`, or a module in memory.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from fitcompress.errors import RecipeError, TeacherError
 from fitcompress.events import Emit, ignore
 from fitcompress.interface import InputSpec, Interface, OutputKind, TensorSpec
 from fitcompress.models.archives import open_folder, open_pt2, open_torchscript
-from fitcompress.models.assumed_inputs import OpenRequest
 from fitcompress.models.factories import open_factory
 from fitcompress.models.model import is_model_folder
-from fitcompress.models.teacher import Teacher, captured, fingerprint_of, made_teacher, tensor_specs
+from fitcompress.models.open_request import OpenRequest
+from fitcompress.models.teacher import Teacher, capture_for_inputs, make_teacher, tensor_specs
 from fitcompress.models.weight_files import file_kind
 from fitcompress.recipe.schema import TeacherRecipe
 from fitcompress.rundir import RunDir
 
-__all__ = ["Teacher", "fingerprint_of", "open_teacher", "source_kind", "teacher_from_module"]
+__all__ = ["open_teacher", "source_kind", "teacher_from_module"]
 
 
 def open_teacher(
@@ -36,42 +36,50 @@ def open_teacher(
     meta: bool = False,
     allow_random: bool = False,
     seed: int = 0,
-    normalised_as: InputSpec | None = None,
+    normalized_as: InputSpec | None = None,
 ) -> Teacher:
-    """The teacher that the recipe names; a run stands for its student.
+    """Opens the teacher of a recipe; for a run directory, its student.
 
-    image_size: (H, W) of the data, used where the teacher runs at it and `recipe.input_size` is not
-        set; else its own size.
-    num_classes: gives the network a freshly initialised head of this size where it has another one.
-    meta: timm and factory teachers get their shapes only, no weights (for plans).
-    allow_random: weights that cannot be downloaded become random ones with a notice, instead of an
-        error.
-    normalised_as: images whose mean and deviation are taken where neither the source nor the recipe
-        has any; None is ImageNet's, with a notice.
+    image_size: (H, W) of the data. Used as input size if the teacher runs at it and
+        `recipe.input_size` is not set; otherwise the teacher's own size is used.
+    num_classes: if the teacher has another number of classes, it gets a new, randomly initialized
+        head.
+    meta: opens timm models and factories without weights, for plans.
+    allow_random: uses random weights, with a notice, if pretrained weights cannot be downloaded.
+    normalized_as: input whose mean and standard deviation are used if neither the source nor the
+        recipe defines them; None stands for ImageNet's, with a notice.
 
     Raises:
-        TeacherError: it cannot be opened, its weights do not fit or cannot be had.
-        CaptureError: it cannot be turned into a graph.
-        RecipeError: the input settings do not fit together.
+        TeacherError: the teacher cannot be opened, or its weights do not match or are unavailable.
+        CaptureError: the teacher cannot be captured as a graph.
+        RecipeError: the input settings are inconsistent.
     """
     run = RunDir(Path(recipe.source))
     if run.is_run():
         recipe = replace(recipe, source=str(run.student_path))
     request = OpenRequest(
-        recipe, image_size, num_classes, emit, meta, allow_random, seed, normalised_as
+        recipe, image_size, num_classes, emit, meta, allow_random, seed, normalized_as
     )
     kind = source_kind(recipe.source)
     if recipe.inputs and kind in ("timm", "folder"):
         raise RecipeError(
-            f"opening teacher '{recipe.source}': it says itself what it takes",
-            advice="Drop --input; images of another size are --input-size.",
+            f"opening teacher '{recipe.source}': --input does not apply to this kind of teacher",
+            code="inputs-not-applicable",
+            advice="Drop --input. To set the size of images, use --input-size.",
+            source=recipe.source,
+            kind=kind,
         )
     teacher = _OPENERS[kind](request)
     if num_classes is not None and teacher.num_classes not in (0, num_classes):
         raise TeacherError(
-            f"opening teacher '{recipe.source}': it has {teacher.num_classes} classes, the data has"
-            f" {num_classes}, and a teacher of kind '{kind}' cannot be given another head",
+            f"opening teacher '{recipe.source}': expected {num_classes} classes, got"
+            f" {teacher.num_classes}, and the head of a teacher of kind '{kind}' is fixed",
+            code="teacher-head-fixed",
             advice="Use data with the teacher's classes, or a timm model or a factory as teacher.",
+            source=recipe.source,
+            kind=kind,
+            expected=num_classes,
+            got=teacher.num_classes,
         )
     return teacher
 
@@ -84,18 +92,18 @@ def teacher_from_module(
     output_kind: OutputKind | None = None,
     name: str = "",
 ) -> Teacher:
-    """A teacher from a module in memory, which is left as it is.
+    """A teacher from a module in memory. The module is not modified.
 
-    spec: the images that it takes, or one entry for each of its inputs.
-    output_kind: what its outputs mean; None reads it from their shapes.
+    spec: its image input, or a spec for each input of another model.
+    output_kind: meaning of its outputs; None infers it from their shapes.
 
     Raises:
-        CaptureError: it cannot be traced.
+        CaptureError: the module cannot be captured as a graph.
     """
     images = spec if isinstance(spec, InputSpec) else None
     tensors = [TensorSpec(shape=spec.shape)] if isinstance(spec, InputSpec) else spec
-    program, output_names = captured(module, *tensors)
-    return made_teacher(
+    program, output_names = capture_for_inputs(module, *tensors)
+    return make_teacher(
         program,
         Interface(
             input=images,
@@ -111,11 +119,10 @@ def teacher_from_module(
 
 
 def source_kind(source: str) -> str:
-    """What a teacher's name stands for: a key of the kinds in `Teacher.kind` other than "module".
+    """The `Teacher.kind` of a source, without opening it.
 
     Raises:
-        TeacherError: it is a file of weights alone, a file of no known kind, or a path that leads
-            nowhere.
+        TeacherError: the source is a path that does not exist, or a file or folder of another kind.
     """
     path = Path(source)
     if path.is_dir():
@@ -123,7 +130,9 @@ def source_kind(source: str) -> str:
             return "folder"
         raise TeacherError(
             f"opening teacher '{source}': the folder was not written by fitcompress",
+            code="model-folder-foreign",
             advice=f"For a folder that timm wrote, pass 'local-dir:{source}'.",
+            folder=source,
         )
     if path.is_file():
         return _kind_of_file(path)
@@ -133,7 +142,9 @@ def source_kind(source: str) -> str:
     if ":" not in source and ("/" in source or path.suffix in _FILE_SUFFIXES):
         raise TeacherError(
             f"opening teacher '{source}': there is no such file",
-            advice="Check the path; a model on the Hugging Face hub is 'hf-hub:OWNER/NAME'.",
+            code="no-such-file",
+            advice="Check the path. For a model on the Hugging Face hub, pass 'hf-hub:OWNER/NAME'.",
+            path=source,
         )
     return "timm"
 
@@ -147,19 +158,23 @@ def _kind_of_file(path: Path) -> str:
         return kind
     if kind in ("safetensors", "weights"):
         raise TeacherError(
-            f"opening teacher '{path}': the file holds weights alone, not a model",
-            advice=f"Name the model and pass the file beside it: --teacher resnet50"
-            f" --teacher-weights {path}.",
+            f"opening teacher '{path}': expected a model, got a file of weights",
+            code="weights-without-model",
+            advice="Pass the model's name and the file: --teacher resnet50 --teacher-weights"
+            f" {path}",
+            path=str(path),
         )
     raise TeacherError(
-        f"opening teacher '{path}': expected a TorchScript archive or a .pt2, got a file of an"
-        " unknown kind",
+        f"opening teacher '{path}': expected a TorchScript archive or a .pt2 file, got an unknown"
+        " format",
+        code="model-format-unknown",
         advice="Save the model with torch.jit.trace(...).save(FILE) or torch.export.save.",
+        path=str(path),
     )
 
 
 def _open_timm(request: OpenRequest) -> Teacher:
-    from fitcompress.models.timm_zoo import open_timm  # takes seconds, and may not be there
+    from fitcompress.models.timm_zoo import open_timm  # importing timm takes seconds
 
     return open_timm(request)
 

@@ -1,4 +1,4 @@
-"""What an opened teacher is, and the steps that all kinds of teachers share. Layer: teacher."""
+"""Teachers, and the steps that all kinds of teachers share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,52 +21,53 @@ from fitcompress.graph.shapes import propagate_shapes
 from fitcompress.interface import Interface, TensorSpec
 
 __all__ = [
-    "Named",
-    "T",
+    "NamedProgram",
     "Teacher",
-    "captured",
+    "capture_for_inputs",
     "count_classes",
     "dtype_of",
     "fingerprint_of",
-    "made_teacher",
+    "make_teacher",
     "seeded",
     "tensor_specs",
 ]
 
-T = TypeVar("T")
-
-
-Named = tuple[Program, tuple[str, ...]]
+NamedProgram = tuple[Program, tuple[str, ...]]
 """A program and the names of its outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A network to learn from."""
+    """A network to distill from."""
 
     name: str
-    """What the user called it."""
+    """Name given by the user."""
     program: Program
-    """Without a softmax or sigmoid at its end (`interface.activation` names it)."""
+    """Without a final softmax or sigmoid, which `interface.activation` names."""
     interface: Interface
     kind: str
     """"timm", "factory", "module", "torchscript", "pt2" or "folder"."""
     weights_from: str
-    """"pretrained", "random", "file" (a file of weights), "archive" (they came with it) or
+    """"pretrained", "random", "file" (separate weight file), "archive" (part of the model file) or
     "factory".
     """
     num_classes: int
-    """Scores in a row of the first output; 0 where that is no row of scores."""
+    """Number of scores per sample in the first output; 0 if it is not a classification output."""
     fingerprint: str
-    """Hash of the graph and all weights: two teachers with the same one say the same."""
+    """Hash of the graph and all weights."""
     can_resize_classes: bool = False
-    """Whether a copy with another number of classes can be made (`open_teacher(...,
-    num_classes=K)`).
+    """Whether `open_teacher(..., num_classes=K)` can give it a new head."""
+
+
+def make_teacher(program: Program, interface: Interface, **fields: Any) -> Teacher:
+    """A teacher whose final activation is split off and whose batch size is checked.
+
+    fields: the fields of `Teacher` that do not follow from the program and the interface.
+
+    Raises:
+        CaptureError: the program does not give one row per sample at every batch size.
     """
-
-
-def made_teacher(program: Program, interface: Interface, **facts: Any) -> Teacher:
-    _check_batches(program, f"opening teacher '{facts['name']}'")
+    _check_batches(program, f"opening teacher '{fields['name']}'")
     program, activation = split_activation(program)
     interface = replace(interface, activation=activation or interface.activation)
     return Teacher(
@@ -74,38 +75,50 @@ def made_teacher(program: Program, interface: Interface, **facts: Any) -> Teache
         interface=interface,
         num_classes=count_classes(program, interface),
         fingerprint=fingerprint_of(program),
-        **facts,
+        **fields,
     )
 
 
-def captured(module: nn.Module, *inputs: TensorSpec, meta: bool = False) -> Named:
-    """The program of a module for some inputs, checked on shapes at two batch sizes, and the names
-    of its outputs.
+def capture_for_inputs(module: nn.Module, *inputs: TensorSpec, meta: bool = False) -> NamedProgram:
+    """Captures a module for the given inputs.
+
+    meta: moves all tensors to the meta device.
+
+    Raises:
+        CaptureError: the module cannot be captured, or does not give one row per sample at every
+            batch size.
     """
     examples = [torch.empty((2, *s.shape), dtype=dtype_of(s), device="meta") for s in inputs]
     program, output_names = capture_named_module(module, examples)
-    if meta:  # constants that the module computed have values; now all or nothing has
+    if meta:  # constants that the module computed still have values
         tensors = {name: value.to("meta") for name, value in program.tensors.items()}
         program = replace(program, tensors=tensors)
     _check_batches(program, f"capturing {type(module).__name__}")
     return program, output_names
 
 
-def _check_batches(program: Program, doing: str) -> None:
-    """Runs the program on shapes at two batch sizes: each output has one row a sample."""
+def _check_batches(program: Program, action: str) -> None:
+    """Checks on shapes that each output has one row per sample at two batch sizes."""
     for batch_size in (1, 3):
         try:
             shapes = propagate_shapes(program, batch_size)
         except RuntimeError as error:
             raise CaptureError(
-                f"{doing}: it does not run on a batch of {batch_size}: {first_line(error)}"
+                f"{action}: it does not run on a batch of {batch_size}: {first_line(error)}",
+                code="batch-size-fixed",
+                batch_size=batch_size,
             ) from error
         for node in output_nodes(program.graph):
             if tuple(shapes[node.name][:1]) != (batch_size,):
                 raise CaptureError(
-                    f"{doing}: expected one row a sample in each output, '{node.name}' has the"
-                    f" shape {shapes[node.name]} for a batch of {batch_size}",
-                    advice="Let it take and return tensors whose first dimension is the batch.",
+                    f"{action}: expected one row per sample in each output, got shape"
+                    f" {shapes[node.name]} for '{node.name}' and a batch of {batch_size}",
+                    code="output-without-batch",
+                    advice="Change it to take and return tensors whose first dimension is the"
+                    " batch.",
+                    output=node.name,
+                    shape=list(shapes[node.name]),
+                    batch_size=batch_size,
                 )
 
 
@@ -116,13 +129,13 @@ def dtype_of(spec: TensorSpec) -> torch.dtype:
 
 
 def count_classes(program: Program, interface: Interface) -> int:
-    """The scores in a row of the first output; 0 where that is no row of scores."""
+    """Number of scores per sample in the first output; 0 if it is not a classification output."""
     shape = propagate_shapes(program)[output_nodes(program.graph)[0].name]
     return 0 if interface.kind_of(shape) == "values" else int(shape[1])
 
 
 def tensor_specs(program: Program) -> tuple[TensorSpec, ...]:
-    """The inputs of a program by name."""
+    """The inputs of a program."""
     return tuple(
         TensorSpec(shape=info.shape, dtype=str(info.dtype).removeprefix("torch."), name=info.name)
         for info in program.inputs
@@ -130,7 +143,7 @@ def tensor_specs(program: Program) -> tuple[TensorSpec, ...]:
 
 
 def fingerprint_of(program: Program) -> str:
-    """Hash of the graph and all weights: two programs with the same one compute the same."""
+    """Hash of the graph and all weights; programs with equal fingerprints have equal outputs."""
     digest = hashlib.sha256(json.dumps(program_to_json(program), sort_keys=True).encode())
     for name in sorted(program.tensors):
         value = program.tensors[name]
@@ -143,6 +156,7 @@ def fingerprint_of(program: Program) -> str:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's CPU generator inside the block, then restores its state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Teachers by timm's names. Layer: teacher. The one file that imports timm's model factory."""
+"""Teachers from timm. The only module that uses timm's model factory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fitcompress.errors import CaptureError, TeacherError, near_misses
 from fitcompress.formatting import first_line
 from fitcompress.graph.program import Program
 from fitcompress.interface import InputSpec, TensorSpec
-from fitcompress.models.assumed_inputs import (
+from fitcompress.models.hub import quiet_hub
+from fitcompress.models.open_request import (
     OpenRequest,
     Size,
-    at_first_size,
-    checked,
-    described,
-    load_file,
+    capture_at_first_size,
+    checked_spec,
+    load_weight_file,
+    make_interface,
 )
-from fitcompress.models.hub import quiet_hub
-from fitcompress.models.teacher import Teacher, captured, made_teacher, seeded
+from fitcompress.models.teacher import Teacher, capture_for_inputs, make_teacher, seeded
 
 __all__ = ["open_timm"]
 
@@ -32,11 +32,13 @@ __all__ = ["open_timm"]
 def open_timm(request: OpenRequest) -> Teacher:
     recipe = request.recipe
     _refuse_unknown_name(recipe.source)
-    module, weights_from = _timm_module(request)
+    module, weights_from = _create_with_weights(request)
     config = timm.data.resolve_model_data_config(module)
     own: Size = tuple(config["input_size"])
     sizes = request.sizes(own, multiple_of=_patch_size(module))
-    program, size = at_first_size(sizes, lambda size: _timm_at(request, module, own, size))
+    program, size = capture_at_first_size(
+        sizes, lambda size: _captured_at(request, module, own, size)
+    )
     spec = InputSpec(
         shape=size,
         mean=recipe.mean or _per_channel(config["mean"], size[0]),
@@ -44,9 +46,9 @@ def open_timm(request: OpenRequest) -> Teacher:
         interpolation=str(config["interpolation"]),
         crop_pct=float(config["crop_pct"]) if size == own else 1.0,
     )
-    return made_teacher(
+    return make_teacher(
         program,
-        described(request, program, checked(spec)),
+        make_interface(request, program, checked_spec(spec)),
         name=recipe.source,
         kind="timm",
         weights_from=weights_from,
@@ -55,62 +57,80 @@ def open_timm(request: OpenRequest) -> Teacher:
 
 
 def _per_channel(values: Sequence[float], num_channels: int) -> tuple[float, ...]:
-    """The values of the channels; for other channels than these, their mean for each."""
+    """One value per channel; their mean for each if the number of channels differs."""
     if len(values) == num_channels:
         return tuple(values)
     return (sum(values) / len(values),) * num_channels
 
 
-def _timm_module(request: OpenRequest) -> tuple[nn.Module, str]:
-    """The model at its own size with its weights, and where these came from."""
+def _create_with_weights(request: OpenRequest) -> tuple[nn.Module, str]:
+    """The model at its own input size, and the origin of its weights."""
     recipe = request.recipe
     try:
         if recipe.weights is not None:
-            module = _create_timm(request, pretrained=False)
+            module = _create(request, pretrained=False)
             if not request.meta:
-                load_file(request, module, recipe.weights)
+                load_weight_file(request, module, recipe.weights)
             return module, "file"
         if not recipe.pretrained or request.meta:
-            return _create_timm(request, pretrained=False), "random"
-        return _create_timm(request, pretrained=True), "pretrained"
+            return _create(request, pretrained=False), "random"
+        return _create(request, pretrained=True), "pretrained"
     except _UnavailableError as error:
         if not request.allow_random or ":" in recipe.source:
             raise TeacherError(
-                f"opening teacher '{recipe.source}': its pretrained weights cannot be had"
+                f"opening teacher '{recipe.source}': the pretrained weights are unavailable"
                 f" ({error})",
-                advice="Pass --teacher-weights FILE with a plain timm name;"
-                " --no-pretrained plans with random weights.",
+                code="pretrained-unavailable",
+                advice="Pass a timm name with --teacher-weights FILE, or plan with random weights"
+                " (--no-pretrained).",
+                source=recipe.source,
             ) from error
         request.notice(
-            f"the pretrained weights of '{recipe.source}' cannot be had ({error});"
-            " the teacher starts from random weights"
+            f"the pretrained weights of '{recipe.source}' are unavailable ({error});"
+            " the teacher starts from random weights",
+            code="random-weights-used",
         )
-        return _create_timm(request, pretrained=False), "random"
+        return _create(request, pretrained=False), "random"
 
 
-def _timm_at(request: OpenRequest, module: nn.Module, own: Size, size: Size) -> Program:
-    """The program at an input size; one whose size is built in is built again."""
+def _captured_at(request: OpenRequest, module: nn.Module, own: Size, size: Size) -> Program:
+    """The program at an input size; a model with a fixed input size is created again."""
     is_fixed = bool(module.pretrained_cfg.get("fixed_input_size"))  # type: ignore[union-attr, operator]
     if size != own and is_fixed:
         if request.recipe.weights is not None and not request.meta:
-            raise CaptureError(f"the weights of '{request.recipe.source}' are for inputs of {own}")
+            raise CaptureError(
+                f"opening teacher '{request.recipe.source}' at {size}: its weights are for {own}",
+                code="input-size-fixed",
+                source=request.recipe.source,
+                expected=list(own),
+                got=list(size),
+            )
         pretrained = request.recipe.pretrained and not request.meta
         try:
-            module = _create_timm(request, pretrained=pretrained, img_size=size[1:])
-        except TeacherError as error:  # nothing was wrong at its own size
-            raise CaptureError(error.message) from error
+            module = _create(request, pretrained=pretrained, img_size=size[1:])
+        except TeacherError as error:  # it could be created at its own size
+            raise CaptureError(
+                error.message,
+                code="input-size-unsupported",
+                source=request.recipe.source,
+                size=list(size),
+            ) from error
     _resize_head(request, module)
-    return captured(module, TensorSpec(shape=size), meta=request.meta)[0]
+    return capture_for_inputs(module, TensorSpec(shape=size), meta=request.meta)[0]
 
 
 def _patch_size(module: nn.Module) -> tuple[int, int]:
-    """(height, width) of the patches that a transformer cuts its images into, or (1, 1)."""
+    """(height, width) of the patches of a vision transformer, or (1, 1).
+
+    Heuristic: timm's vision transformers store it as `patch_embed.patch_size`. It only decides the
+    first size to try (the data's, rounded up to whole patches); the model's own size follows.
+    """
     patch = getattr(getattr(module, "patch_embed", None), "patch_size", (1, 1))
     height, width = patch if isinstance(patch, tuple) else (patch, patch)
     return int(height), int(width)
 
 
-def _create_timm(request: OpenRequest, *, pretrained: bool, **options: Any) -> nn.Module:
+def _create(request: OpenRequest, *, pretrained: bool, **options: Any) -> nn.Module:
     recipe = request.recipe
     if recipe.num_classes is not None:
         options["num_classes"] = recipe.num_classes
@@ -124,7 +144,9 @@ def _create_timm(request: OpenRequest, *, pretrained: bool, **options: Any) -> n
             if pretrained or recipe.source.startswith(("hf-hub:", "hf_hub:")):
                 raise _UnavailableError(_unavailable_reason(error)) from error
             raise TeacherError(
-                f"opening teacher '{recipe.source}': timm could not build it: {first_line(error)}"
+                f"opening teacher '{recipe.source}': timm cannot create it: {first_line(error)}",
+                code="timm-creation-failed",
+                source=recipe.source,
             ) from error
 
 
@@ -144,20 +166,24 @@ def _refuse_unknown_name(source: str) -> None:
     name, _, tag = source.partition(".")
     if not timm.is_model(name):
         raise TeacherError(
-            f"opening teacher '{source}': timm {timm.__version__} has no model of that name",
-            advice=near_misses(name, timm.list_models()) or "timm.list_models() lists them all.",
+            f"opening teacher '{source}': timm {timm.__version__} has no model of this name",
+            code="timm-model-unknown",
+            advice=near_misses(name, timm.list_models()) or "timm.list_models() lists all names.",
+            source=source,
         )
     known = timm.list_pretrained(f"{name}.*") if tag else []
     if tag and source not in known:
         raise TeacherError(
             f"opening teacher '{source}': timm {timm.__version__} has no weights '{tag}'"
             f" for '{name}'",
-            advice=near_misses(source, known) or f"Known are {', '.join(known) or 'none'}.",
+            code="timm-weights-unknown",
+            advice=near_misses(source, known) or f"Available: {', '.join(known) or 'none'}.",
+            source=source,
         )
 
 
 def _resize_head(request: OpenRequest, module: nn.Module) -> None:
-    """Gives a timm model a fresh head when the data has another number of classes."""
+    """Replaces the head if another number of classes is requested."""
     wanted = request.num_classes
     if wanted is None or getattr(module, "num_classes", wanted) == wanted:
         return

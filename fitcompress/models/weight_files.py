@@ -1,7 +1,6 @@
-"""Reads files of weights and says what a model file is. Layer: teacher (errors).
+"""Weight files, and the detection of file formats.
 
-What a file is is told by its content, never by its name. Nothing here unpickles anything that could
-run code.
+Formats are detected by content, never by name. Nothing is unpickled that could run code.
 """
 
 from __future__ import annotations
@@ -27,14 +26,18 @@ __all__ = ["file_kind", "load_weights", "read_weights", "refuse_unsafe_export"]
 
 
 def file_kind(path: Path) -> str:
-    """What a model file is: "torchscript", "pt2", "safetensors", "weights" (a state dict) or ""
-    (none of these).
+    """The format: "torchscript", "pt2", "safetensors", "weights" (a state dict) or "" (unknown).
 
     Raises:
-        TeacherError: the file is missing, truncated, or would have to run code to be loaded.
+        TeacherError: the file is missing or truncated, or loading it would run code.
     """
     if not path.is_file():
-        raise TeacherError(f"opening '{path}': there is no such file", advice="Check the path.")
+        raise TeacherError(
+            f"opening '{path}': there is no such file",
+            code="no-such-file",
+            advice="Check the path.",
+            path=str(path),
+        )
     with path.open("rb") as file:
         head = file.read(16)
     if head[:4] == b"PK\x03\x04":
@@ -48,12 +51,10 @@ def file_kind(path: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or a state dict by name, usual wrappers and prefixes taken
-    off.
+    """Tensors of a safetensors file or a state dict by name, without common wrappers and prefixes.
 
     Raises:
-        TeacherError: the file holds no weights, is truncated, or would have to run code to be
-            loaded.
+        TeacherError: the file has no weights or is truncated, or loading it would run code.
     """
     kind = file_kind(path)
     if kind == "safetensors":
@@ -66,16 +67,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     raise TeacherError(
         f"reading weights from '{path}': expected safetensors or a state dict,"
         f" got {_KIND_NAMES[kind]}",
-        advice="Pass it as the teacher itself." if kind else "",
+        code="weights-expected",
+        advice="Pass it with --teacher instead." if kind else "",
+        path=str(path),
+        got=kind,
     )
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> bool:
-    """Copies weights into a module. True when they were matched by order, because no name fits but
-    every shape does.
+    """Copies weights into a module.
+
+    Returns True if they were matched by order, because no names but all shapes agree.
 
     Raises:
-        TeacherError: names or shapes do not fit; the message names a few of each.
+        TeacherError: names or shapes do not match.
     """
     own = module.state_dict()
     by_order = not set(own) & set(weights) and _fit_in_order(own, weights)
@@ -93,23 +98,27 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
         parts = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
         found = "; ".join(f"{kind}: {_few(names)}" for kind, names in parts.items() if names)
         raise TeacherError(
-            f"loading weights from '{source}': they do not fit the model; {found}",
-            advice="Check the model's name, and --num-classes for a head of another size.",
+            f"loading weights from '{source}': they do not match the model; {found}",
+            code="weights-mismatch",
+            advice="Check the model's name, and --num-classes if the head differs.",
+            path=source,
+            missing=missing,
+            unexpected=unexpected,
+            reshaped=reshaped,
         )
     module.load_state_dict(dict(weights), strict=False)
     return by_order
 
 
 def refuse_unsafe_export(path: Path) -> None:
-    """Checks the index of a `.pt2`: `torch.export.load` unpickles some entries and evaluates size
-    expressions.
+    """Checks a `.pt2` file: `torch.export.load` unpickles some entries and evaluates sizes.
 
-    Allowed is what a plain `torch.export.save` of torch 2.9 to 2.15 writes: raw tensors, their JSON
-    index, the graph as JSON, example inputs that `weights_only` can read, and extra files, which
-    are only text.
+    Allowed are the entries that `torch.export.save` of torch 2.9 to 2.15 writes: raw tensors, their
+    JSON index, the graph as JSON, example inputs that `weights_only` can read, and extra files,
+    which are text.
 
     Raises:
-        TeacherError: anything else is in it.
+        TeacherError: the file has another entry.
     """
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
@@ -125,14 +134,14 @@ def refuse_unsafe_export(path: Path) -> None:
                 _refuse_foreign_graph(path, json.loads(archive.read(name)))
 
 
-# --- what a file is -------------------------------------------------------------------------
+# --- formats -------------------------------------------------------------------------
 
 _KIND_NAMES = {
     "torchscript": "a TorchScript archive",
     "pt2": "an exported program",
     "safetensors": "safetensors",
     "weights": "a state dict",
-    "": "a file of an unknown kind",
+    "": "an unknown format",
 }
 
 
@@ -157,18 +166,19 @@ def _archive_kind(path: Path) -> str:
 
 def _read_pickled(path: Path) -> Any:
     try:
-        # From a file object: given a path, torch goes by its suffix.
+        # From a file object: given a path, torch detects the format by its suffix.
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if "nsupported" in str(error) or "eights_only" in str(error):
             raise TeacherError(
-                f"opening '{path}': it is a pickled Python object that would have to run code to"
-                " be loaded, so it is refused",
-                advice="Where its code is installed, load it there and save it with"
-                " torch.jit.trace(model, example).save(FILE), torch.export.save, or as"
-                " torch.save(model.state_dict(), FILE) for --teacher-weights.",
+                f"opening '{path}': it is a pickled Python object, and loading it would run code",
+                code="pickle-refused",
+                advice="Load it where its code is installed and save it with"
+                " torch.jit.trace(model, example).save(FILE), torch.export.save, or, for"
+                " --teacher-weights, torch.save(model.state_dict(), FILE).",
+                path=str(path),
             ) from error
         raise _truncated(path, error) from error
 
@@ -177,7 +187,9 @@ def _truncated(path: Path, error: Exception) -> TeacherError:
     cause = first_line(error)
     return TeacherError(
         f"opening '{path}': the file is truncated or damaged ({cause})",
+        code="file-truncated",
         advice="Copy or download it again.",
+        path=str(path),
     )
 
 
@@ -195,7 +207,11 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         content = content[wrapper]
     tensors = {k: v for k, v in _items(content) if isinstance(v, Tensor)}
     if not tensors:
-        raise TeacherError(f"reading weights from '{path}': there are no named tensors in it")
+        raise TeacherError(
+            f"reading weights from '{path}': it has no named tensors",
+            code="no-named-tensors",
+            path=str(path),
+        )
     return tensors
 
 
@@ -242,14 +258,14 @@ _EXPRESSION_TOKEN = re.compile(
     r"|Pow|PowByNatural|Eq|Ne|Ge|Gt|Le|Lt|And|Or|Not|Where|Identity|floor|ceiling|oo|int_oo"
     r"|True|False|true|false)\b|precision=\d+|'[\d.]+'"
 )
-"""What a size is written with; any other name could reach a function of the evaluator."""
+"""The tokens of a size; any other name could reach a function of the evaluator."""
 
 
 def _refuse_code(path: Path, content: bytes) -> None:
     try:
         torch.load(io.BytesIO(content), weights_only=True)
     except Exception as error:
-        raise _unsafe(path, "example inputs that would have to run code") from error
+        raise _unsafe(path, "example inputs that run code") from error
 
 
 def _refuse_pickled_tensors(path: Path, index: Mapping[str, Any]) -> None:
@@ -259,7 +275,7 @@ def _refuse_pickled_tensors(path: Path, index: Mapping[str, Any]) -> None:
 
 
 def _refuse_foreign_graph(path: Path, model: Any) -> None:
-    """Only ATen calls, and plain arithmetic in sizes, which torch hands to an evaluator."""
+    """Allows only ATen calls, and arithmetic in sizes, which torch evaluates."""
     for key, value in _strings(model):
         if key == "target" and "." in value and not _is_name_or_call(value):
             raise _unsafe(path, f"a call of '{value}'")
@@ -268,7 +284,7 @@ def _refuse_foreign_graph(path: Path, model: Any) -> None:
 
 
 def _is_name_or_call(target: str) -> bool:
-    """A dotted name of a weight, or a call that is allowed."""
+    """Whether the target is the dotted name of a weight, or an allowed call."""
     is_call = target.startswith(("torch", "_operator", "math", "#", "builtins"))
     return not is_call or _ALLOWED_TARGET.fullmatch(target) is not None
 
@@ -286,7 +302,9 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _unsafe(path: Path, what: str) -> TeacherError:
     return TeacherError(
-        f"opening '{path}': this exported program holds {what}, so loading it could run code;"
-        " it is refused",
-        advice="Export it again with a plain torch.export.save(program, FILE), or as TorchScript.",
+        f"opening '{path}': the exported program contains {what}, so loading it could run code",
+        code="export-unsafe",
+        advice="Export it again with torch.export.save(program, FILE), or as TorchScript.",
+        path=str(path),
+        entry=what,
     )

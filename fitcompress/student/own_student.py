@@ -25,7 +25,7 @@ def open_student(
         opened = _opened_where_it_runs(name, teacher, recipe, emit, meta)
     except (TeacherError, CaptureError) as error:
         cause = error.message.removeprefix(f"opening teacher '{name}': ")
-        raise type(error)(f"opening student '{name}': {cause}", advice=error.advice) from error
+        raise error.reworded(f"opening student '{name}': {cause}") from error
     interface = replace(opened.interface, class_names=teacher.interface.class_names)
     programs = (teacher.program, opened.program)
     outputs = [[shape[1:] for shape in output_shapes(program)] for program in programs]
@@ -66,7 +66,7 @@ def _opened_where_it_runs(
                 emit=emit,
                 meta=meta,
                 seed=recipe.run.seed,
-                normalised_as=images,
+                normalized_as=images,
             )
         except CaptureError as error:
             first_error = first_error or error

@@ -106,7 +106,7 @@ def test_teachers(folder, words, parts):
 def test_pretrained_weights_that_cannot_be_had_are_named_where_the_teacher_fits(folder):
     message = refused(*with_teacher("test_resnet", "--num-classes", 3))
 
-    assert "pretrained weights cannot be had" in message
+    assert "pretrained weights are unavailable" in message
     assert "--teacher-weights" in message
     assert len(message.splitlines()) == 2
 

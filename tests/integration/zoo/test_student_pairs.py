@@ -370,11 +370,20 @@ def test_named_layers_of_both_families_are_taken_as_they_are():
     assert plan.summary.pairs[0].regressor.endswith("flatten")
 
 
-@pytest.mark.parametrize("student", ["resnet19", "nowhere.pt", "no_such_module:net"])
-def test_a_student_that_cannot_be_opened_is_not_called_a_teacher(student):
-    with pytest.raises(TeacherError, match=f"^opening student '{student}': ") as caught:
+@pytest.mark.parametrize(
+    ("student", "code"),
+    [
+        ("resnet19", "timm-model-unknown"),
+        ("nowhere.pt", "no-such-file"),
+        ("no_such_module:net", "factory-import-failed"),
+    ],
+)
+def test_a_student_that_cannot_be_opened_is_not_called_a_teacher(student, code):
+    with pytest.raises(TeacherError) as caught:
         planned_shapes(recipe_of("test_resnet", student), (32, 32))
 
+    assert caught.value.code == code
+    assert caught.value.message.startswith(f"opening student '{student}': ")
     assert "teacher" not in caught.value.message
 
 
