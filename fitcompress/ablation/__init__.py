@@ -1,4 +1,1 @@
-"""The same student trained with and without parts of its supervision, over several seeds.
-
-Imports `run` and `report`.
-"""
+"""Ablations: one student trained with and without parts of the teacher's supervision."""

@@ -1,15 +1,15 @@
-"""The arms of an ablation: what each changes in a recipe, and which questions two of them answer.
-Layer: recipe; no torch.
+"""The arms of an ablation: the settings that each changes, and the questions that pairs answer.
 
-Each arm differs in one thing from another. All but `inherit` start from random weights: what is
-asked is what the teacher gives in training.
+Each arm differs from another in one thing. All but `inherit` start from random weights, so that
+differences come from the teacher's supervision in training.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from fitcompress.errors import RecipeError, near_misses
@@ -36,8 +36,8 @@ COMMON: dict[str, Any] = {
     "run.timing": "none",
     "run.baseline": False,
 }
-"""What all arms begin with. Hints that cannot be learnt would end their stage early, and be less of
-a control; what is not compared is not measured."""
+"""Settings of all arms. With patience, stage 1 of a control whose hints cannot be learned would end
+early; latencies and baselines are not compared."""
 _NO_HINTS: dict[str, Any] = {"stage1.epochs": 0}
 _NO_TEACHER: dict[str, Any] = {
     "stage2.lambda_kd": 0.0,
@@ -48,18 +48,18 @@ _NO_TEACHER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train the student."""
+    """One way to train the student."""
 
     name: str
     meaning: str
     settings: Mapping[str, Any]
-    """What it changes in the recipe, by dotted name."""
+    """Changed settings by dotted name."""
     is_long: bool = False
-    """Whether stage 2 also takes the epochs of stage 1, which it does not have."""
+    """Whether stage 2 also takes the epochs of stage 1."""
     sets: tuple[str, ...] = ()
-    """Settings as a user wrote them."""
+    """Settings of a custom arm, as "section.key=value"."""
     against: str = "ht"
-    """What one of the user's own is held against."""
+    """The arm that a custom arm is compared with."""
 
 
 ARMS = {
@@ -76,7 +76,7 @@ ARMS = {
             {**_NO_HINTS, "stage2.hint_weight": 1.0},
             is_long=True,
         ),
-        Arm("rand-net", "hints of random weights", {"hints.target": "random-teacher"}),
+        Arm("rand-net", "hints of a random teacher", {"hints.target": "random-teacher"}),
         Arm("rand-iid", "a random vector per image as hint", {"hints.target": "random-vectors"}),
         Arm("shuffled", "the hints of other images", {"hints.target": "shuffled"}),
         Arm("label", "labels as hints", {"hints.target": "labels"}),
@@ -87,20 +87,20 @@ ARMS = {
         ),
     )
 }
-"""By name. Sources: FitNets (arXiv 1412.6550v4) for bp, kd, ht and label; the others are the
-controls that it lacks."""
+"""The arms by name. bp, kd, ht and label are those of FitNets (arXiv 1412.6550v4); the others are
+controls that the paper lacks."""
 
 DEFAULT_ARMS = ("bp", "kd", "ht", "kd-long", "rand-net", "rand-iid", "shuffled")
 
 
 @dataclass(frozen=True)
 class Question:
-    """Whether an arm is better than another, and what that would say."""
+    """Whether `arm` is better than `against`."""
 
     arm: str
     against: str
     subject: str
-    """What would have helped."""
+    """What has helped if it is."""
 
 
 QUESTIONS = (
@@ -108,140 +108,177 @@ QUESTIONS = (
     Question("ht", "bp", "hints and distillation over labels alone"),
     Question("ht", "kd", "hints over distillation alone"),
     Question("ht", "kd-long", "hints over distillation for the epochs of both stages"),
-    Question("ht", "rand-net", "the teacher's hints over those of random weights"),
+    Question("ht", "rand-net", "the teacher's hints over those of a random teacher"),
     Question("ht", "rand-iid", "the teacher's hints over random vectors"),
     Question("ht", "shuffled", "the teacher's hints over those of other images"),
     Question("ht", "label", "the teacher's hints over labels"),
     Question("ht", "joint", "hints in a stage of their own over hints within stage 2"),
-    Question("ht-nokd", "bp", "hints over nothing, with labels alone"),
+    Question("ht-nokd", "bp", "hints over none, with labels alone"),
     Question("inherit", "kd", "inherited weights over random ones"),
 )
-"""Fixed before anything is measured; those count of which both arms were run."""
+"""Fixed before anything is measured; a question counts if both of its arms are run."""
 
 
 _NEXT_SETTING = r",(?=\s*[\w.]+\s*=)"
-_TAKEN = ("teacher", "answers")
-"""Folders of an ablation that are no arms."""
+_RESERVED = ("teacher", "answers")
+"""Other folders of an ablation, next to those of its arms."""
 _SHARED = ("teacher.", "data.source", "data.limit", "run.seed", "run.out")
-"""What is the same in all arms: beginnings of settings."""
+"""Prefixes of settings that no arm may change."""
 
 
 def read_arms(
     names: Iterable[str], own: Sequence[str] = (), against: str | None = None
 ) -> tuple[Arm, ...]:
-    """The arms of these names, and those that a user describes as "NAME: SETTING=VALUE, ...", each
-    to be held `against` another, `ht` if that is None.
+    """Known arms by name, and custom arms.
+
+    Args:
+        names: of `ARMS`.
+        own: custom arms, each as "NAME: SECTION.KEY=VALUE, ...".
+        against: the arm that custom arms are compared with; `ht` by default.
 
     Raises:
-        RecipeError: an unknown name, one that comes twice, a description that is none, or nothing
-            of one's own to hold against another.
+        RecipeError: a name is unknown or repeated, a custom arm is malformed, there is no arm, or
+            `against` is given without custom arms.
 
     >>> read_arms(["kd"], ["hot: stage2.tau=8"])[1].sets
     ('stage2.tau=8',)
     """
     if against and not own:
         raise RecipeError(
-            f"holding arms of your own against '{against}': there is none",
-            advice="give one with --arm, or leave out --against",
+            f"comparing custom arms with '{against}': there are no custom arms",
+            code="custom-arms-missing",
+            advice="Define one with --arm, or drop --against.",
+            against=against,
         )
-    arms = []
-    for name in map(str.strip, names):
-        if name not in ARMS:
-            known = near_misses(name, ARMS) or f"known are {', '.join(ARMS)}"
-            raise RecipeError(f"choosing the arms: there is no '{name}'", advice=known)
-        arms.append(ARMS[name])
-    arms.extend(_own_arm(text, against or Arm.against) for text in own)
-    twice = {arm.name for arm in arms if [other.name for other in arms].count(arm.name) > 1}
-    if twice or not arms:
-        named = f"'{min(twice)}' comes twice" if twice else "there is none"
-        raise RecipeError(f"choosing the arms: {named}", advice="give each arm once")
+    arms = [_known_arm(name) for name in map(str.strip, names)]
+    arms.extend(_custom_arm(text, against or Arm.against) for text in own)
+    if not arms:
+        raise RecipeError(
+            "choosing the arms: expected at least one, got none",
+            code="arms-missing",
+            advice=f"Choose from {', '.join(ARMS)}.",
+            known=list(ARMS),
+        )
+    repeated = [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]
+    if repeated:
+        raise RecipeError(
+            f"choosing the arms: '{repeated[0]}' is given more than once",
+            code="arm-repeated",
+            advice="Give each arm once.",
+            arm=repeated[0],
+        )
     return tuple(arms)
 
 
-def _own_arm(text: str, against: str) -> Arm:
-    """The arm of a user's description.
+def _known_arm(name: str) -> Arm:
+    if name not in ARMS:
+        raise RecipeError(
+            f"choosing the arms: '{name}' is unknown",
+            code="arm-unknown",
+            advice=near_misses(name, ARMS) or f"Choose from {', '.join(ARMS)}.",
+            arm=name,
+            known=list(ARMS),
+        )
+    return ARMS[name]
 
-    Raises:
-        RecipeError: it is none, has another arm's name, or changes what all arms share.
-    """
+
+def _custom_arm(text: str, against: str) -> Arm:
+    """The arm that a user describes as "NAME: SECTION.KEY=VALUE, ..."."""
     name, _, sets = (part.strip() for part in text.partition(":"))
     parts = tuple(part.strip() for part in re.split(_NEXT_SETTING, sets) if part.strip())
-    if not re.fullmatch(r"\w[\w.-]*", name) or name in _TAKEN or not parts:
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in _RESERVED or not parts:
         raise RecipeError(
-            f"reading the arm '{text}': it has no name that can be a folder's, or no settings",
-            advice='write it as "NAME: SECTION.KEY=VALUE, SECTION.KEY=VALUE"',
+            f"reading the arm '{text}': expected a name that is valid for a folder, and settings",
+            code="arm-malformed",
+            advice='Write it as "NAME: SECTION.KEY=VALUE, SECTION.KEY=VALUE".',
+            text=text,
         )
     if name in ARMS:
         raise RecipeError(
-            f"reading the arm '{text}': '{name}' is {ARMS[name].meaning}",
-            advice="give it another name",
+            f"reading the arm '{text}': the name '{name}' is taken ({ARMS[name].meaning})",
+            code="arm-name-taken",
+            advice="Choose another name.",
+            arm=name,
         )
     shared = [part for part in parts if part.startswith(_SHARED)]
     if shared:
         raise RecipeError(
-            f"reading the arm '{text}': all arms have one teacher, the same images and seeds",
-            advice=f"leave out {shared[0]}",
+            f"reading the arm '{text}': {shared[0]} differs from the other arms, which share the"
+            " teacher, the images and the seeds",
+            code="arm-changes-shared-setting",
+            advice=f"Drop {shared[0]}.",
+            arm=name,
+            setting=shared[0],
         )
     return Arm(name, ", ".join(parts), {}, sets=parts, against=against)
 
 
 def arms_by_name(
-    recipe: Recipe, stored: Sequence[Mapping[str, Any]], asked: Sequence[Arm] | None
+    recipe: Recipe, stored: Sequence[Arm], requested: Sequence[Arm] | None
 ) -> dict[str, Arm]:
-    """The arms of an ablation by name: those that it has, as `stored`, then those `asked` for; the
-    usual ones if there are none.
+    """The arms of an ablation: the stored ones, then the requested ones.
+
+    requested: None for the default arms, unless there are stored ones.
 
     Raises:
-        RecipeError: one cannot be, has the name of one with other settings, or is to be held
-            against one that is not there.
+        RecipeError: an arm is invalid, has the name of a stored arm with other settings, or is
+            compared with an unknown arm.
     """
-    named = {fact["name"]: _arm_of(fact) for fact in stored}
-    for arm in read_arms(DEFAULT_ARMS) if asked is None and not named else asked or ():
+    named = {arm.name: arm for arm in stored}
+    if requested is None:
+        requested = () if stored else read_arms(DEFAULT_ARMS)
+    for arm in requested:
         arm_recipe(recipe, arm)
-        before = named.setdefault(arm.name, arm)
-        if (before.settings, before.sets, before.against) != (arm.settings, arm.sets, arm.against):
+        known = named.setdefault(arm.name, arm)
+        if (known.settings, known.sets, known.against) != (arm.settings, arm.sets, arm.against):
             raise RecipeError(
-                f"adding the arm '{arm.name}': there is one of that name with other settings",
-                advice="give it another name",
+                f"adding the arm '{arm.name}': the ablation has an arm of that name with other"
+                " settings",
+                code="arm-conflict",
+                advice="Choose another name.",
+                arm=arm.name,
             )
     for arm in named.values():
         if arm.against not in (Arm.against, *named):
             raise RecipeError(
-                f"holding '{arm.name}' against '{arm.against}': there is no such arm",
-                advice=f"they are {', '.join(named)}",
+                f"comparing the arm '{arm.name}' with '{arm.against}': no such arm is run",
+                code="arm-reference-unknown",
+                advice=f"Choose from {', '.join(named)}.",
+                arm=arm.name,
+                against=arm.against,
+                known=list(named),
             )
     return named
 
 
-def _arm_of(fact: Mapping[str, Any]) -> Arm:
-    known = {field.name: fact[field.name] for field in fields(Arm) if field.name in fact}
-    return Arm(**known | {"sets": tuple(fact["sets"])})
-
-
 def arm_recipe(recipe: Recipe, arm: Arm) -> Recipe:
-    """The recipe of an arm, from one that has what is common.
+    """The recipe of an arm, from a recipe with the `COMMON` settings.
 
     Raises:
-        RecipeError: it would be another arm's, for want of epochs for hints or of weights to
-            inherit; or a setting of the user's cannot hold.
+        RecipeError: a setting of a custom arm is invalid, or the arm would equal another one: there
+            are no epochs for hints, or no weights to inherit.
     """
-    first, second = recipe.stage1.epochs or 0, recipe.stage2.epochs or 0
+    stage1, stage2 = recipe.stage1.epochs or 0, recipe.stage2.epochs or 0
     settings = dict(arm.settings)
     if arm.is_long:
-        settings["stage2.epochs"] = first + second
+        settings["stage2.epochs"] = stage1 + stage2
     try:
-        made = apply_sets(with_settings(recipe, settings), arm.sets)
+        changed = apply_sets(with_settings(recipe, settings), arm.sets)
     except RecipeError as error:
-        raise RecipeError(f"making the arm '{arm.name}': {error}", advice=error.advice) from error
-    takes_first = arm.is_long or "stage1.epochs" not in arm.settings
-    if recipe.stage1.epochs == 0 and not arm.sets and takes_first:
+        raise error.reworded(f"making the arm '{arm.name}': {error.message}") from error
+    takes_stage1 = arm.is_long or "stage1.epochs" not in arm.settings
+    if recipe.stage1.epochs == 0 and not arm.sets and takes_stage1:
         raise RecipeError(
-            f"making the arm '{arm.name}': it takes the epochs of stage 1, which has none",
-            advice="give it some (--hint-epochs), or leave that arm out",
+            f"making the arm '{arm.name}': it uses the epochs of stage 1, which has none",
+            code="arm-without-stage1",
+            advice="Set --hint-epochs, or drop the arm.",
+            arm=arm.name,
         )
-    if recipe.student.source and made.student.init != recipe.student.init:
+    if recipe.student.source and changed.student.init != recipe.student.init:
         raise RecipeError(
-            f"making the arm '{arm.name}': a student of your own keeps its own first weights",
-            advice="leave that arm out",
+            f"making the arm '{arm.name}': a custom student keeps its own initial weights",
+            code="arm-initializes-custom-student",
+            advice="Drop the arm.",
+            arm=arm.name,
         )
-    return made
+    return changed

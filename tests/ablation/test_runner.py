@@ -1,10 +1,10 @@
-"""The arms of an ablation: they differ in one thing each, and only what is there is found."""
+"""Ablations: what their runs share, how they are resumed, and that they find only real effects."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,9 @@ from helpers.predictions import load_predictions
 from PIL import Image
 from torch import nn
 
-from fitcompress.ablation import runner as ablation
+from fitcompress.ablation import cells
 from fitcompress.ablation.arms import (
     ARMS,
-    COMMON,
-    DEFAULT_ARMS,
-    arm_recipe,
-    arms_by_name,
     read_arms,
 )
 from fitcompress.ablation.runner import ablate
@@ -29,7 +25,6 @@ from fitcompress.api import load_report
 from fitcompress.errors import DataError, LayerError, RecipeError, RunError, TeacherError
 from fitcompress.events import Event, Notice, StageFinished, StageStarted
 from fitcompress.models.teacher import fingerprint_of
-from fitcompress.recipe.fields import differing_settings, with_settings
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.report.ablation_facts import Ablation, cell_path, compared
 from fitcompress.report.verdicts import verdict
@@ -64,94 +59,6 @@ def run(
         seeds=range(seeds),
         **({"teacher": toy_runs.toy_teacher()} | options),
     )
-
-
-# --- the arms ----------------------------------------------------------------------------------
-
-
-def changed(name: str) -> set[str]:
-    base = with_settings(toy_runs.toy_recipe(Path("images"), Path("out")), COMMON)
-    arm, kd = (arm_recipe(base, ARMS[each]) for each in (name, "kd"))
-    return set(differing_settings(arm, kd))
-
-
-def test_every_arm_differs_from_another_in_one_thing():
-    hints = {"stage1.epochs"}
-    assert changed("ht") == hints
-    assert changed("kd-long") == {"stage2.epochs"}
-    assert changed("inherit") == {"student.init"}
-    for name in ("rand-net", "rand-iid", "shuffled", "label"):
-        assert changed(name) == hints | {"hints.target"}
-    labels = {"stage2.lambda_kd", "stage2.lambda_kd_end", "stage2.label_weight"}
-    assert changed("bp") == labels
-    assert changed("ht-nokd") == labels | hints
-    assert changed("joint") == {"stage2.epochs", "stage2.hint_weight"}
-
-
-def test_long_arms_take_the_epochs_of_both_stages():
-    base = toy_runs.toy_recipe(Path("images"), Path("out"), stage1__epochs=3, stage2__epochs=5)
-    assert arm_recipe(base, ARMS["kd-long"]).stage2.epochs == 8
-    assert arm_recipe(base, ARMS["kd"]).stage2.epochs == 5
-
-
-@pytest.mark.parametrize(
-    ("names", "own", "message"),
-    [
-        (["kdd"], [], "no 'kdd'"),
-        (["kd", "kd"], [], "'kd' comes twice"),
-        ([], [], "there is none"),
-        (["kd"], ["hot"], "'hot': it has no name that can be a folder's, or no settings"),
-        (["kd"], ["../x: stage2.tau=3"], r"'\.\./x: .* no name that can be"),
-        (["kd"], ["answers: stage2.tau=3"], "no name that can be a folder's"),
-        (["bp"], ["kd: stage2.tau=3"], "'kd' is stage 2 alone"),
-        (["kd"], ["x: stage2.tau=3", "x: stage2.tau=4"], "'x' comes twice"),
-        (["kd"], ["x: stage2.tau=3, run.seed=7"], "all arms have one teacher"),
-        (["kd"], ["x: teacher.source=other.pt"], "all arms have one teacher"),
-    ],
-)
-def test_arms_that_are_none_are_refused(names, own, message):
-    with pytest.raises(RecipeError, match=message):
-        read_arms(names, own)
-
-
-def test_a_list_within_a_setting_is_not_taken_apart():
-    (arm,) = read_arms([], ["two: hints.hint=a,b, stage2.tau=3"])
-    assert arm.sets == ("hints.hint=a,b", "stage2.tau=3")
-
-
-def test_arms_of_ones_own_are_held_against_one_that_is_there():
-    base = toy_runs.toy_recipe(Path("images"), Path("out"))
-    own = ("mild: stage2.tau=2", "hot: stage2.tau=8")
-    held = arms_by_name(base, [], read_arms(["kd"], own, "mild"))
-    assert {name: arm.against for name, arm in held.items() if arm.sets} == {
-        "mild": "mild",
-        "hot": "mild",
-    }
-    with pytest.raises(RecipeError, match="'mild' against 'hto': there is no such arm"):
-        arms_by_name(base, [], read_arms(["kd"], own, "hto"))
-    with pytest.raises(RecipeError, match="against 'kd': there is none"):
-        read_arms(["kd"], [], "kd")
-    with pytest.raises(RecipeError, match=r"making the arm 'odd': .*no setting 'stage2\.taau'"):
-        arm_recipe(base, read_arms([], ["odd: stage2.taau=1"])[0])
-    stored = [asdict(arm) for arm in held.values()]
-    more = arms_by_name(base, stored, read_arms([], ["cold: stage2.tau=1"], "hot"))
-    assert list(more) == ["kd", "mild", "hot", "cold"] and more["mild"] == held["mild"]
-
-
-def test_hints_need_epochs():
-    base = toy_runs.toy_recipe(Path("images"), Path("out"), stage1__epochs=0)
-    for name in ("ht", "kd-long", "joint"):
-        with pytest.raises(RecipeError, match=f"'{name}': it takes the epochs of stage 1"):
-            arm_recipe(base, ARMS[name])
-    assert arm_recipe(base, ARMS["kd"]).stage1.epochs == 0
-
-
-def test_a_student_of_ones_own_inherits_nothing():
-    settings = {**COMMON, "student.source": "nets:mine"}
-    base = with_settings(toy_runs.toy_recipe(Path("images"), Path("out")), settings)
-    with pytest.raises(RecipeError, match="'inherit': a student of your own"):
-        arm_recipe(base, ARMS["inherit"])
-    assert arm_recipe(base, ARMS["kd"]).student.source == "nets:mine"
 
 
 def stages_of(found: Ablation, arm: str) -> list[dict]:
@@ -262,10 +169,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(images, tmp_path):
 def test_other_settings_are_not_added(images, tmp_path):
     out = tmp_path / "out"
     run(images, out, ["kd"], 1)
-    with pytest.raises(RunError, match="there is one already"):
+    with pytest.raises(RunError) as existing:
         run(images, out, ["kd"], 1)
-    with pytest.raises(RecipeError, match=r"stage2\.tau = 2\.0: it was started with 4\.0"):
+    with pytest.raises(RecipeError) as contradiction:
         run(images, out, ["bp"], 1, resume=True, stage2__tau=2.0)
+    assert (existing.value.code, existing.value.facts) == ("ablation-exists", {"path": str(out)})
+    facts = contradiction.value.facts
+    assert contradiction.value.code == "resume-contradiction"
+    assert (facts["setting"], facts["expected"], facts["got"]) == ("stage2.tau", 4.0, 2.0)
     ablate(
         recipe_of(images, out, stage2__tau=2.0),
         arms=read_arms(["bp"]),
@@ -284,16 +195,18 @@ def test_an_arm_keeps_its_settings(images, tmp_path):
     assert (answer["arm"], answer["against"]) == ("hot", "kd")
     difference = found.accuracies("hot")[0] - found.accuracies("kd")[0]
     assert answer["mean"] == pytest.approx(difference)
-    with pytest.raises(RecipeError, match="'hot': there is one of that name with other settings"):
+    with pytest.raises(RecipeError) as caught:
         run(images, out, ["kd"], 2, "hot: stage2.tau=2", resume=True)
+    assert (caught.value.code, caught.value.facts) == ("arm-conflict", {"arm": "hot"})
 
 
 def test_force_removes_an_ablation_and_nothing_else(images, tmp_path):
     out = tmp_path / "out"
     (out / "teacher").mkdir(parents=True)
     (out / "teacher/mine.txt").write_text("mine")
-    with pytest.raises(RunError, match="not part of a run"):
+    with pytest.raises(RunError) as caught:
         run(images, out, ["kd"], 1, force=True)
+    assert caught.value.code == "folder-not-empty"
     assert (out / "teacher/mine.txt").read_text() == "mine"
 
 
@@ -326,12 +239,15 @@ def test_a_teacher_or_images_that_changed_are_not_held_against_those_before(imag
     weights = {name: value + 0.01 for name, value in other.program.tensors.items()}
     program = replace(other.program, tensors=weights)
     changed = replace(other, program=program, fingerprint=fingerprint_of(program))
-    with pytest.raises(RunError, match="the teacher changed"):
+    with pytest.raises(RunError) as other_teacher:
         run(own, out, ["bp"], 1, resume=True, teacher=changed)
     for path in (own / "test").rglob("*.png"):
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    with pytest.raises(RunError, match="the images changed"):
+    with pytest.raises(RunError) as other_images:
         run(own, out, ["bp"], 1, resume=True)
+    for caught, what in ((other_teacher, "teacher"), (other_images, "images")):
+        assert caught.value.code == "ablation-changed"
+        assert caught.value.facts == {"changed": what}
     assert set(Ablation.load(out).cells) == {("kd", 0)}
 
 
@@ -347,8 +263,9 @@ def test_a_run_that_fails_does_not_end_the_others(images, tmp_path):
 def test_an_ablation_that_failed_at_once_is_begun_anew_by_force(images, tmp_path):
     with pytest.raises(LayerError):
         run(images, tmp_path / "out", ["ht"], 1, hints__hint=("nosuch",))
-    with pytest.raises(RunError, match="there is one already"):
+    with pytest.raises(RunError) as caught:
         run(images, tmp_path / "out", ["ht"], 1)
+    assert caught.value.code == "ablation-exists"
     assert run(images, tmp_path / "out", ["ht"], 1, force=True).cells
     with pytest.raises(RecipeError):
         run(images, tmp_path / "out", ["ht"], 1, "odd: stage2.tau=-1", force=True)
@@ -373,23 +290,19 @@ def test_an_ablation_goes_on_in_another_place(images, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_what_all_arms_begin_with_is_said_where_something_else_was_asked_for(images, tmp_path):
+def test_settings_that_all_arms_share_override_requested_ones_with_a_notice(images, tmp_path):
     events: list[Event] = []
     run(images, tmp_path / "out", ["kd"], 1, emit=events.append, hints__target="labels")
-    said = [event.message for event in events if isinstance(event, Notice)]
-    assert "all arms begin with hints.target = 'teacher' instead of 'labels'" in said
+    notices = [event for event in events if isinstance(event, Notice)]
+    overridden = [notice.message for notice in notices if notice.code == "setting-overridden"]
+    assert "all arms use hints.target = 'teacher' instead of 'labels'" in overridden
 
 
-@pytest.mark.parametrize(
-    ("settings", "kind", "message"),
-    [
-        ({"teacher__output_kind": "values"}, TeacherError, "its outputs are not classes"),
-        ({"teacher__output_kind": "labels"}, TeacherError, "its outputs are not classes"),
-    ],
-)
-def test_what_cannot_be_judged_is_not_trained(images, tmp_path, settings, kind, message):
-    with pytest.raises(kind, match=message):
-        run(images, tmp_path / "out", ["bp", "kd"], 1, teacher=None, **settings)
+@pytest.mark.parametrize("kind", ["values", "labels"])
+def test_a_teacher_without_class_scores_is_refused(images, tmp_path, kind):
+    with pytest.raises(TeacherError) as caught:
+        run(images, tmp_path / "out", ["bp", "kd"], 1, teacher=None, teacher__output_kind=kind)
+    assert caught.value.code == "teacher-without-classes"
     assert not (tmp_path / "out/bp").exists()
 
 
@@ -398,8 +311,9 @@ def test_images_without_labels_are_refused(images, tmp_path):
     flat.mkdir()
     for number, path in enumerate(sorted((images / "train").rglob("*.png"))):
         shutil.copy(path, flat / f"{number}.png")
-    with pytest.raises(DataError, match="not all images have a label"):
+    with pytest.raises(DataError) as caught:
         run(flat, tmp_path / "out", ["kd"], 1)
+    assert caught.value.code == "labels-missing"
 
 
 @pytest.mark.parametrize(("augment", "views"), [("none", [1, 1]), ("crop", [6, 2])])
@@ -444,7 +358,7 @@ def test_runs_on_several_devices_are_those_of_one(images, tmp_path, monkeypatch)
     spec = {"teacher__input_size": "3,12,12", "teacher__mean": "0.3,0.3,0.3"}
     own |= spec | {"teacher__std": "0.25,0.25,0.25"}
     one = run(images, tmp_path / "one", ["bp", "kd"], 1, **own)
-    monkeypatch.setattr(ablation, "_devices", lambda recipe: ["", ""])
+    monkeypatch.setattr(cells, "visible_devices", lambda recipe: ["", ""])
     two = run(images, tmp_path / "two", ["bp", "kd"], 1, **own)
     assert {arm: one.accuracies(arm) for arm in one.arms} == {
         arm: two.accuracies(arm) for arm in two.arms
@@ -452,7 +366,7 @@ def test_runs_on_several_devices_are_those_of_one(images, tmp_path, monkeypatch)
 
 
 def test_runs_on_several_devices_share_the_adapted_teacher(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "_devices", lambda recipe: ["", ""])
+    monkeypatch.setattr(cells, "visible_devices", lambda recipe: ["", ""])
     weights = tmp_path / "four.pth"
     torch.save(toy_runs.make_net(4).state_dict(), weights)
     found = run(
@@ -548,7 +462,3 @@ def test_nothing_is_found_where_nothing_is_known(images, tmp_path, monkeypatch):
     assert answer["p_holm"] > 0.05
     assert answer["low"] < 0 < answer["high"]
     assert verdict({**answer, "subject": "hints"}).endswith("not shown")
-
-
-def test_the_default_arms_are_known():
-    assert set(DEFAULT_ARMS) < set(ARMS)
