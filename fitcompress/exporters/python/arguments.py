@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitcompress.exporters.python.classes import Argument, Vector
+from fitcompress.exporters.python.classes import Argument
+from fitcompress.exporters.python.code import Number
 
 __all__ = ["Choice", "choose_arguments", "literal"]
 
@@ -25,18 +26,18 @@ class Choice:
     """The number, or for an argument an expression with braces for its name."""
     argument: Argument | None = None
 
-    def spelled(self, vector: Vector) -> str:
+    def spelled(self, number: Number) -> str:
         """What is written there."""
         text = self.text
         if self.argument is not None:
-            text = text.format(("self." if vector.in_body else "") + self.argument.name)
-        elif vector.keyword and vector.values[0] == vector.default:
+            text = text.format(("self." if number.in_body else "") + self.argument.name)
+        elif number.keyword and number.values[0] == number.default:
             return ""
-        return f", {vector.keyword}={text}" if vector.keyword else text
+        return f", {number.keyword}={text}" if number.keyword else text
 
 
 def choose_arguments(
-    vectors: Sequence[Vector], base: str = "width"
+    numbers: Sequence[Number], base: str = "width"
 ) -> tuple[list[Argument], list[Choice]]:
     """The arguments of a class, with names, and what stands at each of its numbers.
 
@@ -45,48 +46,48 @@ def choose_arguments(
     base: what a number is called that widths of layers are multiples of.
     """
     order = sorted(
-        {vector.values: vector for vector in reversed(vectors) if not vector.is_constant}.values(),
-        key=lambda vector: (not _is_size(vector), _total(vector)),
+        {number.values: number for number in reversed(numbers) if not number.is_constant}.values(),
+        key=lambda number: (not _is_size(number), _total(number)),
     )
     found: dict[tuple[Any, ...], Choice] = {}
-    for vector in order:
-        found[vector.values] = _multiple(vector, found) or Choice("{}", Argument(vector))
+    for number in order:
+        found[number.values] = _multiple(number, found) or Choice("{}", Argument(number))
     choices = [
-        Choice(literal(vector.values[0])) if vector.is_constant else found[vector.values]
-        for vector in vectors
+        Choice(literal(number.values[0])) if number.is_constant else found[number.values]
+        for number in numbers
     ]
-    for vector, choice in zip(vectors, choices, strict=True):
+    for number, choice in zip(numbers, choices, strict=True):
         if choice.argument is not None:
-            choice.argument.is_stored |= vector.in_body
+            choice.argument.is_stored |= number.in_body
     used = dict.fromkeys(c.argument for c in choices if c.argument is not None)
-    arguments = sorted(used, key=lambda argument: not _is_size(argument.vector))
+    arguments = sorted(used, key=lambda argument: not _is_size(argument.number))
     bases = {
         choice.argument
-        for vector, choice in zip(vectors, choices, strict=True)
-        if choice.text != "{}" and vector.role.endswith("_features")
+        for number, choice in zip(numbers, choices, strict=True)
+        if choice.text != "{}" and number.role.endswith("_features")
     }
-    _name(arguments, vectors, {argument: base for argument in bases if argument})
+    _name(arguments, numbers, {argument: base for argument in bases if argument})
     return arguments, choices
 
 
-def _is_size(vector: Vector) -> bool:
-    is_whole = all(type(value) is int and value > 0 for value in vector.values)
-    return is_whole and not vector.is_count and vector.role.rpartition(".")[2] not in _NO_BASE
+def _is_size(number: Number) -> bool:
+    is_whole = all(type(value) is int and value > 0 for value in number.values)
+    return is_whole and not number.is_count and number.role.rpartition(".")[2] not in _NO_BASE
 
 
-def _total(vector: Vector) -> int:
-    return sum(vector.values) if _is_size(vector) else 0
+def _total(number: Number) -> int:
+    return sum(number.values) if _is_size(number) else 0
 
 
-def _multiple(vector: Vector, found: dict[tuple[Any, ...], Choice]) -> Choice | None:
-    """The vector as a multiple of one that is an argument, the largest such."""
-    if not _is_size(vector):
+def _multiple(number: Number, found: dict[tuple[Any, ...], Choice]) -> Choice | None:
+    """The number as a multiple of one that is an argument, the largest such."""
+    if not _is_size(number):
         return None
     for base in reversed(list(found)):
         choice = found[base]
-        if choice.text != "{}" or choice.argument is None or not _is_size(choice.argument.vector):
+        if choice.text != "{}" or choice.argument is None or not _is_size(choice.argument.number):
             continue
-        ratios = {math.inf if a % b else a // b for a, b in zip(vector.values, base, strict=True)}
+        ratios = {math.inf if a % b else a // b for a, b in zip(number.values, base, strict=True)}
         if len(ratios) == 1 and math.inf not in ratios:
             return Choice(f"{ratios.pop()} * {{}}", choice.argument)
     return None
@@ -126,13 +127,13 @@ _SHORT = {
 
 
 def _name(
-    arguments: Sequence[Argument], vectors: Sequence[Vector], bases: Mapping[Argument, str]
+    arguments: Sequence[Argument], numbers: Sequence[Number], bases: Mapping[Argument, str]
 ) -> None:
     """Gives each argument a name of its own: the short one if no other wants it, else with the
     layer's."""
     wanted: dict[Argument, list[str]] = {}
     for argument in arguments:
-        names = _candidates([v for v in vectors if v.values == argument.vector.values])
+        names = _candidates([v for v in numbers if v.values == argument.number.values])
         wanted[argument] = [bases[argument]] if names == ["size"] and argument in bases else names
     counts = Counter(names[0] for names in wanted.values())
     taken: set[str] = set()
@@ -144,11 +145,11 @@ def _name(
         taken.add(argument.name)
 
 
-def _candidates(vectors: Sequence[Vector]) -> list[str]:
+def _candidates(numbers: Sequence[Number]) -> list[str]:
     """Names for a number from the places that it stands at, the best first."""
-    if vectors[0].is_count:
+    if numbers[0].is_count:
         return ["depth"]
-    roles = [vector.role.rpartition(".") for vector in vectors]
+    roles = [number.role.rpartition(".") for number in numbers]
     options = {option for _, _, option in roles}
     for layer, _, option in roles:
         _, _, side = option.partition("_")
@@ -162,7 +163,7 @@ def _candidates(vectors: Sequence[Vector]) -> list[str]:
         return named[:1]
     layer, _, option = roles[0]
     short = _SHORT.get(option, option)
-    is_bare = vectors[0].in_body or short == "size"
+    is_bare = numbers[0].in_body or short == "size"
     return [short] if is_bare else _with_layer(short, layer, short)
 
 

@@ -56,6 +56,6 @@ def _traits(draft: Draft) -> list[str]:
     """What a class holds, takes and calls, as words."""
     entries = " ".join(text for text, _ in draft.entries)
     found = re.findall(r'self\.(?:register_buffer\(")?(\w+)', entries)
-    found += [*draft.input_names, *re.findall(r"\.(\w+)\(", draft.body.text)]
+    found += [*draft.input_names, *re.findall(r"\.(\w+)\(", draft.body.sketch)]
     words = ("".join(p.capitalize() for p in re.split(r"[\W\d_]+", word)) for word in found)
     return [word for word in dict.fromkeys(words) if word not in ("", "X", "Y")]

@@ -1,41 +1,25 @@
-"""Finds which modules are of one class, and what its arguments are. Layer: graph.
+"""Finds which modules share a class, and merges their code.
 
-Modules whose code differs in numbers alone are one class. Numbers that are the same in all of them
-stay in the code; those that differ become arguments, one for all that are always equal.
+Modules whose code differs only in numbers share a class. Numbers that are equal in all of them stay
+in the code; the others become arguments, one for all numbers that always agree.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
-from fitcompress.exporters.python.forward import Hole
+from fitcompress.exporters.python.code import Code, Number, code, joined
+from fitcompress.exporters.python.forward import Forward
 from fitcompress.exporters.python.modules import Piece
 
-__all__ = ["Argument", "ClassCode", "Content", "Draft", "Made", "Series", "Text", "Vector", "merge"]
+__all__ = ["Argument", "ClassCode", "Content", "Draft", "Made", "Series", "merge", "merged_numbers"]
 
 _LONGEST_PERIOD = 4
 _MOST_RUNS = 3
-"""A list of more runs of equal modules is written as one loop over their arguments."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Python with marked numbers."""
-
-    text: str
-    holes: tuple[Hole, ...] = ()
-
-    @property
-    def layout(self) -> Any:
-        return self.text, tuple(hole.layout for hole in self.holes)
-
-    @property
-    def numbers(self) -> Any:
-        return tuple(repr(hole.value) for hole in self.holes)
+"""More runs of equal modules than this are written as one loop over their arguments."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +60,7 @@ class Series:
         return tuple(item.numbers for item in self.items)
 
 
-Content = Text | Made | Series
+Content = Code | Made | Series
 
 
 @dataclass(frozen=True)
@@ -131,44 +115,31 @@ def _alike(runs: Sequence[Run]) -> Iterator[list[Run]]:
 
 @dataclass(eq=False)
 class Draft:
-    """One module on the way to its class."""
+    """The code of one module before its class is known."""
 
     piece: Piece
-    number: int
-    """That of its class."""
     input_names: tuple[str, ...]
     entries: tuple[tuple[str, Content], ...]
-    """What the constructor sets: a statement with braces, and what comes there."""
-    body: Text
-    values: dict[str, Any] = field(default_factory=dict)
-    """The arguments that it is made with, once its class is known."""
+    """Statements of the constructor, with braces for their content."""
+    body: Code
+    """Statements of the forward method; empty if the class inherits it."""
+    forward: Forward | None = None
+    """Writes `body` again once the numbers are known."""
+    number: int = -1
+    """Of its class, once it has one."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the constructor by name, once its class is known."""
 
     @property
     def numbers(self) -> Any:
         return (*(content.numbers for _, content in self.entries), self.body.numbers)
 
 
-@dataclass(frozen=True)
-class Vector:
-    """A number in the code of a class, with its value in each module of the class."""
-
-    values: tuple[Any, ...]
-    role: str
-    keyword: str = ""
-    default: Any = None
-    in_body: bool = False
-    is_count: bool = False
-
-    @property
-    def is_constant(self) -> bool:
-        return len(set(map(repr, self.values))) == 1
-
-
 @dataclass(eq=False)
 class Argument:
     """An argument of a class."""
 
-    vector: Vector
+    number: Number
     name: str = ""
     is_stored: bool = False
     """Whether the forward method reads it."""
@@ -182,97 +153,96 @@ class ClassCode:
     drafts: list[Draft]
     arguments: list[Argument] = field(default_factory=list)
     entries: list[str] = field(default_factory=list)
-    body: str = ""
+    body: list[str] = field(default_factory=list)
 
 
-def merge(
-    contents: Sequence[Content], classes: Callable[[int], ClassCode], vectors: list[Vector]
-) -> str:
-    """The text of what a place holds in every module of a class; its numbers join `vectors`, and
-    are marked by their place there."""
+def merge(contents: Sequence[Content], classes: Callable[[int], ClassCode]) -> Code:
+    """The code at one place of the constructor in all modules of a class."""
     first = contents[0]
-    if isinstance(first, Text):
-        marks = [
-            _mark(
-                vectors,
-                [content.holes[index].value for content in contents],  # type: ignore[union-attr]
-                hole.role,
-                hole.keyword,
-                hole.default,
-            )
-            for index, hole in enumerate(first.holes)
-        ]
-        return re.sub("\0(\\d+)\1", lambda found: marks[int(found[1])], first.text)
+    if isinstance(first, Code):
+        return first.renumbered(merged_numbers(_of_kind(Code, contents)))
     if isinstance(first, Made):
-        drafts = [content.draft for content in contents]  # type: ignore[union-attr]
-        return _instance([[draft] for draft in drafts], classes(first.draft.number), vectors)[0]
-    return _series(contents, classes, vectors)  # type: ignore[arg-type]
+        rows = [[made.draft] for made in _of_kind(Made, contents)]
+        return _instance(rows, classes(first.draft.number))[0]
+    return _series(_of_kind(Series, contents), classes)
 
 
-def _mark(
-    vectors: list[Vector],
-    values: Sequence[Any],
-    role: str,
-    keyword: str = "",
-    default: Any = None,
-    is_count: bool = False,
-) -> str:
-    vectors.append(Vector(tuple(values), role, keyword, default, is_count=is_count))
-    return f"\0{len(vectors) - 1}\1"
+def merged_numbers(codes: Iterable[Code]) -> list[Number]:
+    """The numbers of texts of the same layout, each with its value in every text."""
+    columns = zip(*(code.open_numbers for code in codes), strict=True)
+    return [
+        replace(column[0], values=tuple(value for number in column for value in number.values))
+        for column in columns
+    ]
 
 
-def _instance(
-    rows: Sequence[Sequence[Draft]], code: ClassCode, vectors: list[Vector]
-) -> tuple[str, str]:
-    """The call of a class, and what it loops over where the modules in a row differ.
+T = TypeVar("T")
 
-    rows: for each module of the class that is written, those of `code` that it makes at a place.
+
+def _of_kind(kind: type[T], contents: Sequence[Content]) -> list[T]:
+    """The contents of modules of a class, which are all of one kind."""
+    found: list[T] = [content for content in contents if isinstance(content, kind)]
+    assert len(found) == len(contents), contents
+    return found
+
+
+def _instance(rows: Sequence[Sequence[Draft]], class_code: ClassCode) -> tuple[Code, Code]:
+    """The call of a class, and what it loops over if the modules in a row differ.
+
+    rows: for each module that is written, those of `class_code` that it makes at a place.
     """
-    texts: list[str] = []
-    loops: list[tuple[str, str]] = []
-    for argument in code.arguments:
-        name = argument.name
-        columns = [[draft.values[name] for draft in row] for row in rows]
+    texts: list[Code] = []
+    loops: list[tuple[str, Code]] = []
+    for name in (argument.name for argument in class_code.arguments):
+        columns = [[draft.arguments[name] for draft in row] for row in rows]
         if all(len(set(column)) == 1 for column in columns):
-            texts.append(_mark(vectors, [column[0] for column in columns], name))
+            text = _number([column[0] for column in columns], name)
         else:
-            each = _mark(vectors, list(map(tuple, columns)), f"{name}_of_each")
-            loops.append((name, each))
-            texts.append(name)
-        if len(code.arguments) > 1:
-            texts[-1] = f"{name}={texts[-1]}"
-    call = f"{code.name}({', '.join(texts)})"
+            loops.append((name, _number([*map(tuple, columns)], f"{name}_of_each")))
+            text = code(name)
+        texts.append(code(f"{name}=", text) if len(class_code.arguments) > 1 else text)
+    call = code(f"{class_code.name}(", joined(", ", texts), ")")
     if len(loops) < 2:
-        return call, "".join(f"{name} in {each}" for name, each in loops)
-    names, lists = (", ".join(side) for side in zip(*loops, strict=True))
-    return call, f"{names} in zip({lists}, strict=True)"
+        return call, joined("", [code(f"{name} in ", values) for name, values in loops])
+    names = ", ".join(name for name, _ in loops)
+    lists = joined(", ", [values for _, values in loops])
+    return call, code(f"{names} in zip(", lists, ", strict=True)")
 
 
-def _series(
-    contents: Sequence[Series], classes: Callable[[int], ClassCode], vectors: list[Vector]
-) -> str:
+def _number(values: Sequence[Any], role: str, is_count: bool = False) -> Code:
+    return Code((Number(tuple(values), role, is_count=is_count),))
+
+
+def _series(contents: Sequence[Series], classes: Callable[[int], ClassCode]) -> Code:
     first = contents[0]
-    parts = [_run(runs, classes, vectors) for runs in zip(*(c.runs for c in contents), strict=True)]
-    if first.as_list and len(parts) == 1 and parts[0].startswith("*("):
-        return first.holder.format(f"[{parts[0].removeprefix('*(').removesuffix(')')}]")
-    inside = ", ".join(parts)
-    return first.holder.format(f"[{inside}]" if first.as_list else inside)
+    runs = [_run(runs, classes) for runs in zip(*(c.runs for c in contents), strict=True)]
+    if first.as_list and len(runs) == 1 and runs[0].is_generator:
+        inside = runs[0].code
+    else:
+        spread = [code("*(", run.code, ")") if run.is_generator else run.code for run in runs]
+        inside = joined(", ", spread)
+    return (code("[", inside, "]") if first.as_list else inside).within(first.holder)
 
 
-def _run(runs: Sequence[Run], classes: Callable[[int], ClassCode], vectors: list[Vector]) -> str:
+@dataclass(frozen=True)
+class _RunCode:
+    code: Code
+    is_generator: bool = False
+
+
+def _run(runs: Sequence[Run], classes: Callable[[int], ClassCode]) -> _RunCode:
     first = runs[0]
     if first.varies:
-        rows = [[item.draft for item in run.items] for run in runs]  # type: ignore[union-attr]
-        call, loop = _instance(rows, classes(rows[0][0].number), vectors)
-        return f"*({call} for {loop})"
-    texts = [
-        merge([run.items[place] for run in runs], classes, vectors)
-        for place in range(len(first.items))
-    ]
+        rows = [[made.draft for made in _of_kind(Made, run.items)] for run in runs]
+        call, loop = _instance(rows, classes(rows[0][0].number))
+        return _RunCode(code(call, " for ", loop), is_generator=True)
+    places = range(len(first.items))
+    texts = [merge([run.items[place] for run in runs], classes) for place in places]
+    inside = joined(", ", texts)
     counts = [run.count for run in runs]
     if set(counts) == {1}:
-        return ", ".join(texts)
-    times = f"for _ in range({_mark(vectors, counts, 'count', is_count=True)})"
+        return _RunCode(inside)
+    times = code("for _ in range(", _number(counts, "count", is_count=True), ")")
     if len(texts) == 1:
-        return f"*({texts[0]} {times})"
-    return f"*(block {times} for block in ({', '.join(texts)}))"
+        return _RunCode(code(inside, " ", times), is_generator=True)
+    return _RunCode(code("block ", times, " for block in (", inside, ")"), is_generator=True)

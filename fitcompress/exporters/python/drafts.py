@@ -1,17 +1,17 @@
-"""Drafts the code of every module of a network, and sorts them into classes. Layer: graph."""
+"""Drafts the code of every module of a network, and sorts the modules into classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from fitcompress.exporters.python.classes import Content, Draft, Made, Series, Text
-from fitcompress.exporters.python.constructors import leaf_text, module_text
-from fitcompress.exporters.python.forward import Body, Numbers
+from fitcompress.exporters.python.classes import Content, Draft, Made, Series
+from fitcompress.exporters.python.code import code, joined, number
+from fitcompress.exporters.python.constructors import leaf_code, module_code
+from fitcompress.exporters.python.forward import Forward
 from fitcompress.exporters.python.loops import Loop, find_loops
 from fitcompress.exporters.python.members import Member, Members
 from fitcompress.exporters.python.modules import Piece, Slot, Step, is_below, outside
@@ -32,7 +32,6 @@ class Drafter:
         self._others = propagate_shapes(program, 3)
         self.drafts: list[Draft] = []
         self._made: dict[Piece, Draft] = {}
-        self._bodies: dict[Piece, Body] = {}
         self._numbers: dict[Any, int] = {}
 
     def draft(self, piece: Piece, input_names: Sequence[str] = (), ending: str = "{}") -> Draft:
@@ -45,43 +44,30 @@ class Drafter:
             if inner not in self._made:
                 self.draft(inner)
         if piece.numbers is not None:
-            names, entries, body = ["x"], *self._as_chain(piece, ending)
+            draft = self._as_chain(piece, ending)
         else:
-            names, entries, body = self._as_class(piece, input_names, ending)
+            draft = self._as_class(piece, input_names, ending)
         kinds = tuple(isinstance(slot, tuple) for slot in piece.inputs)
-        key = (kinds, tuple((text, content.layout) for text, content in entries), body.layout)
-        number = self._numbers.setdefault(key, len(self._numbers))
-        self._made[piece] = Draft(piece, number, tuple(names), tuple(entries), body)
-        self.drafts.append(self._made[piece])
-        return self._made[piece]
+        key = (kinds, tuple((text, c.layout) for text, c in draft.entries), draft.body.layout)
+        draft.number = self._numbers.setdefault(key, len(self._numbers))
+        self._made[piece] = draft
+        self.drafts.append(draft)
+        return draft
 
-    def _as_chain(self, piece: Piece, ending: str) -> tuple[list[tuple[str, Content]], Text]:
+    def _as_chain(self, piece: Piece, ending: str) -> Draft:
         """The whole network as one `nn.Sequential`."""
-        items = Series("{}", self._items(piece))
-        body = "" if ending == "{}" else f"return {ending.format('super().forward(x)')}"
-        return [("super().__init__({})", items)], Text(body)
+        entry = ("super().__init__({})", Series("{}", self._items(piece)))
+        body = code() if ending == "{}" else code(f"return {ending.format('super().forward(x)')}")
+        return Draft(piece, ("x",), (entry,), body)
 
-    def _as_class(
-        self, piece: Piece, input_names: Sequence[str], ending: str
-    ) -> tuple[list[str], list[tuple[str, Content]], Text]:
+    def _as_class(self, piece: Piece, input_names: Sequence[str], ending: str) -> Draft:
         made = dict(self._members_of(piece))
         members = self._members(made)
         steps = find_loops(piece, members, lambda one: self._made[one].number)
-        body = Body(piece, members, self.leaves, self.shapes, steps, input_names, ending)
-        self._bodies[piece] = body
-        names = [body.names[slot] for slot in piece.inputs]
-        text = "\n".join(body.write())
-        entries = list(self._entries(made, members, steps))
-        return names, entries, Text(text, tuple(body.holes))
-
-    def body_of(self, piece: Piece, widths: Sequence[int]) -> str:
-        """The forward method of a piece whose numbers have so many characters; they are marked as
-        in its draft."""
-        drafted = self._bodies.get(piece)
-        if drafted is None:
-            return self._made[piece].body.text
-        again = replace(drafted, widths=widths)
-        return "\n".join(again.write())
+        forward = Forward(piece, members, self.leaves, self.shapes, steps, input_names, ending)
+        entries = tuple(self._entries(made, members, steps))
+        body = joined("\n", forward.statements())
+        return Draft(piece, forward.input_names, entries, body, forward)
 
     def shape_words(self, slot: Slot) -> str:
         """The shape of a value, with N for the batch."""
@@ -138,8 +124,8 @@ class Drafter:
         stem = first.rstrip("0123456789")
         items = tuple(self._content(step) for step in made.values() if not isinstance(step, str))
         yield "layers = {}", Series("{}", items, as_list=True)
-        yield f"for number, layer in enumerate(layers, start={first[len(stem) :]}):", Text("")
-        yield f'    self.add_module(f"{stem}{{number}}", layer)', Text("")
+        yield f"for number, layer in enumerate(layers, start={first[len(stem) :]}):", code()
+        yield f'    self.add_module(f"{stem}{{number}}", layer)', code()
 
     def _entry(
         self, member: Member, holder: Member, made: Mapping[str, Step | str], members: Members
@@ -163,7 +149,7 @@ class Drafter:
             ordered = sorted(member.parts.values(), key=lambda part: int(part.name))
             items = tuple(self._holder(part, made) for part in ordered)
             return Series("nn.ModuleList({})", items, as_list=True)
-        return Text(f"nn.{member.kind}()")
+        return code(f"nn.{member.kind}()")
 
     def _below(
         self, member: Member, made: Mapping[str, Step | str], members: Members
@@ -180,38 +166,33 @@ class Drafter:
     def _tensor_entry(self, full: str, target: str, base: str) -> tuple[str, Content]:
         name = full.rpartition(".")[2]
         value = self.program.tensors[full]
-        numbers = Numbers()
-        sizes = [numbers.number(size, f"{name}.size") for size in value.shape]
+        sizes = [number(size, f"{name}.size") for size in value.shape]
         dtype = "" if value.dtype is torch.float32 else f", dtype={value.dtype}"
-        inside = ", ".join(sizes) or "()"
-        zeros = f"torch.zeros({inside}{dtype})"
+        zeros = code("torch.zeros(", joined(", ", sizes or ["()"]), f"{dtype})")
         if full in self.program.trainable:
-            text = Text(f"nn.Parameter({zeros})", tuple(numbers.holes))
+            text = zeros.within("nn.Parameter({})")
             if target.startswith("getattr"):
                 return f'{base}.register_parameter("{name}", {{}})', text
             return f"{target} = {{}}", text
-        return f'{base}.register_buffer("{name}", {{}})', Text(zeros, tuple(numbers.holes))
+        return f'{base}.register_buffer("{name}", {{}})', zeros
 
     def _content(self, step: Step) -> Content:
         if isinstance(step, Piece):
             if step.numbers is None:
                 return Made(self._made[step])
             return Series("nn.Sequential({})", self._items(step))
-        numbers = Numbers()
-        if step in self.leaves:
-            leaf = self.leaves[step]
-            dtype = self.program.tensors[leaf.tensors[0][1]].dtype
-            text = leaf_text(leaf, dtype, numbers)
-            if not any(name in self.program.trainable for _, name in leaf.tensors):
-                text += ".requires_grad_(False)"
-            return Text(text, tuple(numbers.holes))
-        return Text(module_text(step, numbers), tuple(numbers.holes))
+        if step not in self.leaves:
+            return module_code(step)
+        leaf = self.leaves[step]
+        made = leaf_code(leaf, self.program.tensors[leaf.tensors[0][1]].dtype)
+        is_trained = any(name in self.program.trainable for _, name in leaf.tensors)
+        return made if is_trained else made.within("{}.requires_grad_(False)")
 
     def _items(self, chain: Piece) -> tuple[Content, ...]:
         """The modules of a chain; where a number is left out, one that does nothing."""
         assert chain.numbers is not None
         steps = dict(zip(chain.numbers, chain.steps, strict=True))
-        nothing = Text("nn.Identity()")
+        nothing = code("nn.Identity()")
         return tuple(
             self._content(steps[number]) if number in steps else nothing
             for number in range(chain.numbers[-1] + 1)

@@ -1,7 +1,7 @@
-"""How a person writes an ATen call in Python. Layer: graph.
+"""Writes ATen calls as idiomatic Python.
 
 Calls without a spelling of their own are written `torch.ops.aten.name.overload(...)`, which is
-always right. Numbers are written by whoever asks: they may become arguments of a class.
+always correct.
 """
 
 from __future__ import annotations
@@ -11,73 +11,91 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
+from fitcompress.exporters.python.code import COLON, Code, Ref, code, joined, number
 from fitcompress.graph.program import named_arguments, operation
 from fitcompress.graph.shapes import Shape
 
 __all__ = [
-    "COLON",
     "Expression",
-    "Writer",
-    "argument_text",
+    "argument",
     "given_arguments",
     "is_infix",
-    "quoted",
+    "literal_text",
     "short_form",
     "spelled",
 ]
 
 aten = torch.ops.aten
-COLON = "\2"
-"""Stands for the colon of a slice, whose spaces depend on what its bounds become."""
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A piece of Python."""
+    """Python that gives a value."""
 
-    text: str
+    code: Code
     is_loose: bool = False
     """Whether it needs brackets before a method or an operator can follow."""
 
-    @property
-    def tight(self) -> str:
-        return f"({self.text})" if self.is_loose else self.text
 
+def spelled(node: Node, shapes: Mapping[str, Shape]) -> Expression:
+    """The call as Python; its operands are open.
 
-class Writer(Protocol):
-    """Knows what values are called where a call is written."""
-
-    def value(self, node: Node) -> Expression:
-        """A value."""
-
-    def number(self, value: Any, role: str, keyword: str = "", default: Any = None) -> str:
-        """A number or tuple of numbers. With a keyword: `, keyword=value`, nothing at the
-        default."""
-
-    def shape(self, node: Node) -> Shape:
-        """The shape of a value."""
-
-
-def spelled(node: Node, writer: Writer) -> Expression:
-    """The call as Python."""
+    shapes: of all values, by name.
+    """
+    call = _Call(node, shapes)
     for spell in (_infix, _special, _method, _function):
-        expression = spell(node, writer)
+        expression = spell(call)
         if expression is not None:
             return expression
-    return _plain(node, writer)
+    return _plain(call)
 
 
 def quoted(text: str) -> str:
-    """A string literal; in double quotes, but where it has these and no single ones in it."""
+    """A string literal; in single quotes only if that avoids escapes."""
     if text.count('"') > text.count("'"):
         return "'" + json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"') + "'"
     return json.dumps(text, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class _Call:
+    node: Node
+    shapes: Mapping[str, Shape]
+
+    @property
+    def name(self) -> str:
+        return operation(self.node)
+
+    @property
+    def num_arguments(self) -> int:
+        return len(self.node.args) + len(self.node.kwargs)
+
+    @property
+    def subject(self) -> Code:
+        """What a method or an index applies to."""
+        assert isinstance(self.node.args[0], Node), self.node
+        return Code((Ref(self.node.args[0], is_tight=True, is_subject=True),))
+
+    def role(self, option: str) -> str:
+        return f"{self.name}.{option}"
+
+    def indexed(self, *index: str | Code) -> Expression:
+        """The subject, indexed at the dimension that the call names."""
+        assert isinstance(self.node.args[0], Node), self.node
+        rank = len(self.shapes[self.node.args[0].name])
+        skipped = ":, " * (named_arguments(self.node)["dim"] % rank)
+        return Expression(code(self.subject, f"[{skipped}", *index, "]"))
+
+
+def _value(value: Any, is_tight: bool = False) -> Code:
+    assert isinstance(value, Node), value
+    return Code((Ref(value, is_tight),))
 
 
 # --- operators ------------------------------------------------------------------------------
@@ -94,124 +112,114 @@ _SIGNS: dict[Any, str] = {
 
 
 def is_infix(node: Node) -> bool:
-    """Whether the call is written with a sign between two values."""
+    """Whether the call is written as an operator between two operands."""
     return node.target in _SIGNS and len(node.args) == 2 and not node.kwargs
 
 
-def _infix(node: Node, writer: Writer) -> Expression | None:
-    if not is_infix(node):
+def _infix(call: _Call) -> Expression | None:
+    if not is_infix(call.node):
         return None
-    sign = _SIGNS[node.target]
-    left, right = (_operand(value, node, writer) for value in node.args)
-    first = left.text if sign == "+" else left.tight
-    return Expression(f"{first} {sign} {right.tight}", is_loose=True)
+    left, right = call.node.args
+    sign = _SIGNS[call.node.target]
+    first = _operand(left, call, is_tight=sign != "+")
+    return Expression(code(first, f" {sign} ", _operand(right, call)), is_loose=True)
 
 
-def _operand(value: Any, node: Node, writer: Writer) -> Expression:
+def _operand(value: Any, call: _Call, is_tight: bool = True) -> Code:
     if isinstance(value, Node):
-        return writer.value(value)
+        return _value(value, is_tight)
+    text = argument(value, call.role("factor"))
     is_negative = isinstance(value, (int, float)) and value < 0
-    return Expression(argument_text(value, _role(node, "factor"), writer), is_loose=is_negative)
+    return code("(", text, ")") if is_negative and is_tight else text
 
 
 # --- indexing, sizes, calls under other names -----------------------------------------------
 
 
-def _special(node: Node, writer: Writer) -> Expression | None:
-    rule = _SPECIAL.get(node.target)
-    return rule(node, writer) if rule else None
+def _special(call: _Call) -> Expression | None:
+    rule = _SPECIAL.get(call.node.target)
+    return rule(call) if rule else None
 
 
-def _tensor(node: Node, writer: Writer) -> str:
-    assert isinstance(node.args[0], Node), node
-    return writer.value(node.args[0]).tight
+def _select(call: _Call) -> Expression:
+    return call.indexed(argument(named_arguments(call.node)["index"], call.role("index")))
 
 
-def _indexed(node: Node, writer: Writer, dim: int, index: str) -> Expression:
-    rank = len(writer.shape(node.args[0]))  # type: ignore[arg-type]
-    return Expression(f"{_tensor(node, writer)}[{':, ' * (dim % rank)}{index}]")
-
-
-def _select(node: Node, writer: Writer) -> Expression:
-    a = named_arguments(node)
-    return _indexed(node, writer, a["dim"], argument_text(a["index"], _role(node, "index"), writer))
-
-
-def _slice(node: Node, writer: Writer) -> Expression | None:
-    a = named_arguments(node)
+def _slice(call: _Call) -> Expression | None:
+    a = named_arguments(call.node)
     start, end, step = a["start"] or 0, a["end"], a["step"]
     if not all(value is None or type(value) is int for value in (start, end, step)):
         return None
-    rank = len(writer.shape(node.args[0]))  # type: ignore[arg-type]
-    first = writer.number(start, _role(node, "start")) if start else ""
-    last = "" if end is None or end >= 2**62 else writer.number(end, _role(node, "end"))
-    pace = "" if step == 1 else f":{writer.number(step, 'step')}"
-    dims = ":, " * (a["dim"] % rank)
-    return Expression(f"{_tensor(node, writer)}[{dims}{first}{COLON}{last}{pace}]")
+    first = number(start, call.role("start")) if start else ""
+    last = "" if end is None or end >= 2**62 else number(end, call.role("end"))
+    pace = "" if step == 1 else code(":", number(step, "step"))
+    return call.indexed(first, COLON, last, pace)
 
 
-def _index(node: Node, writer: Writer) -> Expression:
-    picks = named_arguments(node)["indices"]
-    inside = ", ".join(":" if p is None else writer.value(p).text for p in picks)
-    return Expression(f"{_tensor(node, writer)}[{inside}]")
+def _index(call: _Call) -> Expression:
+    picks = named_arguments(call.node)["indices"]
+    inside = joined(", ", [":" if pick is None else _value(pick) for pick in picks])
+    return Expression(code(call.subject, "[", inside, "]"))
 
 
-def _getitem(node: Node, writer: Writer) -> Expression:
-    return Expression(f"{_tensor(node, writer)}[{node.args[1]}]")
+def _getitem(call: _Call) -> Expression:
+    return Expression(code(call.subject, f"[{call.node.args[1]}]"))
 
 
-def _size(node: Node, writer: Writer) -> Expression:
-    return Expression(f"{_tensor(node, writer)}.shape[{node.args[1]}]")
+def _size(call: _Call) -> Expression:
+    return Expression(code(call.subject, f".shape[{call.node.args[1]}]"))
 
 
-def _embedding(node: Node, writer: Writer) -> Expression | None:
-    if len(node.args) != 2 or node.kwargs:
+def _embedding(call: _Call) -> Expression | None:
+    if call.num_arguments != 2 or call.node.kwargs:
         return None
-    weight, indices = (writer.value(value).text for value in node.args)  # type: ignore[arg-type]
-    return Expression(f"functional.embedding({indices}, {weight})")
+    weight, indices = map(_value, call.node.args)
+    return Expression(code("functional.embedding(", indices, ", ", weight, ")"))
 
 
-def _dropout(node: Node, writer: Writer) -> Expression:
-    share = argument_text(node.args[1], _role(node, "p"), writer)
-    return Expression(f"functional.dropout({_text(node.args[0], writer)}, {share}, self.training)")
+def _dropout(call: _Call) -> Expression:
+    share = argument(call.node.args[1], call.role("p"))
+    subject = argument(call.node.args[0], "")
+    return Expression(code("functional.dropout(", subject, ", ", share, ", self.training)"))
 
 
-def _reversed_sub(node: Node, writer: Writer) -> Expression | None:
-    if len(node.args) != 2:
+def _reversed_sub(call: _Call) -> Expression | None:
+    if len(call.node.args) != 2:
         return None
-    left, right = (_operand(value, node, writer) for value in (node.args[1], node.args[0]))
-    return Expression(f"{left.tight} - {right.tight}", is_loose=True)
+    left, right = (_operand(value, call) for value in reversed(call.node.args))
+    return Expression(code(left, " - ", right), is_loose=True)
 
 
-def _same(node: Node, writer: Writer) -> Expression | None:
-    return writer.value(node.args[0]) if len(node.args) == 1 else None  # type: ignore[arg-type]
+def _same(call: _Call) -> Expression | None:
+    return Expression(_value(call.node.args[0])) if len(call.node.args) == 1 else None
 
 
-def _resized(node: Node, writer: Writer) -> Expression | None:
+def _resized(call: _Call) -> Expression | None:
     """`upsample_bilinear2d.vec` and its like."""
-    a = named_arguments(node)
+    a = named_arguments(call.node)
     sizes, factors = a["output_size"], a["scale_factors"]
-    key, given = ("size", sizes) if factors is None else ("scale_factor", factors)
     if (sizes is None) == (factors is None):
         return None
-    mode = operation(node).removeprefix("upsample_").rstrip("123d")
+    key, given = ("size", sizes) if factors is None else ("scale_factor", factors)
+    mode = call.name.removeprefix("upsample_").rstrip("123d")
     corners = f", align_corners={a['align_corners']}" if "align_corners" in a else ""
-    text = argument_text(tuple(given), _role(node, key), writer)
-    source = _text(node.args[0], writer)
-    return Expression(f'functional.interpolate({source}, {key}={text}, mode="{mode}"{corners})')
+    text = argument(tuple(given), call.role(key))
+    subject = _value(call.node.args[0])
+    ending = f', mode="{mode}"{corners})'
+    return Expression(code("functional.interpolate(", subject, f", {key}=", text, ending))
 
 
-def _cast(node: Node, writer: Writer) -> Expression | None:
-    if len(node.args) != 2 or node.kwargs:
+def _cast(call: _Call) -> Expression | None:
+    if len(call.node.args) != 2 or call.node.kwargs:
         return None
-    return Expression(f"{_tensor(node, writer)}.to({node.args[1]})")
+    return Expression(code(call.subject, f".to({call.node.args[1]})"))
 
 
-def _negative(node: Node, writer: Writer) -> Expression:
-    return Expression(f"-{_tensor(node, writer)}", is_loose=True)
+def _negative(call: _Call) -> Expression:
+    return Expression(code("-", call.subject), is_loose=True)
 
 
-_SPECIAL: dict[Any, Callable[[Node, Writer], Expression | None]] = {
+_SPECIAL: dict[Any, Callable[[_Call], Expression | None]] = {
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
     aten.index.Tensor: _index,
@@ -233,69 +241,61 @@ _SPREAD = {"view": "size", "reshape": "shape", "permute": "dims", "expand": "siz
 """Methods that take their sizes one by one, and the argument that holds these."""
 _METHOD_NAMES = {"split_with_sizes": "split"}
 """Methods of other names than their calls."""
-_METHODS = frozenset(
-    (
-        *_SPREAD,
-        *("transpose", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous", "unbind"),
-        *("mean", "sum", "amax", "amin", "chunk", "split", "clone", "type_as", "expand_as"),
-        *(*_METHOD_NAMES, "view_as", "reshape_as", "masked_fill", "t", "new_zeros"),
-        *("clamp_min", "clamp_max", "repeat", "unfold", "repeat_interleave"),
-    )
-)
-_FUNCTIONAL = frozenset(
-    (
-        *("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "leaky_relu", "hardtanh"),
-        *("hardswish", "hardsigmoid", "softplus", "log_softmax", "prelu", "pad", "linear"),
-        *("conv1d", "conv2d", "conv3d", "max_pool1d", "max_pool2d", "max_pool3d"),
-        *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-        *("adaptive_avg_pool3d", "layer_norm", "rms_norm", "batch_norm"),
-        *("scaled_dot_product_attention", "pixel_shuffle", "softmax"),
-    )
-)
-_TORCH = frozenset(
-    (
-        *("cat", "stack", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "sin", "cos"),
-        *("bmm", "maximum", "minimum", "clamp", "roll", "flip", "where", "erf", "reciprocal"),
-        *("cumsum", "add", "sub", "div", "addcmul", "bitwise_not"),
-        *("linalg_vector_norm", "group_norm"),
-    )
-)
+_METHODS = {
+    *_SPREAD, *_METHOD_NAMES, "amax", "amin", "chunk", "clamp_max", "clamp_min", "clone",
+    "contiguous", "expand_as", "flatten", "masked_fill", "mean", "new_zeros", "repeat",
+    "repeat_interleave", "reshape_as", "split", "squeeze", "sum", "t", "transpose", "type_as",
+    "unbind", "unflatten", "unfold", "unsqueeze", "view_as",
+}  # fmt: skip
+_FUNCTIONAL = {
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d",
+    "avg_pool2d", "avg_pool3d", "batch_norm", "celu", "conv1d", "conv2d", "conv3d", "elu", "gelu",
+    "hardsigmoid", "hardswish", "hardtanh", "layer_norm", "leaky_relu", "linear", "log_softmax",
+    "max_pool1d", "max_pool2d", "max_pool3d", "mish", "pad", "pixel_shuffle", "prelu", "relu",
+    "relu6", "rms_norm", "scaled_dot_product_attention", "selu", "silu", "softmax", "softplus",
+}  # fmt: skip
+_TORCH = {
+    "abs", "add", "addcmul", "bitwise_not", "bmm", "cat", "clamp", "cos", "cumsum", "div", "erf",
+    "exp", "flip", "group_norm", "linalg_vector_norm", "log", "maximum", "minimum", "reciprocal",
+    "roll", "rsqrt", "sigmoid", "sin", "sqrt", "stack", "sub", "tanh", "where",
+}  # fmt: skip
 _WITHOUT_MEANING = {"cudnn_enabled"}
 """Arguments of calls that no Python function has."""
 
 
-def _method(node: Node, writer: Writer) -> Expression | None:
-    name = operation(node)
-    if name not in _METHODS or name in _FUNCTIONAL or not isinstance(node.args[0], Node):
+def _method(call: _Call) -> Expression | None:
+    name = call.name
+    if name not in _METHODS or name in _FUNCTIONAL or not isinstance(call.node.args[0], Node):
         return None
-    given = given_arguments(node)
+    given = given_arguments(call.node)
     if name in _SPREAD and isinstance(given.get(_SPREAD[name]), (list, tuple)):
         sizes = given[_SPREAD[name]]
         if len(given) != 2 or not sizes:
             return None
-        inside = ", ".join(argument_text(size, _role(node, "size"), writer) for size in sizes)
+        inside = joined(", ", [argument(size, call.role("size")) for size in sizes])
     else:
-        inside = _arguments(node, given, writer, is_method=True)
-    return Expression(f"{_tensor(node, writer)}.{_METHOD_NAMES.get(name, name)}({inside})")
+        inside = _arguments(call, given, is_method=True)
+    method = _METHOD_NAMES.get(name, name)
+    return Expression(code(call.subject, f".{method}(", inside, ")"))
 
 
-def _function(node: Node, writer: Writer) -> Expression | None:
-    name = operation(node)
-    if name not in _FUNCTIONAL and name not in _TORCH:
+def _function(call: _Call) -> Expression | None:
+    if call.name not in _FUNCTIONAL and call.name not in _TORCH:
         return None
-    home = "functional" if name in _FUNCTIONAL else "torch"
-    own = name.replace("linalg_", "linalg.")
-    return Expression(f"{home}.{own}({_arguments(node, given_arguments(node), writer)})")
+    home = "functional" if call.name in _FUNCTIONAL else "torch"
+    own = call.name.replace("linalg_", "linalg.")
+    inside = _arguments(call, given_arguments(call.node))
+    return Expression(code(f"{home}.{own}(", inside, ")"))
 
 
-def _plain(node: Node, writer: Writer) -> Expression:
+def _plain(call: _Call) -> Expression:
     """The call by its full name."""
-    parts = [argument_text(value, _role(node, "value"), writer) for value in node.args]
-    for key, value in node.kwargs.items():
-        parts.append(f"{key}={argument_text(value, _role(node, key), writer)}")
-    if isinstance(node.target, OpOverload):
-        return Expression(f"torch.ops.{node.target}({', '.join(parts)})")
-    return Expression(f"{_OTHERS[node.target]}({', '.join(parts)})")
+    target = call.node.target
+    name = f"torch.ops.{target}" if isinstance(target, OpOverload) else _OTHERS[target]
+    parts = [argument(value, call.role("value")) for value in call.node.args]
+    for key, value in call.node.kwargs.items():
+        parts.append(code(f"{key}=", argument(value, call.role(key))))
+    return Expression(code(f"{name}(", joined(", ", parts), ")"))
 
 
 _OTHERS: dict[Any, str] = {
@@ -311,7 +311,7 @@ _OTHERS: dict[Any, str] = {
 
 
 def given_arguments(node: Node) -> dict[str, Any]:
-    """The arguments by name that are not at their defaults, in the order of the call."""
+    """The arguments that are not at their defaults, by name in the order of the call."""
     assert isinstance(node.target, OpOverload)
     values = named_arguments(node)
     if values.get("stride") == values.get("kernel_size"):
@@ -333,23 +333,21 @@ def _is_equal(value: Any, default: Any) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 
-def _arguments(
-    node: Node, given: Mapping[str, Any], writer: Writer, is_method: bool = False
-) -> str:
-    """What is required in order, the rest by name; for a method without its object."""
-    assert isinstance(node.target, OpOverload)
+def _arguments(call: _Call, given: Mapping[str, Any], is_method: bool = False) -> Code:
+    """Required arguments in order, the others by name; of a method without its subject."""
+    assert isinstance(call.node.target, OpOverload)
     parts, is_named = [], False
-    for argument in node.target._schema.arguments[is_method:]:
-        name = argument.name
-        is_plain = not argument.has_default_value() or name in _IN_ORDER
-        is_named |= not is_plain or (name == "dim" and operation(node) not in _DIM_FIRST)
+    for declared in call.node.target._schema.arguments[is_method:]:
+        name = declared.name
+        is_plain = not declared.has_default_value() or name in _IN_ORDER
+        is_named |= not is_plain or (name == "dim" and call.name not in _DIM_FIRST)
         if name not in given:
             is_named = True
             continue
-        text = argument_text(short_form(name, given[name]), _role(node, name), writer)
-        parts.append(f"{name}={text}" if is_named else text)
-        is_named |= operation(node) in _BY_NAME
-    return ", ".join(parts)
+        text = argument(short_form(name, given[name]), call.role(name))
+        parts.append(code(f"{name}=", text) if is_named else text)
+        is_named |= call.name in _BY_NAME
+    return joined(", ", parts)
 
 
 _IN_ORDER = ("start_dim", "end_dim")
@@ -362,7 +360,7 @@ _ALIKE = ("kernel_size", "stride", "padding", "dilation", "output_padding", "out
 
 
 def short_form(name: str, value: Any) -> Any:
-    """One number for a list of equal ones, where that says the same."""
+    """One number for a list of equal numbers where both mean the same."""
     if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
         is_single = len(value) == 1 and name == "dim"
         if is_single or (name in _ALIKE and len(set(value)) == 1):
@@ -370,29 +368,30 @@ def short_form(name: str, value: Any) -> Any:
     return tuple(value) if name != "tensors" and isinstance(value, list) else value
 
 
-def _role(node: Node, name: str) -> str:
-    return f"{operation(node)}.{name}"
-
-
-def _text(value: Any, writer: Writer) -> str:
-    return writer.value(value).text if isinstance(value, Node) else repr(value)
-
-
-def argument_text(value: Any, role: str, writer: Writer) -> str:
+def argument(value: Any, role: str) -> Code:
+    """A value, a number or a literal as an argument of a call."""
     match value:
         case Node():
-            return writer.value(value).text
+            return _value(value)
+        case list() if value and all(isinstance(item, Node) for item in value):
+            return Code((Ref(tuple(value)),))
+        case list():
+            return code("[", joined(", ", [argument(item, role) for item in value]), "]")
+        case tuple():
+            ending = ",)" if len(value) == 1 else ")"
+            return code("(", joined(", ", [argument(item, role) for item in value]), ending)
+        case int() | float() if not isinstance(value, bool):
+            return number(value, role)
+    return code(literal_text(value))
+
+
+def literal_text(value: Any) -> str:
+    """A value without numbers as Python."""
+    match value:
         case None | bool():
             return repr(value)
         case str():
             return quoted(value)
-        case int() | float():
-            return writer.number(value, role)
         case torch.device():
             return quoted(str(value))
-        case list():
-            return f"[{', '.join(argument_text(item, role, writer) for item in value)}]"
-        case tuple():
-            items = [argument_text(item, role, writer) for item in value]
-            return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     return str(value)  # torch's own: dtypes, layouts, memory formats

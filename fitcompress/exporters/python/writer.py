@@ -10,7 +10,7 @@ from __future__ import annotations
 import keyword
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -19,9 +19,15 @@ from torch.fx import Node
 
 from fitcompress.exporters.python.arguments import choose_arguments
 from fitcompress.exporters.python.class_names import class_names
-from fitcompress.exporters.python.classes import Argument, ClassCode, Vector, merge
+from fitcompress.exporters.python.classes import (
+    Argument,
+    ClassCode,
+    Draft,
+    merge,
+    merged_numbers,
+)
+from fitcompress.exporters.python.code import Number
 from fitcompress.exporters.python.drafts import Drafter
-from fitcompress.exporters.python.expressions import COLON
 from fitcompress.exporters.python.file_template import Frame, framed
 from fitcompress.exporters.python.modules import Piece, Slot, find_pieces
 from fitcompress.exporters.python.simplify import in_readable_form
@@ -63,7 +69,7 @@ def write_source(program: Program, interface: Interface) -> ModuleSource:
     if root.numbers is not None:
         names = ["x"]
     drafter.draft(root, names, _ENDINGS[interface.activation])
-    codes = _class_codes(drafter)
+    codes = _class_codes(drafter.drafts)
     texts = [_class_text(code, drafter, names if code is codes[-1] else ()) for code in codes]
     frame = Frame(interface, plain, names, class_name=codes[-1].name)
     return ModuleSource(framed(frame, texts), plain.tensors)
@@ -74,48 +80,43 @@ def _identifier(name: str) -> str:
     return plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"x_{plain}"
 
 
-def _class_codes(drafter: Drafter) -> list[ClassCode]:
+def _class_codes(drafts: Sequence[Draft]) -> list[ClassCode]:
     """The classes, those that others hold first, with the arguments of each module."""
-    ordered = sorted(drafter.drafts, key=lambda draft: draft.number)
+    ordered = sorted(drafts, key=lambda draft: draft.number)
     groups = [list(group) for _, group in groupby(ordered, key=lambda draft: draft.number)]
     names = class_names(groups)
     codes = [ClassCode(name, group) for name, group in zip(names, groups, strict=True)]
     for code in codes:
-        _write_code(code, codes, drafter)
+        _write_code(code, codes)
     return codes
 
 
-def _write_code(code: ClassCode, codes: Sequence[ClassCode], drafter: Drafter) -> None:
+def _write_code(code: ClassCode, codes: Sequence[ClassCode]) -> None:
     """Fills in the code of a class whose parts are known, and the arguments of its modules."""
-    vectors: list[Vector] = []
-    texts = []
-    for place, (statement, _) in enumerate(code.drafts[0].entries):
-        contents = [draft.entries[place][1] for draft in code.drafts]
-        texts.append(statement.replace("{}", merge(contents, codes.__getitem__, vectors)))
-    num_outside = len(vectors)
-    merge([draft.body for draft in code.drafts], codes.__getitem__, vectors)
-    vectors[num_outside:] = [replace(vector, in_body=True) for vector in vectors[num_outside:]]
-    attends = any(word in code.drafts[0].body.text for word in ("softmax", "attention"))
-    code.arguments, choices = choose_arguments(vectors, base="heads" if attends else "width")
-    spelled = [choice.spelled(vector) for choice, vector in zip(choices, vectors, strict=True)]
-    code.entries = [_filled(text, spelled) for text in texts]
-    inside = spelled[num_outside:]
-    code.body = _filled(drafter.body_of(code.drafts[0].piece, list(map(len, inside))), inside)
+    drafts = code.drafts
+    first = drafts[0]
+    entries = []
+    for place, (statement, _) in enumerate(first.entries):
+        contents = [draft.entries[place][1] for draft in drafts]
+        entries.append(merge(contents, codes.__getitem__).within(statement))
+    outside = [number for entry in entries for number in entry.open_numbers]
+    inside = [replace(n, in_body=True) for n in merged_numbers(draft.body for draft in drafts)]
+    numbers = [*outside, *inside]
+    attends = any(word in first.body.sketch for word in ("softmax", "attention"))
+    code.arguments, choices = choose_arguments(numbers, base="heads" if attends else "width")
+    pairs = zip(numbers, choices, strict=True)
+    texts = {number: choice.spelled(number) for number, choice in pairs}
+    code.entries = [entry.filled(texts.__getitem__) for entry in entries]
+    own = zip(first.body.open_numbers, inside, strict=True)
+    code.body = _body(first, {open_number: texts[number] for open_number, number in own})
     for argument in code.arguments:
-        for draft, value in zip(code.drafts, argument.vector.values, strict=True):
-            draft.values[argument.name] = value
+        for draft, value in zip(drafts, argument.number.values, strict=True):
+            draft.arguments[argument.name] = value
 
 
-def _filled(text: str, numbers: Sequence[str]) -> str:
-    filled = re.sub("\0(\\d+)\1", lambda mark: numbers[int(mark[1])], text).replace("(, ", "(")
-    return re.sub(f"([^\\[,]*){COLON}([^\\]:]*)", _slice, filled)
-
-
-def _slice(bounds: re.Match[str]) -> str:
-    start, end = bounds[1].strip(), bounds[2].strip()
-    space = " " if "self." in start + end else ""
-    lead = " " if bounds[1].startswith(" ") else ""
-    return f"{lead}{start}{space if start else ''}:{space if end else ''}{end}"
+def _body(draft: Draft, texts: Mapping[Number, str]) -> list[str]:
+    lines = draft.forward.statements(texts) if draft.forward else [draft.body]
+    return [line.filled(texts.__getitem__) for line in lines if line.parts]
 
 
 # --- text -----------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def _class_text(code: ClassCode, drafter: Drafter, input_names: Sequence[str]) -
     if code.body:
         lines += [
             "",
-            *_method(_signature(piece, drafter, input_names, code), code.body.split("\n")),
+            *_method(_signature(piece, drafter, input_names, code), code.body),
         ]
     return "\n".join(lines)
 
@@ -173,7 +174,7 @@ def _shape_words(piece: Piece, drafter: Drafter) -> str:
 
 
 def _kind(argument: Argument) -> str:
-    value = argument.vector.values[0]
+    value = argument.number.values[0]
     if isinstance(value, tuple):
         return "Sequence[int]"
     return type(value).__name__

@@ -70,15 +70,15 @@ def test_the_weights_are_those_of_the_model_folder(folder: Path, tmp_path: Path)
 def test_code_that_computes_something_else_gets_no_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fitcompress.exporters.python import folder as sourcefile
+    from fitcompress.exporters.python import standalone
 
-    write = sourcefile.write_source
+    write = standalone.write_source
 
     def wrong(program, interface):
         source = write(program, interface)
         return replace(source, text=source.text.replace(" + x", " - x"))
 
-    monkeypatch.setattr(sourcefile, "write_source", wrong)
+    monkeypatch.setattr(standalone, "write_source", wrong)
     with pytest.raises(ExportError, match="its outputs differ"):
         export_model("python", source_of(folder), tmp_path / "out_py")
     assert not (tmp_path / "out_py").exists()

@@ -22,7 +22,7 @@ from random_programs.random_graphs import STEPS, draw_program, random_inputs
 from torch import Tensor, nn
 
 from fitcompress.exporters.python.arguments import choose_arguments, literal
-from fitcompress.exporters.python.classes import Vector
+from fitcompress.exporters.python.code import Number
 from fitcompress.exporters.python.members import Members
 from fitcompress.exporters.python.simplify import in_readable_form
 from fitcompress.exporters.python.wrap import broken
@@ -492,18 +492,18 @@ def test_lines_are_broken_where_ruff_breaks_them(tmp_path):
 
 
 def test_equal_numbers_become_one_argument_and_multiples_follow():
-    vectors = [
-        Vector((8, 16), "fc1.in_features"),
-        Vector((32, 64), "fc1.out_features"),
-        Vector((3, 3), "conv.kernel_size"),
-        Vector((32, 64), "fc2.in_features"),
-        Vector((8, 16), "fc2.out_features"),
-        Vector((1, 2), "conv.stride", keyword="stride", default=1),
-        Vector((1, 1), "pool.stride", keyword="stride", default=1),
+    numbers = [
+        Number((8, 16), "fc1.in_features"),
+        Number((32, 64), "fc1.out_features"),
+        Number((3, 3), "conv.kernel_size"),
+        Number((32, 64), "fc2.in_features"),
+        Number((8, 16), "fc2.out_features"),
+        Number((1, 2), "conv.stride", keyword="stride", default=1),
+        Number((1, 1), "pool.stride", keyword="stride", default=1),
     ]
-    arguments, choices = choose_arguments(vectors)
+    arguments, choices = choose_arguments(numbers)
 
-    spelled = [choice.spelled(vector) for choice, vector in zip(choices, vectors, strict=True)]
+    spelled = [choice.spelled(number) for choice, number in zip(choices, numbers, strict=True)]
     assert [argument.name for argument in arguments] == ["features", "stride"]
     assert spelled == [
         *("features", "4 * features", "3", "4 * features", "features"),
