@@ -32,12 +32,17 @@ def adapt_teacher(session: Session, teacher: Teacher, folder: Path) -> tuple[Tea
     spec = interface.images
     objective = SupervisedObjective(model.network, student_preprocess=Preprocess(spec))
     default_lr = _RANDOM_LR if teacher.weights_from == "random" else _PRETRAINED_LR
-    optim = OptimRecipe(lr=session.recipe.teacher.lr or default_lr)
     epochs = session.recipe.teacher.epochs or 0
     session.emit(estimate_adaptation(session, model, epochs))
-    cost = stage_cost(None, model)
     result = run_stage(
-        session, "teacher", objective, spec, optim, epochs, teacher.fingerprint, cost
+        session,
+        "teacher",
+        objective,
+        spec=spec,
+        optim=OptimRecipe(lr=session.recipe.teacher.lr or default_lr),
+        epochs=epochs,
+        subject=teacher.fingerprint,
+        cost=stage_cost(None, model),
     )
     program = with_state(model, model.network)
     if is_first_process():

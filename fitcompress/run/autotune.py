@@ -24,7 +24,7 @@ from fitcompress.models.teacher import Teacher
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.recipe.schema import Layout, Precision
 from fitcompress.run.session import host_device, plain_batches
-from fitcompress.training.compile import compiler_said
+from fitcompress.training.compile import compiler_message
 from fitcompress.training.device import (
     has_bf16,
     preserved_random_state,
@@ -163,7 +163,7 @@ def _is_faster_compiled(
                 runners, (size,), num_warmup=1, num_runs=_NUM_ROUNDS, budget_s=_BUDGET_S
             )
     except Exception as error:  # dynamo, its backends and compilers raise errors of any type
-        message = f"not compiled: {compiler_said(error)}"
+        message = f"not compiled: {compiler_message(error)}"
         emit(Notice(topic="training", code="compile-failed", message=message))
         return False
     speedup = times["compiled"][str(size)].speedup or 1.0

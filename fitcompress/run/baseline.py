@@ -19,9 +19,14 @@ def train_baseline(session: Session, planned: Planned) -> tuple[Model, StageResu
     if recipe.student.init == "inherit" and planned.plan is not None:
         message = "the baseline starts from random weights: inherited ones are the teacher's"
         session.emit(Notice(topic="training", code="baseline-from-scratch", message=message))
-    spec = model.interface.images
-    objective, fingerprint = supervised_objective(session, model), planned.teacher_fingerprint
-    epochs = (recipe.stage1.epochs or 0) + (recipe.stage2.epochs or 0)
-    optim, cost = recipe.stage2.optim, stage_cost(None, model)
-    result = run_stage(session, "baseline", objective, spec, optim, epochs, fingerprint, cost)
+    result = run_stage(
+        session,
+        "baseline",
+        supervised_objective(session, model),
+        spec=model.interface.images,
+        optim=recipe.stage2.optim,
+        epochs=(recipe.stage1.epochs or 0) + (recipe.stage2.epochs or 0),
+        subject=planned.teacher_fingerprint,
+        cost=stage_cost(None, model),
+    )
     return model, result

@@ -126,8 +126,8 @@ class TeacherCache:
         answers = CachedOutputs(folder, layout)
         is_whole = all(group.all_gather(all(path.is_file() for path in paths_of(folder, layout))))
         if not is_whole:
-            self._write(forward_teacher, data, folder, layout, name, (group.index, group.num))
-            group.wait()
+            self._write(forward_teacher, data, folder, layout, name, (group.rank, group.world_size))
+            group.barrier()
         verify_outputs(forward_teacher, data, answers)
         return answers
 

@@ -24,59 +24,71 @@ from fitcompress.run.session import Session
 from fitcompress.training.engine import train
 from fitcompress.training.protocols import Objective
 from fitcompress.training.stage_result import StageResult
+from fitcompress.training.train_config import Runtime, TrainConfig
 
-_FREE = (
-    *("run.out", "run.device", "run.baseline", "run.compile", "run.threads", "run.log"),
-    *("run.timing", "run.cache_teacher", "data.num_workers", "teacher.source", "teacher.weights"),
-)
-"""Settings that change nothing in the stages themselves, but for rounding; which teacher it is, its
-fingerprint says."""
+_FREE = {
+    "run.out",
+    "run.device",
+    "run.baseline",
+    "run.compile",
+    "run.threads",
+    "run.log",
+    "run.timing",
+    "run.cache_teacher",
+    "data.num_workers",
+    "teacher.source",
+    "teacher.weights",
+}
+"""Settings that may change when a stage is resumed: they affect results by rounding at most. The
+fingerprint identifies the teacher."""
 
 
 def run_stage(
     session: Session,
     stage: str,
     objective: Objective,
+    *,
     spec: InputSpec,
     optim: OptimRecipe,
     epochs: int,
     subject: str,
     cost: StageCost,
 ) -> StageResult:
-    """One stage under the session's settings. `subject`: what else the stage depends on, for its
-    checkpoint.
+    """Trains one stage with the session's settings.
+
+    Args:
+        spec: the size of the views.
+        subject: identifies what the stage depends on besides the recipe: the teacher and its
+            layers. A checkpoint of another subject is not resumed.
     """
-    train_data, held_out = session.views(spec)
-    recipe = session.recipe
+    data, recipe = session.views(spec), session.recipe
     if (
         isinstance(objective, HintObjective | DistillObjective | JointObjective)
         and objective.needs_teacher
     ):
         cache = TeacherCache(stage, recipe, session.run, session.device, session.emit, subject)
-        cache.attach(objective, train_data, "train", epochs)
-        cache.attach(objective, held_out, "held out", epochs)
-    result = train(
-        objective,
-        train_data=train_data,
-        held_out_data=held_out,
+        for views, split in zip(data, ("train", "held out"), strict=True):
+            cache.attach(objective, views, split, epochs)
+    config = TrainConfig(
+        stage=stage,
         optim=optim,
         epochs=epochs,
         batch_size=recipe.data.batch_size,
         seed=recipe.run.seed,
         checkpoint_path=session.run.checkpoint_path(stage),
-        stage=stage,
+        accumulate=recipe.data.accumulate,
+        auto_batch=recipe.run.auto_batch,
+        recipe_hash=_recipe_hash(recipe, subject),
+    )
+    runtime = Runtime(
         device=recipe.run.device,
         precision=recipe.run.precision,
         layout=recipe.run.layout,
-        compiles=recipe.run.compile == "on",
-        emit=session.emit,
-        resume=session.resume,
+        compile=recipe.run.compile == "on",
         num_workers=recipe.data.num_workers,
-        accumulate=recipe.data.accumulate,
-        auto_batch=recipe.run.auto_batch,
-        shards=recipe.run.shard,
-        recipe_hash=_recipe_hash(recipe, subject),
+        shard=recipe.run.shard,
     )
+    result = train(objective, data, config, runtime, emit=session.emit, resume=session.resume)
     return replace(result, flops_per_image=cost.step_flops)
 
 

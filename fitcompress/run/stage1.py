@@ -36,12 +36,17 @@ def train_hints(session: Session, planned: Planned) -> StageResult:
         student_preprocess=Preprocess(student.interface.images),
         targets=hinting.targets,
     )
-    recipe, spec = session.recipe.stage1, view_spec(teacher, student)
+    recipe = session.recipe.stage1
     run_teacher = teacher if objective.needs_teacher else None
-    cost = stage_cost(run_teacher, student, planned.hint_nodes, planned.guided_nodes)
-    subject = f"{planned.teacher_fingerprint} {hinting.subject}"
     return run_stage(
-        session, "stage1", objective, spec, recipe.optim, recipe.epochs or 0, subject, cost
+        session,
+        "stage1",
+        objective,
+        spec=view_spec(teacher, student),
+        optim=recipe.optim,
+        epochs=recipe.epochs or 0,
+        subject=f"{planned.teacher_fingerprint} {hinting.subject}",
+        cost=stage_cost(run_teacher, student, planned.hint_nodes, planned.guided_nodes),
     )
 
 

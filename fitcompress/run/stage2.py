@@ -25,18 +25,27 @@ def train_student(session: Session, planned: Planned) -> StageResult:
     the labels.
     """
     teacher, student = planned.teacher, planned.student
-    recipe, fingerprint = session.recipe.stage2, planned.teacher_fingerprint
-    spec, epochs = view_spec(teacher, student), recipe.epochs or 0
+    recipe = session.recipe.stage2
+    objective: Objective
     if not recipe.has_teacher and "values" not in output_kinds(teacher):
-        labels = supervised_objective(session, student, recipe.label_weight)
-        cost = stage_cost(None, student)
-        return run_stage(session, "stage2", labels, spec, recipe.optim, epochs, fingerprint, cost)
-    objective, subject = _objective(session, planned)
-    cost = stage_cost(teacher, student)
-    return run_stage(session, "stage2", objective, spec, recipe.optim, epochs, subject, cost)
+        objective = supervised_objective(session, student, recipe.label_weight)
+        subject, cost = planned.teacher_fingerprint, stage_cost(None, student)
+    else:
+        objective, subject = _distill_objective(session, planned)
+        cost = stage_cost(teacher, student)
+    return run_stage(
+        session,
+        "stage2",
+        objective,
+        spec=view_spec(teacher, student),
+        optim=recipe.optim,
+        epochs=recipe.epochs or 0,
+        subject=subject,
+        cost=cost,
+    )
 
 
-def _objective(session: Session, planned: Planned) -> tuple[Objective, str]:
+def _distill_objective(session: Session, planned: Planned) -> tuple[Objective, str]:
     """The distillation objective, joined with hints if they have a weight, and what it depends on
     besides the recipe.
     """

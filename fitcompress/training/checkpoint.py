@@ -1,15 +1,12 @@
-"""The checkpoint of a stage: one dictionary that `torch.load(weights_only=True)` reads, written
-atomically. Layer: training.
+"""The checkpoint of a stage: one dictionary that `torch.load(weights_only=True)` can read.
 
-Writing: the bytes go to `<name>.tmp` beside it, are forced to disk, and then take the final name: a
-crash at any moment leaves the old checkpoint or the new one, never a half. Reading checks every
-part against its checksum first.
+Files are written atomically: a crash at any moment leaves the old checkpoint or the new one.
+Reading verifies the checksum of every part first.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,23 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fitcompress.errors import TrainingError
+from fitcompress.atomic import atomic_path
+from fitcompress.errors import RunError, TrainingError
 from fitcompress.formatting import first_line
 from fitcompress.training.early_stopping import BestWeights
 from fitcompress.training.ema import WeightAverage
-from fitcompress.training.fsdp import load_in_shards, load_optimizer, whole
+from fitcompress.training.fsdp import full_tensors, load_full_state, load_optimizer
 
 __all__ = ["FORMAT_VERSION", "TrainState", "all_finite", "read_checkpoint", "write_checkpoint"]
 
 FORMAT_VERSION = 3
 """Raised when a field changes its meaning; other versions are refused."""
 
-_ADVICE_UNREADABLE = "Delete that file to train the stage again from its start, then use --resume."
-
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that steps of training change."""
+    """Everything that a training step modifies."""
 
     trained: nn.Module
     optimizer: torch.optim.Optimizer
@@ -45,26 +41,26 @@ class TrainState:
     """torch's GradScaler, or None."""
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, whole; of several processes all must ask."""
+        """The unsharded state for `restore`. Collective: every rank must call it."""
         return {
             "trained": self.weights(),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "optimizer": full_tensors(self.optimizer.state_dict()),
             "average": self.average.state(),
             "best": self.best.state(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else {},
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """Those of what is trained, whole; of several processes all must ask."""
-        return whole(self.trained.state_dict())
+        """The unsharded state of the trained module. Collective: every rank must call it."""
+        return full_tensors(self.trained.state_dict())
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a stored state.
+        """Loads a stored state.
 
         Raises:
-            RuntimeError, ValueError: it is that of another network.
+            RuntimeError, ValueError: the state is of another network.
         """
-        load_in_shards(self.trained, state["trained"])
+        load_full_state(self.trained, state["trained"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.average.restore(state["average"])
         self.best.restore(state["best"])
@@ -73,37 +69,40 @@ class TrainState:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Puts `content` in place of what `path` holds, or leaves it untouched.
+    """Replaces the checkpoint at `path`; if that fails the old one is left intact.
 
     Raises:
-        TrainingError: the file cannot be written; it names the file.
+        TrainingError: the file cannot be written.
     """
     buffer = io.BytesIO()
     torch.save({**content, "version": FORMAT_VERSION}, buffer)
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_to_disk(temporary, buffer)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        _remove_quietly(temporary)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+    except (RunError, OSError) as error:
+        cause = error.__cause__ or error
+        num_bytes = buffer.getbuffer().nbytes
         raise TrainingError(
-            f"writing the checkpoint '{path}' ({buffer.getbuffer().nbytes:,} bytes):"
-            f" {error.strerror or error}",
-            advice="Make room or mend the folder, then use --resume; the last one is intact.",
+            f"writing the checkpoint '{path}' ({num_bytes:,} bytes):"
+            f" {getattr(cause, 'strerror', None) or cause}",
+            code="checkpoint-not-written",
+            advice="Free disk space or fix the permissions of the directory, then use --resume;"
+            " the previous checkpoint is intact.",
+            path=str(path),
+            num_bytes=num_bytes,
         ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `write_checkpoint` put there, with all tensors on the CPU.
+    """The content that `write_checkpoint` stored, with all tensors on the CPU.
 
     Raises:
-        TrainingError: the file is damaged, of another version, or not a checkpoint.
+        TrainingError: the file is damaged, has another version, or is not a checkpoint.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch itself does not check the checksums
+            damaged = archive.testzip()  # torch does not verify checksums
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly anything on a damaged file
         raise _unreadable(path, first_line(error)) from error
@@ -117,32 +116,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, reason: str) -> TrainingError:
-    return TrainingError(f"reading the checkpoint '{path}': {reason}", advice=_ADVICE_UNREADABLE)
-
-
-def _write_to_disk(path: Path, buffer: io.BytesIO) -> None:
-    with path.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes the rename itself last through a power cut; folders cannot be opened on Windows."""
-    if os.name == "nt":
-        return
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _remove_quietly(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return  # the disk is in trouble already: the error being raised says so
+    return TrainingError(
+        f"reading the checkpoint '{path}': {reason}",
+        code="checkpoint-unreadable",
+        advice="Delete that file to train the stage again from its start, then use --resume.",
+        path=str(path),
+        reason=reason,
+    )
 
 
 def all_finite(state: Mapping[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""Where and how precisely a stage runs: the one file that starts Accelerate. Layer: training."""
+"""Device, precision, memory format and threads. The only file that starts Accelerate."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 
 _MIXED_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What each precision computes in where float32 is not needed; None: nothing."""
+"""The autocast type of each precision; None for no autocast."""
 
 
 def resolve_device(name: str) -> str:
-    """The device asked for, "cpu", "cuda" or "mps", or for "auto" the fastest there is.
+    """The requested device, "cpu", "cuda" or "mps"; for "auto" the fastest available one.
 
     Raises:
-        RecipeError: no such device here.
+        RecipeError: the device is not available.
     """
     available = {
         "cuda": torch.cuda.is_available(),
@@ -43,39 +43,48 @@ def resolve_device(name: str) -> str:
         "cpu": True,
     }
     if name == "auto":
-        return next(device for device, is_there in available.items() if is_there)
+        return next(device for device, is_available in available.items() if is_available)
     if not available.get(name, False):
-        there = ", ".join(device for device, is_there in available.items() if is_there)
+        usable = [device for device, is_available in available.items() if is_available]
         raise RecipeError(
-            f"choosing the device: {name!r} is not available here", advice=f"Use one of: {there}."
+            f"choosing the device: {name!r} is not available on this machine",
+            code="device-unavailable",
+            advice=f"Use one of: {', '.join(usable)}.",
+            device=name,
+            available=usable,
         )
     return name
 
 
 def resolve_precision(name: str, device: str) -> str:
-    """The precision asked for, "fp32", "bf16" or "fp16"; "auto" is bf16 where the GPU, or a matrix
-    unit of the CPU, computes in it.
+    """The requested precision, "fp32", "bf16" or "fp16"; "auto" is bf16 if the GPU, or a matrix
+    unit of the CPU, supports it, otherwise fp32.
 
     Raises:
-        RecipeError: unknown, or fp16 on the CPU, where it has no use.
+        RecipeError: the precision is unknown, or fp16 on the CPU, where it is not supported.
     """
     if name == "auto":
         is_fast = has_bf16(device) if device == "cuda" else device == "cpu" and _has_amx()
         return "bf16" if is_fast else "fp32"
     if name not in _MIXED_PRECISIONS:
         raise RecipeError(
-            f"choosing the precision: no {name!r}", advice="Use fp32, bf16, fp16 or auto."
+            f"choosing the precision: unknown precision {name!r}",
+            code="precision-unknown",
+            advice="Use fp32, bf16, fp16 or auto.",
+            precision=name,
         )
     if name == "fp16" and device == "cpu":
         raise RecipeError(
-            "choosing the precision: fp16 needs a GPU", advice="Use fp32 or bf16 on the CPU."
+            "choosing the precision: fp16 needs a GPU",
+            code="fp16-on-cpu",
+            advice="Use fp32 or bf16 on the CPU.",
         )
     return name
 
 
 def resolve_layout(name: str, device: str) -> str:
-    """The layout asked for; "auto" is channels-last, in which convolutions are fast on CUDA and on
-    processors, and contiguous on MPS.
+    """The requested memory format; "auto" is contiguous on MPS and channels-last elsewhere, where
+    it makes convolutions faster.
     """
     if name != "auto":
         return name
@@ -95,11 +104,11 @@ def _has_amx() -> bool:
 
 @contextmanager
 def used_threads(num: int | None) -> Iterator[int]:
-    """Inside, torch computes with so many threads of the processor; they come back at the end.
+    """Sets the number of CPU threads of torch inside the block, and yields it.
 
-    None: OMP_NUM_THREADS where a person has set it; launchers of several processes set it to 1,
-    which does not count. Else the cores that the machine grants (the process's affinity and the
-    quota of its container, at which torch does not look), divided among the processes on it.
+    None means OMP_NUM_THREADS if the user has set it (launchers of several processes set it to 1,
+    which is ignored); otherwise the available cores (affinity and container quota, which torch
+    ignores), divided among the processes of the machine.
     """
     before, siblings = torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if num is None and ("OMP_NUM_THREADS" not in os.environ or siblings > 1):
@@ -113,14 +122,14 @@ def used_threads(num: int | None) -> Iterator[int]:
 
 def start_accelerator(device: str, precision: str) -> Accelerator:
     """An Accelerator for one process on a resolved device with a resolved precision."""
-    # Accelerate keeps device and precision for the life of the process and refuses others, but the
-    # calls of one process may differ. It has no public way out (last looked at: accelerate 1.15).
+    # Accelerate fixes device and precision for the life of the process, but the stages of one
+    # process may differ. It has no public way to reset them (last checked: accelerate 1.15).
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=device == "cpu", mixed_precision=_MIXED_PRECISIONS[precision])
 
 
 def to_channels_last(module: nn.Module) -> None:
-    """Stores the weights of 2-D convolutions channels-last: their maps come out so too."""
+    """Stores the weights of 2-D convolutions channels-last, and with them their outputs."""
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -128,7 +137,7 @@ def to_channels_last(module: nn.Module) -> None:
 
 @contextmanager
 def preserved_random_state(device: str) -> Iterator[None]:
-    """Puts torch's random state back as it was, on the CPU and on the device."""
+    """Restores torch's random state after the block, on the CPU and on the device."""
     if device == "cpu":
         with torch.random.fork_rng(devices=[]):
             yield

@@ -1,8 +1,10 @@
-"""The processes that train one network together, and what they tell each other. Layer: training.
+"""The group of processes that train one network together.
 
-`accelerate launch` starts them, on one machine or on many; without it there is one. Each has its
-own micro-batches, and the whole networks or its shards of them; gradients are averaged in every
-step. The first process is the one that writes.
+`accelerate launch` starts them, on one machine or several; otherwise the group has one process.
+Each rank has its own micro-batches, and either whole networks or its shards of them. Gradients are
+averaged in every step. Rank 0 writes the files.
+
+Methods marked "collective" communicate: every rank must call them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fitcompress.data.views import Batch
 from fitcompress.errors import TrainingError
 from fitcompress.ranks import is_first_process
-from fitcompress.training.fsdp import into_shards, sharded_modules, whole
+from fitcompress.training.fsdp import full_tensors, shard_objective, sharded_modules
 from fitcompress.training.protocols import Objective
 
 __all__ = ["Losses", "ProcessGroup"]
@@ -34,74 +36,89 @@ _DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """One process among those that train together.
+    """This process's view of the processes that train together.
 
     Raises:
-        TrainingError: Accelerate was told to share the work in another way.
+        TrainingError: Accelerate is configured for another kind of parallelism, or the networks
+            cannot be sharded.
     """
 
     accelerator: Accelerator
-    shards: bool = False
-    """Whether each keeps only a part of the networks."""
+    is_sharded: bool = False
+    """Whether each rank holds only a shard of the networks."""
 
     def __post_init__(self) -> None:
         kind = self.accelerator.distributed_type
         if kind not in _DATA_PARALLEL:
             raise TrainingError(
-                f"starting the processes: Accelerate is configured for {kind.value}, and here it"
-                " only starts processes that train on their own batches",
+                f"starting the processes: expected Accelerate to be configured for data"
+                f" parallelism, got {kind.value}",
+                code="parallelism-unsupported",
                 advice="Launch with `accelerate launch --multi_gpu`; --shard shards the networks.",
+                got=kind.value,
             )
-        if self.shards and self.num == 1:
+        if self.is_sharded and self.world_size == 1:
             raise TrainingError(
-                "sharding the networks: there is one process, which would hold all of them",
+                "sharding the networks: expected several processes, got one",
+                code="shard-single-process",
                 advice="Start several with `accelerate launch` or `torchrun`.",
             )
-        if self.shards and self.accelerator.scaler is not None:
+        if self.is_sharded and self.accelerator.scaler is not None:
             raise TrainingError(
-                "sharding the networks: fp16 gradients cannot be scaled in shards",
+                "sharding the networks: fp16 needs gradient scaling, which shards do not support",
+                code="shard-fp16",
                 advice="Use --precision bf16 or fp32.",
             )
         if self.is_first != is_first_process():
             raise TrainingError(
-                f"starting the processes: Accelerate says that this is process {self.index} of"
-                f" {self.num}, RANK and WORLD_SIZE in the environment say otherwise",
+                f"starting the processes: Accelerate reports rank {self.rank} of"
+                f" {self.world_size}, which contradicts RANK and WORLD_SIZE in the environment",
+                code="rank-mismatch",
                 advice="Launch with `accelerate launch` or `torchrun`.",
+                rank=self.rank,
+                world_size=self.world_size,
             )
 
     @property
-    def num(self) -> int:
-        """How many there are."""
+    def world_size(self) -> int:
+        """The number of processes."""
         return int(self.accelerator.num_processes)
 
     @property
-    def index(self) -> int:
-        """Which one this is, from 0."""
+    def rank(self) -> int:
+        """The number of this process, from 0."""
         return int(self.accelerator.process_index)
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.index == 0
+        """Whether this is rank 0, which writes the files."""
+        return self.rank == 0
 
-    def joined(self, objective: Objective) -> tuple[Objective, Losses]:
-        """The objective to train, on the device, and its losses, such that a backward pass averages
-        gradients over all processes. In shards it is a copy of the one given.
+    @property
+    def evaluation_share(self) -> tuple[int, int]:
+        """(index, number) of the share of batches that this rank evaluates. Sharded networks
+        compute together, so every rank evaluates all batches.
+        """
+        return (0, 1) if self.is_sharded else (self.rank, self.world_size)
 
-        Buffers (running statistics) are the first process's, handed on before every forward pass;
-        on GPUs batch norms normalise by the images of all processes.
+    def prepare(self, objective: Objective) -> tuple[Objective, Losses]:
+        """The objective to train, on the device, and its losses, whose backward pass averages
+        gradients over all ranks. With shards it is a copy of the given one. Collective.
+
+        Buffers (running statistics) are broadcast from rank 0 before every forward pass; on GPUs
+        batch norms are synchronized over all ranks.
         """
         device = self.accelerator.device
-        if self.num > 1 and device.type == "cuda":
+        if self.world_size > 1 and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-        if self.shards:
-            objective = into_shards(objective, device, self.num)
+        if self.is_sharded:
+            objective = shard_objective(objective, device, self.world_size)
             return objective, partial(self._losses_of_shards, objective)
         objective.to(device)
-        if self.num == 1:
+        if self.world_size == 1:
             return objective, objective.losses
         ids = [device.index] if device.type == "cuda" else None
-        return objective, DistributedDataParallel(_AsModule(objective), device_ids=ids)
+        return objective, DistributedDataParallel(_LossModule(objective), device_ids=ids)
 
     def _losses_of_shards(
         self, objective: Objective, batch: Batch, progress: float
@@ -110,8 +127,8 @@ class ProcessGroup:
         return objective.losses(batch, progress)
 
     @contextmanager
-    def without_averaging(self, objective: Objective, losses: Losses) -> Iterator[None]:
-        """Leaves gradients to be averaged with those of a later micro-batch."""
+    def no_sync(self, objective: Objective, losses: Losses) -> Iterator[None]:
+        """Accumulates gradients locally; they are averaged by the next backward pass outside."""
         modules = sharded_modules(objective)
         for module in modules:
             module.set_requires_gradient_sync(False)
@@ -120,46 +137,39 @@ class ProcessGroup:
         for module in modules:
             module.set_requires_gradient_sync(True)
 
-    @property
-    def share(self) -> tuple[int, int]:
-        """(index, number) of the parts in which batches are evaluated; in shards all see all, since
-        they compute together.
+    def copy_trained(self, prepared: Objective, given: Objective) -> None:
+        """Copies the trained weights back into the objective that `prepare` was given; does
+        nothing unless that returned a sharded copy. Collective.
         """
-        return (0, 1) if self.shards else (self.index, self.num)
-
-    def restore_given(self, trained: Objective, given: Objective) -> None:
-        """Puts what was trained, whole, into the objective that `joined` was given; where shards
-        trained it stays on the host.
-        """
-        if trained is not given:
-            given.trained.load_state_dict(whole(trained.trained.state_dict()))
+        if prepared is not given:
+            given.trained.load_state_dict(full_tensors(prepared.trained.state_dict()))
 
     def broadcast_buffers(self, module: nn.Module) -> None:
-        """Gives every process the first one's buffers."""
-        if self.num > 1:
+        """Copies the buffers of rank 0 to every rank. Collective."""
+        if self.world_size > 1:
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
     def all_gather(self, value: Any) -> list[Any]:
-        """What each process says, in their order; all must ask."""
-        if self.num == 1:
+        """The values of all ranks, in order of rank. Collective."""
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.num
+        values: list[Any] = [None] * self.world_size
         distributed.all_gather_object(values, value)
         return values
 
     def means(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The mean over all processes of each value; all must have the same names."""
-        every = self.all_gather(dict(values))
-        return {name: sum(own[name] for own in every) / len(every) for name in values}
+        """The mean of each value over all ranks, which must use the same names. Collective."""
+        gathered = self.all_gather(dict(values))
+        return {name: sum(own[name] for own in gathered) / len(gathered) for name in values}
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def barrier(self) -> None:
+        """Waits until every rank is here. Collective."""
         self.accelerator.wait_for_everyone()
 
 
-class _AsModule(nn.Module):
-    """An objective whose call gives its losses."""
+class _LossModule(nn.Module):
+    """Calls the losses of an objective, so that `DistributedDataParallel` can wrap it."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""The training loop of every stage. Layer: training; knows no stage's meaning, only its objective.
+"""The training loop of every stage; sees only the stage's objective.
 
-One rule for randomness: the images of a step are a pure function of (seed, epoch, step), and
-torch's generator is seeded before each step from (seed, stage, epoch, step). So no random state
-needs saving, and a run that was stopped anywhere, or killed, ends with the same bits as an unbroken
-one (same hardware, thread count and versions).
+Random numbers: the images of a step are a pure function of (seed, epoch, step), and torch's
+generator is seeded before each micro-batch from (seed, stage, epoch, number). So checkpoints store
+no random state, and a run that was interrupted or killed at any point ends bit-identical to an
+uninterrupted one (same hardware, thread count and versions).
 
-Losses are summed on the device, which is waited for by a few progress reports a second, and where
-several processes ask each other whether to stop.
+Losses are summed on the device. Only progress reports, a few per second, and the agreement of
+several processes to stop wait for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from fitcompress.data.views import Batch, Views
 from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, EpochFinished, Notice, StageStarted, ignore
 from fitcompress.modes import preserved_modes
-from fitcompress.recipe.schema import OptimRecipe
 from fitcompress.training.checkpoint import (
     TrainState,
     all_finite,
@@ -54,11 +52,13 @@ from fitcompress.training.scoring import add_scores, mean_scores
 from fitcompress.training.signals import Interrupted, StopRequest, stop_on_signals
 from fitcompress.training.stage_result import StageResult, epoch_record, last_events, result_of
 from fitcompress.training.train_config import (
+    BatchPlan,
     Position,
+    Runtime,
     TrainConfig,
-    check_held_out,
     check_settings,
-    fit_steps,
+    plan_batches,
+    settings_of,
     step_seed,
 )
 
@@ -66,75 +66,45 @@ __all__ = ["train"]
 
 _SECONDS_BETWEEN_CHECKPOINTS = 600.0
 """Within an epoch; there is one at the end of every epoch anyway."""
-_STEPS_BETWEEN_ASKING = 8
-"""Whether another process was asked to stop."""
+_STEPS_BETWEEN_STOP_CHECKS = 8
+"""With several processes, which communicate to find out whether one of them must stop."""
 
 
 def train(
     objective: Objective,
+    data: tuple[Views, Views | None],
+    config: TrainConfig,
+    runtime: Runtime,
     *,
-    train_data: Views,
-    held_out_data: Views | None,
-    optim: OptimRecipe,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    checkpoint_path: Path,
-    stage: str,
-    device: str = "auto",
-    precision: str = "auto",
-    layout: str = "contiguous",
-    compiles: bool = False,
     emit: Emit = ignore,
     resume: bool = False,
-    num_workers: int = 0,
-    accumulate: int = 1,
-    auto_batch: bool = False,
-    shards: bool = False,
-    recipe_hash: str = "",
 ) -> StageResult:
-    """Trains `objective.trained` in place, up to the last epoch, and returns what that cost.
+    """Trains `objective.trained` in place for the configured epochs.
 
-    The objective is left on the device; its training flags and torch's random state come back.
+    The objective stays on the device; its training flags and torch's random state are restored.
 
     Args:
-        train_data: incomplete last batches are left out; the order differs in each epoch.
-        held_out_data: evaluated after each epoch; None or an empty set leaves that out.
-        batch_size: of a process; capped so that an epoch has a step.
-        accumulate: batches of each process in a step.
-        auto_batch: halve the batch and double `accumulate` where memory runs out.
-        shards: each process keeps a part of the networks.
-        checkpoint_path: written after each epoch, every ten minutes, and on SIGINT or SIGTERM.
-        layout: "contiguous", "channels-last" or "auto" (channels-last except on MPS), of what
-            is trained.
-        compiles: compile the networks; where that fails it is said, and they run as they are.
-        stage: its name in events and messages; a part of the seed.
-        resume: go on from `checkpoint_path` where it exists; a finished stage is only loaded.
-        recipe_hash: whatever else the stage depends on; a checkpoint with another is refused.
+        data: training views and held-out views. Training views are reordered in every epoch, and
+            an incomplete last batch is dropped. Held-out views, if any, are evaluated after every
+            epoch.
+        resume: continue from `config.checkpoint_path` if it exists; a finished stage is only
+            loaded.
 
     Raises:
         TrainingError: a loss or weight is not finite; a checkpoint cannot be written or resumed;
-            memory ran out.
-        DataError: there are no training images; or no held-out ones, where the best epoch counts.
-        Interrupted: SIGINT or SIGTERM came; the checkpoint holds everything up to that step.
+            out of memory.
+        DataError: there are too few training images, or early stopping has no held-out images.
+        Interrupted: SIGINT or SIGTERM; the checkpoint contains all finished steps.
     """
-    device = resolve_device(device)
-    group = ProcessGroup(start_accelerator(device, resolve_precision(precision, device)), shards)
-    check_held_out(stage, optim, len(held_out_data or ()))
-    batch_size, steps = fit_steps(stage, len(train_data), batch_size, accumulate * group.num)
-    config = TrainConfig(
-        stage=stage,
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        num_processes=group.num,
-        steps_per_epoch=steps,
-        seed=seed,
-        optim=optim,
-        recipe_hash=recipe_hash,
-        num_workers=num_workers,
-        checkpoint_path=checkpoint_path,
-        auto_batch=auto_batch,
+    train_data, held_out_data = data
+    device = resolve_device(runtime.device)
+    accelerator = start_accelerator(device, resolve_precision(runtime.precision, device))
+    group = ProcessGroup(accelerator, runtime.shard)
+    plan = plan_batches(
+        config,
+        num_train=len(train_data),
+        num_held_out=len(held_out_data or ()),
+        num_processes=group.world_size,
     )
     if device == "cpu":
         keep_freed_memory()
@@ -144,40 +114,41 @@ def train(
         preserved_modes(objective.modules()),
         uncompiled_in_the_end(objective),
     ):
-        if resolve_layout(layout, device) == "channels-last":
+        if resolve_layout(runtime.layout, device) == "channels-last":
             to_channels_last(objective.trained)
 
-        def attempt(config: TrainConfig, resume: bool) -> StageResult:
-            loop = _Loop(config, objective, group, train_data, held_out_data, stop, emit)
-            if compiles:
+        def attempt(plan: BatchPlan, resume: bool) -> StageResult:
+            loop = _Loop(objective, data, config, plan, runtime, group, stop, emit)
+            if runtime.compile:
                 loop.compile()
             if resume:
                 loop.restore()
             return loop.run()
 
-        return in_memory(attempt, config, resume, emit)
+        return in_memory(attempt, config, plan, resume=resume, emit=emit)
 
 
 class _Loop:
-    """One session of a stage: the parts that a step touches, and where it stands."""
+    """The loop over epochs and steps, and the state that it changes."""
 
     def __init__(
         self,
-        config: TrainConfig,
         objective: Objective,
+        data: tuple[Views, Views | None],
+        config: TrainConfig,
+        plan: BatchPlan,
+        runtime: Runtime,
         group: ProcessGroup,
-        train_data: Views,
-        held_out_data: Views | None,
         stop: StopRequest,
         emit: Emit,
     ) -> None:
-        self.config = config
+        self.train_data, self.held_out_data = data
+        self.config, self.plan, self.num_workers = config, plan, runtime.num_workers
         self.group, self.accelerator = group, group.accelerator
-        self.train_data, self.held_out_data = train_data, held_out_data
         self.stop, self.emit = stop, emit
         self.device: torch.device = self.accelerator.device
         self.given = objective
-        self.objective, self.losses = group.joined(objective)
+        self.objective, self.losses = group.prepare(objective)
         self.average = WeightAverage(self.objective.trained, config.optim.ema)
         self.optimizer = build_optimizer(self.objective.trained, config.optim)
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
@@ -189,52 +160,69 @@ class _Loop:
         self.history: list[dict[str, Any]] = []
 
     def compile(self) -> None:
-        """Compiles the networks, with a trial on the first images."""
-        batch = self._on_device(self.train_data.batch(range(self.config.batch_size)))
+        """Compiles the networks and tries them on the first images."""
+        batch = self._on_device(self.train_data.batch(range(self.plan.batch_size)))
         with self.accelerator.autocast():
-            said = compile_networks(self.objective, batch)
-        self.emit(Notice(topic="training", message=f"{self.config.stage}: {said}"))
+            failure = compile_networks(self.objective, batch)
+        code, outcome = "networks-compiled", "compiled"
+        if failure is not None:
+            code, outcome = "compilation-failed", f"not compiled: {failure}"
+        message = f"{self.config.stage}: {outcome}"
+        self.emit(Notice(topic="training", code=code, message=message))
 
     def run(self) -> StageResult:
-        config = self.config
-        started = {"num_epochs": config.epochs, "num_steps_per_epoch": config.steps_per_epoch}
-        first = self.position.epoch
-        self.emit(StageStarted(stage=config.stage, first_epoch=first, **started))
+        config, plan = self.config, self.plan
+        self.emit(
+            StageStarted(
+                stage=config.stage,
+                num_epochs=plan.epochs,
+                num_steps_per_epoch=plan.steps_per_epoch,
+                first_epoch=self.position.epoch,
+            )
+        )
         self.reporter = ProgressReporter(
             config.stage,
             self.emit,
-            num_steps=config.num_steps,
+            num_steps=plan.num_steps,
             first_step=self._num_steps_done,
-            batch_size=config.images_per_step,
+            batch_size=plan.images_per_step,
         )
         if config.auto_batch and not config.checkpoint_path.exists():
-            self._save()  # what smaller batches would go on from
-        while not self._is_over:
+            self._save()  # from which smaller batches would continue
+        while not self._is_finished:
             self._run_epoch()
-        self.average.settle()
-        self.best.settle()
+        self.average.apply()
+        self.best.apply()
         self.group.broadcast_buffers(self.objective.trained)
-        self.group.restore_given(self.objective, self.given)
-        result = result_of(self.config, self.position, self.history)
-        for event in last_events(result, config.num_workers):
+        self.group.copy_trained(self.objective, self.given)
+        result = result_of(config.stage, plan, self.position, self.history)
+        for event in last_events(result, self.num_workers):
             self.emit(event)
-        if any(self.group.all_gather(self.stop.is_set)):  # the stage is whole, the run is not
+        if any(self.group.all_gather(self.stop.is_set)):  # the stage is finished, the run is not
             raise Interrupted(config.stage, config.checkpoint_path)
         return result
 
     def restore(self) -> None:
-        """Goes on from the checkpoint where there is one; TrainingError if it is of another run."""
-        if not self.config.checkpoint_path.exists():
+        """Continues from the checkpoint, if there is one.
+
+        Raises:
+            TrainingError: it was written with other settings or for another network.
+        """
+        config = self.config
+        if not config.checkpoint_path.exists():
             return
-        content = read_checkpoint(self.config.checkpoint_path)
-        check_settings(self.config, content["settings"])
+        content = read_checkpoint(config.checkpoint_path)
+        check_settings(config, self.plan, content["settings"])
         try:
             self.state.restore(content)
         except (RuntimeError, ValueError) as error:
             raise TrainingError(
-                f"resuming {self.config.stage}: '{self.config.checkpoint_path}'"
-                " holds another network",
-                advice="Resume with the recipe that the run directory holds.",
+                f"resuming {config.stage}: '{config.checkpoint_path}' is the checkpoint of another"
+                " network",
+                code="checkpoint-network-mismatch",
+                advice="Resume with the recipe stored in the run directory.",
+                stage=config.stage,
+                path=str(config.checkpoint_path),
             ) from error
         self.position = Position(**content["position"])
         self.meter.restore(content["meter"])
@@ -245,9 +233,9 @@ class _Loop:
         self.meter.check(self.config.stage, self.position.epoch + 1)
         held_out = self._evaluate()
         losses = self.group.means(self.meter.means())
-        record = epoch_record(self.config, self.position, losses, held_out)
+        record = epoch_record(self.plan, self.position, losses, held_out)
         self.history.append(record)
-        self.best.look(self.history, lambda: self.average.state() or self.state.weights())
+        self.best.update(self.history, lambda: self.average.state() or self.state.weights())
         self.position = Position(
             epoch=record["epoch"],
             seconds=self.position.seconds + self.position.epoch_seconds,
@@ -258,61 +246,60 @@ class _Loop:
         self.emit(EpochFinished(stage=self.config.stage, **record))
 
     def _train_steps(self) -> None:
-        """The steps of the epoch that are still to do."""
-        config, position = self.config, self.position
+        """Runs the remaining steps of the epoch."""
+        plan, position = self.plan, self.position
         self.objective.train()
         self.train_data.set_epoch(position.epoch)
         self.train_data.move_to(self.device)
         loader = make_loader(
             self.train_data,
-            config.batch_size,
-            shuffle_seed=config.seed,
+            plan.batch_size,
+            shuffle_seed=self.config.seed,
             epoch=position.epoch,
-            num_workers=config.num_workers,
-            start_batch=position.step * config.batches_per_step,
-            drop_last=config.batches_per_step,
-            share=(self.group.index, self.group.num),
+            num_workers=self.num_workers,
+            start_batch=position.step * plan.batches_per_step,
+            drop_last=plan.batches_per_step,
+            share=(self.group.rank, self.group.world_size),
             pin_memory=self.device.type == "cuda",
         )
         lap = last_save = time.monotonic()
-        for batches in in_groups(self._waited_for(loader), config.accumulate):
-            self._stop_if_asked()
+        for batches in in_groups(self._timed(loader), plan.accumulate):
+            self._stop_if_requested()
             self._step(batches)
-            self._watch()
+            self._report()
             now = time.monotonic()
             position.epoch_seconds += now - lap
             if now - last_save > _SECONDS_BETWEEN_CHECKPOINTS:
                 self._save()
                 last_save = now = time.monotonic()
             lap = now
-        self.meter.means()  # waits for the device, which the clock must see
+        self.meter.means()  # waits for the device, so that its work is timed
         position.epoch_seconds += time.monotonic() - lap
 
-    def _waited_for(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, with a clock on how long each was not there yet."""
+    def _timed(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; adds up how long training waited for them."""
         batches = iter(loader)
         while True:
-            asked = time.monotonic()
+            started = time.monotonic()
             batch = next(batches, None)
-            self.position.waiting_seconds += time.monotonic() - asked
+            self.position.waiting_seconds += time.monotonic() - started
             if batch is None:
                 return
             yield batch
 
     def _step(self, batches: Sequence[Batch]) -> None:
-        config = self.config
+        optim = self.config.optim
         rate = set_learning_rate(
             self.optimizer,
-            config.optim,
+            optim,
             step=self._num_steps_done,
-            num_steps=config.num_steps,
-            steps_per_epoch=config.steps_per_epoch,
+            num_steps=self.plan.num_steps,
+            steps_per_epoch=self.plan.steps_per_epoch,
         )
         self.stepper.zero_grad()
         parts = [self._accumulate(batch, place) for place, batch in enumerate(batches)]
-        if config.optim.grad_clip is not None:
-            parameters = self.objective.trained.parameters()
-            self.accelerator.clip_grad_norm_(parameters, config.optim.grad_clip)
+        if optim.grad_clip is not None:
+            self.accelerator.clip_grad_norm_(self.objective.trained.parameters(), optim.grad_clip)
         self.stepper.step()
         losses = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         self.meter.add({**losses, "lr": rate}, self.position.step + 1)
@@ -320,23 +307,23 @@ class _Loop:
         self.average.update(self._num_steps_done)
 
     def _accumulate(self, batch: Batch, place: int) -> dict[str, Tensor | float]:
-        """Adds the gradients of one micro-batch, the `place`-th of this process in the step."""
-        config, position, group = self.config, self.position, self.group
-        number = position.step * config.batches_per_step + place * group.num + group.index
-        torch.manual_seed(step_seed(config.seed, config.stage, position.epoch, number))
-        progress = self._num_steps_done / max(config.num_steps - 1, 1)
-        is_last = place == config.accumulate - 1
-        with nullcontext() if is_last else group.without_averaging(self.objective, self.losses):
+        """Adds the gradients of the `place`-th micro-batch of this process and step."""
+        config, plan, group = self.config, self.plan, self.group
+        number = self.position.step * plan.batches_per_step + place * group.world_size + group.rank
+        torch.manual_seed(step_seed(config.seed, config.stage, self.position.epoch, number))
+        progress = self._num_steps_done / max(plan.num_steps - 1, 1)
+        is_last = place == plan.accumulate - 1
+        with nullcontext() if is_last else group.no_sync(self.objective, self.losses):
             with self.accelerator.autocast():
                 losses = self.losses(self._on_device(batch), progress)
-            self.accelerator.backward(losses["loss"] / config.accumulate)
+            self.accelerator.backward(losses["loss"] / plan.accumulate)
         return {
             name: value.detach() if isinstance(value, Tensor) else value
             for name, value in losses.items()
         }
 
-    def _watch(self) -> None:
-        """Reports now and then; looks for a loss that is not finite wherever that is free."""
+    def _report(self) -> None:
+        """Reports progress now and then; checks the losses wherever that costs no waiting."""
         epoch, step = self.position.epoch + 1, self.position.step
         has_waited = self.reporter.report(
             self.meter, epoch=epoch, step=step, num_steps_done=self._num_steps_done
@@ -350,44 +337,52 @@ class _Loop:
             return {}
         self.objective.train(False)
         self.held_out_data.move_to(self.device)
-        size, workers = self.config.batch_size, self.config.num_workers
-        loader = make_loader(self.held_out_data, size, num_workers=workers, share=self.group.share)
-        with self.average.shown():
+        loader = make_loader(
+            self.held_out_data,
+            self.plan.batch_size,
+            num_workers=self.num_workers,
+            share=self.group.evaluation_share,
+        )
+        with self.average.applied():
             self.group.broadcast_buffers(self.objective.trained)
             return mean_scores(add_scores(map(self._scores, loader)), self.group)
 
     def _scores(self, batch: Batch) -> Scores:
-        if self.group.num == 1:  # several have other numbers of batches and cannot agree here
-            self._stop_if_asked()
+        if self.group.world_size == 1:  # ranks with unequal numbers of batches cannot communicate
+            self._stop_if_requested()
         with torch.no_grad(), self.accelerator.autocast(), uncompiled():
             return self.objective.evaluate(self._on_device(batch))
 
-    def _stop_if_asked(self) -> None:
-        """Several processes must stop after the same step."""
-        is_moment = self.group.num == 1 or self.position.step % _STEPS_BETWEEN_ASKING == 0
-        if is_moment and any(self.group.all_gather(self.stop.is_set)):
+    def _stop_if_requested(self) -> None:
+        """Saves and raises after a signal; all ranks stop after the same step."""
+        is_due = self.group.world_size == 1 or self.position.step % _STEPS_BETWEEN_STOP_CHECKS == 0
+        if is_due and any(self.group.all_gather(self.stop.is_set)):
             self._save()
             raise Interrupted(self.config.stage, self.config.checkpoint_path)
 
     def _save(self) -> None:
-        """Writes the checkpoint, unless what it would hold has diverged."""
-        self.meter.check(self.config.stage, self.position.epoch + 1)
-        learnt = self.state.state()
-        if not all_finite(learnt["trained"]):
+        """Writes the checkpoint, unless training has diverged."""
+        stage, num_steps = self.config.stage, self._num_steps_done
+        self.meter.check(stage, self.position.epoch + 1)
+        state = self.state.state()
+        if not all_finite(state["trained"]):
             raise TrainingError(
-                f"training {self.config.stage}: a weight is not finite (NaN or infinite) after"
-                f" {self._num_steps_done} steps",
+                f"training {stage}: a weight is not finite (NaN or infinite) after {num_steps}"
+                " steps",
+                code="weight-not-finite",
                 advice=ADVICE_DIVERGED,
+                stage=stage,
+                num_steps=num_steps,
             )
         if not self.group.is_first:
             return
         content = {
-            "settings": self.config.settings,
+            "settings": settings_of(self.config, self.plan),
             "position": asdict(self.position),
-            "finished": self._is_over,
+            "finished": self._is_finished,
             "history": self.history,
             "meter": self.meter.state(),
-            **learnt,
+            **state,
         }
         write_checkpoint(self.config.checkpoint_path, content)
 
@@ -395,9 +390,9 @@ class _Loop:
         return batch.to(self.device, non_blocking=True)
 
     @property
-    def _is_over(self) -> bool:
-        return self.position.epoch == self.config.epochs or self.best.is_over(self.history)
+    def _is_finished(self) -> bool:
+        return self.position.epoch == self.plan.epochs or self.best.is_over(self.history)
 
     @property
     def _num_steps_done(self) -> int:
-        return self.position.epoch * self.config.steps_per_epoch + self.position.step
+        return self.position.epoch * self.plan.steps_per_epoch + self.position.step

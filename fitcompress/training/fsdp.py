@@ -1,6 +1,6 @@
-"""Networks in shards: each process keeps a part of every weight, of its gradient and of what the
-optimizer remembers of it, and sees the others' parts while it computes with them (FSDP2, torch's
-`fully_shard`). Layer: training; the only file that knows sharded tensors.
+"""Fully sharded networks (FSDP2, torch's `fully_shard`): each rank stores a shard of every weight,
+of its gradient and of its optimizer state, and gathers the other shards to compute. The only file
+that knows sharded tensors.
 """
 
 from __future__ import annotations
@@ -20,31 +20,41 @@ from torch.utils._pytree import tree_map_only
 from fitcompress.errors import TrainingError
 from fitcompress.training.protocols import Objective
 
-__all__ = ["into_shards", "load_in_shards", "load_optimizer", "sharded_modules", "whole"]
+__all__ = [
+    "full_tensors",
+    "load_full_state",
+    "load_optimizer",
+    "shard_objective",
+    "sharded_modules",
+]
 
-_UNIT = 2**16
-"""Weights from which a layer is gathered on its own; the others are gathered with the network."""
+_LEAST_PARAMETERS = 2**16
+"""Parameters from which a layer is gathered on its own; smaller ones are gathered together."""
 _LAYERS = (nn.Linear, nn.Embedding, _ConvNd)
 
 State = TypeVar("State")
 
 
-def into_shards(objective: Objective, device: torch.device, num: int) -> Objective:
-    """A copy of the objective whose networks lie in shards on the devices of `num` processes, each
-    of which calls this. The objective itself is left, whole, on the CPU.
+def shard_objective(objective: Objective, device: torch.device, world_size: int) -> Objective:
+    """A copy of the objective with its networks sharded over the devices of all ranks. Collective:
+    every rank must call it. The objective itself stays whole, on the CPU.
 
     Raises:
-        TrainingError: a weight is still whole: this process would hold all of it.
+        TrainingError: some weights cannot be sharded.
     """
-    mesh = init_device_mesh(device.type, (num,))
+    mesh = init_device_mesh(device.type, (world_size,))
     objective.to(torch.device("cpu"))
     copy = deepcopy(objective)
     for part in copy.modules():
         for weight in part.parameters(recurse=False):
-            weight.data = weight.data.contiguous()  # channels-last ones cannot be sharded
+            weight.data = weight.data.contiguous()  # channels-last weights cannot be sharded
     for root in _roots(copy):
         for layer in root.modules():
-            if layer is not root and isinstance(layer, _LAYERS) and _num_weights(layer) >= _UNIT:
+            if (
+                layer is not root
+                and isinstance(layer, _LAYERS)
+                and _num_weights(layer) >= _LEAST_PARAMETERS
+            ):
                 fully_shard(layer, mesh=mesh)
         fully_shard(root, mesh=mesh)
     for part in copy.modules():
@@ -55,15 +65,16 @@ def into_shards(objective: Objective, device: torch.device, num: int) -> Objecti
     left = [name for name, weight in weights.items() if not isinstance(weight, DTensor)]
     if left:
         raise TrainingError(
-            f"sharding the networks: {len(left)} weights would lie whole in each process,"
-            f" '{left[0]}' for one",
-            advice="Leave out --shard.",
+            f"sharding the networks: {len(left)} weights, such as '{left[0]}', cannot be sharded",
+            code="weights-unshardable",
+            advice="Drop --shard.",
+            weights=left,
         )
     return copy
 
 
 def _roots(objective: Objective) -> Iterator[nn.Module]:
-    """The modules that are called, from outside of any other."""
+    """The outermost modules that are called."""
     yield from (net for net in objective.networks if not _holds(objective.trained, net))
     yield from _called(objective.trained)
 
@@ -85,23 +96,23 @@ def _num_weights(layer: nn.Module) -> int:
 
 
 def sharded_modules(objective: Objective) -> Sequence[FSDPModule]:
-    """The networks of `objective` that lie in shards."""
+    """The sharded modules of an objective."""
     return [module for module in objective.modules() if isinstance(module, FSDPModule)]
 
 
-def whole(state: State) -> State:
-    """The same tree with every sharded tensor put together. All processes must ask."""
+def full_tensors(state: State) -> State:
+    """The same tree with every sharded tensor gathered. Collective: every rank must call it."""
     return tree_map_only(DTensor, DTensor.full_tensor, state)  # type: ignore[no-any-return]
 
 
-def load_in_shards(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads a whole state into a module, sharded or not."""
+def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads an unsharded state into a module, which may be sharded."""
     own = module.state_dict()
     module.load_state_dict({name: _like(own.get(name), value) for name, value in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads a whole state into the optimizer of weights that are sharded or not."""
+    """Loads an unsharded state into an optimizer, whose weights may be sharded."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moments = {
         index: {name: _like(weights[index], value) for name, value in own.items()}
@@ -111,7 +122,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _like(own: Tensor | None, value: Any) -> Any:
-    """The value in shards where its place is, and is as large."""
+    """The value, sharded like `own` if that is sharded and has the same shape."""
     if not isinstance(own, DTensor) or not isinstance(value, Tensor) or own.shape != value.shape:
         return value
     mesh: DeviceMesh = own.device_mesh

@@ -1,4 +1,4 @@
-"""Batches that fit into memory, and memory that is kept. Layer: training."""
+"""Running out of memory, and keeping freed memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fitcompress.errors import TrainingError
 from fitcompress.events import Emit, Notice
 from fitcompress.formatting import first_line
 from fitcompress.training.stage_result import StageResult
-from fitcompress.training.train_config import TrainConfig
+from fitcompress.training.train_config import BatchPlan, TrainConfig
 
 __all__ = ["in_memory", "keep_freed_memory"]
 
@@ -22,11 +22,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Makes this process keep the memory of what it frees for what it allocates next.
+    """Makes the process reuse freed memory instead of returning it to the system.
 
-    glibc may give large blocks back to the system and take them again, page by page, in every step
-    of training (12,000 page faults a step were seen, a tenth of its time). Where another library
-    allocates, nothing changes.
+    glibc may return large blocks and map them again, page by page, in every training step (12,000
+    page faults per step were measured, a tenth of its time). Other allocators are left alone.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -37,39 +36,49 @@ def keep_freed_memory() -> None:
 
 
 def in_memory(
-    attempt: Callable[[TrainConfig, bool], StageResult],
+    attempt: Callable[[BatchPlan, bool], StageResult],
     config: TrainConfig,
+    plan: BatchPlan,
+    *,
     resume: bool,
     emit: Emit,
 ) -> StageResult:
-    """The result of `attempt(config, resume)`. Where memory runs out and the set-up allows it, the
-    attempt goes on from its checkpoint with smaller batches, more of them to a step: each step sees
-    the same images.
+    """The result of `attempt(plan, resume)`.
+
+    If memory runs out and `config.auto_batch` is set, the attempt resumes from its checkpoint with
+    smaller micro-batches and accumulates more of them: the images of each step stay the same.
 
     Raises:
-        TrainingError: memory ran out, and batches may not be smaller, or cannot be.
+        TrainingError: out of memory, and the micro-batches may not, or cannot, become smaller.
     """
     while True:
         try:
-            return attempt(config, resume)
+            return attempt(plan, resume)
         except torch.OutOfMemoryError as error:
-            said = first_line(error)
-        config, resume = _smaller(config, said), True
-        gc.collect()  # what failed may be held by its own traceback
+            reason = first_line(error)
+        plan, resume = _smaller(config, plan, reason), True
+        gc.collect()  # the traceback may have held on to tensors of the failed attempt
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         message = (
-            f"{config.stage}: memory ran out; from here on a step takes {config.accumulate} batches"
-            f" of {config.batch_size} images (batch norms see that many at once)"
+            f"{config.stage}: out of memory; each step now accumulates {plan.accumulate} batches"
+            f" of {plan.batch_size} images (batch norms see {plan.batch_size} images at a time)"
         )
-        emit(Notice(topic="training", message=message))
+        emit(Notice(topic="training", code="batch-size-reduced", message=message))
 
 
-def _smaller(config: TrainConfig, said: str) -> TrainConfig:
-    size = config.batch_size
+def _smaller(config: TrainConfig, plan: BatchPlan, reason: str) -> BatchPlan:
+    size = plan.batch_size
     if not config.auto_batch or size == 1:
-        what = f"training {config.stage}: memory ran out with batches of {size} ({said})"
-        advice = "Use a smaller --batch-size with a larger data.accumulate, or --auto-batch."
-        raise TrainingError(what, advice=advice if size > 1 else "One image is too much for it.")
+        raise TrainingError(
+            f"training {config.stage}: out of memory with batches of {size} ({reason})",
+            code="out-of-memory",
+            advice="Use a smaller --batch-size with a larger data.accumulate, or --auto-batch."
+            if size > 1
+            else "Even one image does not fit in memory: use smaller images or a smaller network.",
+            stage=config.stage,
+            batch_size=size,
+            reason=reason,
+        )
     parts = next(factor for factor in range(2, size + 1) if size % factor == 0)
-    return replace(config, batch_size=size // parts, accumulate=config.accumulate * parts)
+    return replace(plan, batch_size=size // parts, accumulate=plan.accumulate * parts)

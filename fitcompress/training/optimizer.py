@@ -1,6 +1,4 @@
-"""The optimizer of a stage, by timm's names. Layer: training; the only file that imports timm's
-optimizers.
-"""
+"""Optimizers by timm's names. The only file that imports timm's optimizers."""
 
 from __future__ import annotations
 
@@ -19,18 +17,20 @@ __all__ = ["build_optimizer", "set_learning_rate"]
 
 
 def build_optimizer(trained: nn.Module, optim: OptimRecipe) -> torch.optim.Optimizer:
-    """An optimizer for all of `trained` that asks for a gradient, its step one kernel where torch
-    has that; biases and norms get no weight decay.
+    """An optimizer for the parameters of `trained` that require gradients, fused if torch supports
+    it. Biases and norms get no weight decay.
 
     Raises:
-        RecipeError: timm knows no optimizer of that name.
+        RecipeError: timm has no optimizer of that name.
     """
     name = optim.optimizer.lower()
     known = [str(known_name) for known_name in timm.optim.list_optimizers()]
     if name not in known:
         raise RecipeError(
             f"building the optimizer: timm has none named {optim.optimizer!r}",
-            advice=near_misses(name, known) or "Common ones are adamw, sgd, rmsprop, lamb.",
+            code="optimizer-unknown",
+            advice=near_misses(name, known) or "Common ones are adamw, sgd, rmsprop and lamb.",
+            optimizer=optim.optimizer,
         )
     kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
     is_fusable = "fused" in inspect.signature(kind).parameters
@@ -54,8 +54,8 @@ def set_learning_rate(
     num_steps: int,
     steps_per_epoch: int,
 ) -> float:
-    """Sets the rate of `step` (counted over the whole stage) in every parameter group, and returns
-    it.
+    """Sets the learning rate of `step`, counted over the whole stage, in every parameter group, and
+    returns it.
     """
     rate = learning_rate(
         step,
@@ -70,7 +70,7 @@ def set_learning_rate(
 
 
 def _peak(optim: OptimRecipe) -> float:
-    assert optim.lr is not None, "a rate is decided before anything is trained"
+    assert optim.lr is not None, "the learning rate is resolved before training starts"
     return optim.lr
 
 

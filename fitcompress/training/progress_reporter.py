@@ -1,4 +1,4 @@
-"""Progress events, a few times a second at most. Layer: training."""
+"""Progress events, at most a few per second."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _SECONDS_BETWEEN_REPORTS = 0.25
 
 
 class ProgressReporter:
-    """Tells the listener how far a stage is; rates are those of this session, held-out evaluation
-    included.
+    """Emits the progress of a stage. Rates are averages since the reporter was made, including
+    held-out evaluation.
     """
 
     def __init__(
@@ -25,13 +25,13 @@ class ProgressReporter:
         self._started = self._last = monotonic()
 
     def report(self, meter: LossMeter, *, epoch: int, step: int, num_steps_done: int) -> bool:
-        """Sends a report if the last one is old enough, and says whether it did.
+        """Emits an event if the last one is old enough; returns whether it did.
 
         Args:
-            meter: of the epoch under way; reading it waits for the device.
-            epoch: under way, from 1.
-            step: done in that epoch.
-            num_steps_done: in the whole stage.
+            meter: losses of the current epoch; reading them waits for the device.
+            epoch: the current epoch, from 1.
+            step: steps done in it.
+            num_steps_done: steps done in the stage.
         """
         now = monotonic()
         if now - self._last < _SECONDS_BETWEEN_REPORTS:

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step. Layer: training; knows no optimizer."""
+"""The learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ __all__ = ["learning_rate"]
 def learning_rate(
     step: int, *, num_steps: int, warmup_steps: float, peak: float, schedule: str
 ) -> float:
-    """The rate for `step` (0 is the first of `num_steps`): linear warm-up to `peak`, then the
-    schedule.
+    """The learning rate of a step: linear warm-up to `peak`, then the schedule.
 
     Args:
-        step: counted over the whole stage.
-        num_steps: of the whole stage.
-        warmup_steps: at most half of the stage is spent on them.
+        step: number of the step in the stage, from 0.
+        num_steps: steps of the stage.
+        warmup_steps: capped at half of the stage.
         peak: the highest rate.
-        schedule: "cosine" (to zero after the last step), "steps" (a tenth of what it was after 5/8,
-            3/4 and 7/8 of the stage, as CIFAR-100 benchmarks train) or "constant".
+        schedule: "cosine" (to zero after the last step), "steps" (divided by 10 after 5/8, 3/4 and
+            7/8 of the stage, as in CIFAR-100 benchmarks) or "constant".
 
     Raises:
-        RecipeError: no such schedule.
+        RecipeError: the schedule is unknown.
 
     >>> settings = {"num_steps": 4, "warmup_steps": 0, "peak": 1.0, "schedule": "cosine"}
     >>> [round(learning_rate(step, **settings), 3) for step in range(4)]
@@ -32,8 +31,10 @@ def learning_rate(
     """
     if schedule not in _SCHEDULES:
         raise RecipeError(
-            f"setting the learning rate: no schedule {schedule!r}",
+            f"setting the learning rate: unknown schedule {schedule!r}",
+            code="schedule-unknown",
             advice=near_misses(schedule, _SCHEDULES) or f"Use one of {', '.join(_SCHEDULES)}.",
+            schedule=schedule,
         )
     warmup = min(warmup_steps, num_steps / 2)
     if step + 1 < warmup:

@@ -1,4 +1,4 @@
-"""Adds up what an objective scores on batches, in all processes. Layer: training."""
+"""Means of scores over batches and processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Totals = dict[str, tuple[Tensor | float, Tensor | int]]
 
 
 def add_scores(batches: Iterable[Scores]) -> Totals:
-    """The sums of each score and of its samples; nothing waits for the device."""
+    """The sum of each score and of its samples over batches, without waiting for the device."""
     return _added(chain.from_iterable(scores.items() for scores in batches))
 
 
 def mean_scores(totals: Scores, group: ProcessGroup) -> dict[str, float]:
-    """The mean of each score over the samples of all processes; all must ask."""
+    """The mean of each score over the samples of all ranks. Collective: every rank must call it."""
     own = {name: (float(total), int(count)) for name, (total, count) in totals.items()}
-    every: Iterable[Mapping[str, tuple[float, int]]] = group.all_gather(own)
-    sums = _added(chain.from_iterable(scores.items() for scores in every))
+    gathered: Iterable[Mapping[str, tuple[float, int]]] = group.all_gather(own)
+    sums = _added(chain.from_iterable(scores.items() for scores in gathered))
     return {name: float(total) / int(count) for name, (total, count) in sums.items() if count}
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step. Layer: training."""
+"""Ctrl-C and SIGTERM as a request to stop after the current step."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop and did, with everything saved; the command line maps it to exit
-    code 130.
-    """
+    """Training was stopped by a signal and saved its state; the command line exits with 130."""
 
     def __init__(self, stage: str, checkpoint_path: Path) -> None:
-        super().__init__(f"stopped in {stage}; {checkpoint_path} holds everything so far")
+        super().__init__(f"stopped in {stage}; progress is saved in {checkpoint_path}")
         self.stage = stage
         self.checkpoint_path = checkpoint_path
 
@@ -31,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a signal has asked to stop."""
+    """Whether a signal has requested a stop."""
 
     is_set = False
 
@@ -51,8 +49,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     owner = os.getpid()
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
-        # Forked data workers inherit the handler: there a Ctrl-C must change nothing, or the batch
-        # under way would be lost.
+        # Forked data workers inherit the handler: there Ctrl-C must not raise, or the batch that
+        # the worker is loading would be lost.
         if request.is_set and os.getpid() == owner:
             raise KeyboardInterrupt
         request.is_set = True

@@ -1,4 +1,4 @@
-"""What a finished stage leaves behind as a value. Layer: training; no torch."""
+"""The result of a stage, and the records and events that lead to it. No torch."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitcompress.events import Event, Notice, StageFinished
-from fitcompress.training.train_config import Position, TrainConfig
+from fitcompress.training.train_config import BatchPlan, Position
 
 __all__ = ["StageResult", "epoch_record", "last_events", "result_of"]
+
+_LONG_WAIT, _LONG_WAIT_S = 0.2, 5.0
+"""Share of the time, and seconds, above which waiting for images is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a stage cost and how it went."""
+    """The cost and the course of a stage."""
 
     stage: str
     epochs: int
     num_images: int
-    """Images seen over all epochs, repeats counted."""
+    """Training images over all epochs, counting repeats."""
     seconds: float
-    """Spent on training steps, over all sessions of a resumed run; without evaluation and
-    checkpoints.
-    """
+    """Time of training steps, over all sessions of a resumed run; excludes evaluation and
+    checkpoints."""
     images_per_s: float
     waiting_share: float
-    """Share of the seconds in which the next batch was not there yet."""
+    """Share of `seconds` in which training waited for the next batch."""
     losses: dict[str, float]
     """Means over the last epoch, by name."""
     held_out: dict[str, float]
@@ -34,15 +36,15 @@ class StageResult:
     history: tuple[dict[str, Any], ...]
     """Per epoch: "epoch" (from 1), "losses", "held_out", "seconds", "images_per_s"."""
     flops_per_image: int = 0
-    """Floating-point operations of one image in a training step; 0 where nobody counted."""
+    """Floating-point operations per image in a training step; 0 if not counted."""
 
 
 def epoch_record(
-    config: TrainConfig, position: Position, losses: dict[str, float], held_out: dict[str, float]
+    plan: BatchPlan, position: Position, losses: dict[str, float], held_out: dict[str, float]
 ) -> dict[str, Any]:
-    """The epoch that `position` has come to the end of, as a row of `StageResult.history`."""
+    """A row of `StageResult.history` for the epoch that ends at `position`."""
     seconds = position.epoch_seconds
-    num_images = config.steps_per_epoch * config.images_per_step
+    num_images = plan.steps_per_epoch * plan.images_per_step
     return {
         "epoch": position.epoch + 1,
         "losses": losses,
@@ -53,14 +55,14 @@ def epoch_record(
 
 
 def result_of(
-    config: TrainConfig, position: Position, history: Sequence[dict[str, Any]]
+    stage: str, plan: BatchPlan, position: Position, history: Sequence[dict[str, Any]]
 ) -> StageResult:
-    """The result of a stage that stands at `position`."""
-    num_steps = position.epoch * config.steps_per_epoch + position.step
-    num_images, seconds = num_steps * config.images_per_step, position.seconds
+    """The result of a stage that ends at `position`."""
+    num_steps = position.epoch * plan.steps_per_epoch + position.step
+    num_images, seconds = num_steps * plan.images_per_step, position.seconds
     last = history[-1] if history else {"losses": {}, "held_out": {}}
     return StageResult(
-        stage=config.stage,
+        stage=stage,
         epochs=position.epoch,
         num_images=num_images,
         seconds=seconds,
@@ -73,18 +75,15 @@ def result_of(
 
 
 def last_events(result: StageResult, num_workers: int) -> Iterator[Event]:
-    """That the stage is done; and if it waited much for its images, that it did, and what helps."""
+    """`StageFinished`, preceded by a notice if training waited long for its images."""
     if result.waiting_share > _LONG_WAIT and result.waiting_share * result.seconds > _LONG_WAIT_S:
         yield Notice(
             topic="data",
+            code="slow-data-loading",
             message=f"{result.stage} waited for its images for {result.waiting_share:.0%} of its"
-            f" time: more --workers (now {num_workers}) prepare them beside the training",
+            f" time: use more --workers (now {num_workers}) to load them in parallel",
         )
     detail = {name: getattr(result, name) for name in ("losses", "held_out", "waiting_share")}
     yield StageFinished(
         stage=result.stage, seconds=result.seconds, num_images=result.num_images, detail=detail
     )
-
-
-_LONG_WAIT, _LONG_WAIT_S = 0.2, 5.0
-"""The share of waiting, and the seconds of it, from which it is worth a word."""

@@ -16,8 +16,7 @@ from helpers.toy_training import SPEC, Lower, make_distill, make_net, make_views
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
 from fitcompress.distillation.regressors import make_regressor
-from fitcompress.training import distributed as group
-from fitcompress.training import fsdp as shards
+from fitcompress.training import distributed, fsdp
 
 
 def make_hints():
@@ -36,10 +35,10 @@ def spy_on_shards() -> list[dict[str, float]]:
     """For each objective that is sharded from now on: the share of each weight, and of all the
     teacher's, that this process holds. Layers of 64 weights are gathered on their own.
     """
-    seen, into_shards = [], group.into_shards
+    seen, shard_objective = [], distributed.shard_objective
 
     def spy(*arguments):
-        copy = into_shards(*arguments)
+        copy = shard_objective(*arguments)
         shares = {
             name: weight.to_local().numel() / weight.numel()
             for network in (copy.trained, copy.teacher)
@@ -48,7 +47,7 @@ def spy_on_shards() -> list[dict[str, float]]:
         seen.append(shares)
         return copy
 
-    shards._UNIT, group.into_shards = 64, spy
+    fsdp._LEAST_PARAMETERS, distributed.shard_objective = 64, spy
     return seen
 
 
@@ -62,14 +61,13 @@ def main(
     outcome, objective = run_distill(
         checkpoint,
         objective=objective,
-        train_data=make_views(49, mixup=0.2),
-        held_out_data=make_views(12, seed=1, augment="none"),
+        data=(make_views(49, mixup=0.2), make_views(12, seed=1, augment="none")),
         stage=stage,
         accumulate=int(accumulate),
         batch_size=int(size),
         epochs=int(epochs),
         resume=True,
-        shards=bool(int(sharded)),
+        shard=bool(int(sharded)),
     )
     content = {
         "losses": [record["losses"] for record in outcome.history],

@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,15 @@ from fitcompress.data.images import ArrayImages
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import make_dataset
 from fitcompress.distillation.objectives import DistillObjective
+from fitcompress.events import ignore
 from fitcompress.interface import InputSpec
 from fitcompress.recipe.schema import OptimRecipe, Stage2Recipe
 from fitcompress.training.engine import train
+from fitcompress.training.train_config import Runtime, TrainConfig
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
 NUM_CLASSES = 3
+RUNTIME = {field.name for field in fields(Runtime)}
 
 
 def make_views(
@@ -88,22 +92,20 @@ def make_distill(recipe=None, **arguments):
     )
 
 
-def run_distill(checkpoint_path, *, objective=None, epochs=3, emit=lambda event: None, **arguments):
-    settings = {
-        "train_data": make_views(mixup=0.2),
-        "held_out_data": make_views(12, seed=1, augment="none"),
-        "optim": OptimRecipe(lr=0.01),
-        "epochs": epochs,
-        "batch_size": 8,
-        "seed": 0,
-        "device": "cpu",
-        "precision": "fp32",
-        "checkpoint_path": Path(checkpoint_path),
-        "stage": "stage2",
-        "emit": emit,
-    }
+def run_distill(checkpoint_path, *, objective=None, data=None, emit=ignore, resume=False, **more):
+    """Trains three epochs of stage 2; `more` are fields of TrainConfig and Runtime."""
     objective = objective or make_distill()
-    result = train(objective, **(settings | arguments))
+    data = data or (make_views(mixup=0.2), make_views(12, seed=1, augment="none"))
+    runtime = {name: more.pop(name) for name in RUNTIME & more.keys()}
+    config = {"stage": "stage2", "optim": OptimRecipe(lr=0.01), "epochs": 3, "batch_size": 8}
+    result = train(
+        objective,
+        data,
+        TrainConfig(**config | {"seed": 0, "checkpoint_path": Path(checkpoint_path)} | more),
+        Runtime(**{"device": "cpu", "precision": "fp32"} | runtime),
+        emit=emit,
+        resume=resume,
+    )
     return result, objective
 
 

@@ -32,7 +32,7 @@ def test_a_compiled_stage_learns_what_a_plain_one_learns(tmp_path):
     events = []
     plain, _ = run_distill(tmp_path / "a", objective=without_dropout())
     found, _ = run_distill(
-        tmp_path / "b", objective=without_dropout(), compiles=True, emit=events.append
+        tmp_path / "b", objective=without_dropout(), compile=True, emit=events.append
     )
     assert "stage2: compiled" in messages(events)
     for one, other in zip(plain.history, found.history, strict=True):
@@ -51,7 +51,7 @@ def test_the_networks_that_run_are_the_compiled_ones(tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(nn.Module, "compile", partialmethod(_plain_compile, backend=counting))
-    _, objective = run_distill(tmp_path / "a", epochs=1, compiles=True)
+    _, objective = run_distill(tmp_path / "a", epochs=1, compile=True)
     assert len(calls) >= 2 * 6, "teacher and student, in each of six steps"
     calls.clear()
     objective.trained(torch.zeros(2, 1, 8, 8))
@@ -62,11 +62,11 @@ _plain_compile = nn.Module.compile
 
 
 def test_a_compiled_run_resumes_to_the_same_bits(tmp_path):
-    whole, objective = run_distill(tmp_path / "a", compiles=True)
+    whole, objective = run_distill(tmp_path / "a", compile=True)
     torch.compiler.reset()
-    run_distill(tmp_path / "a", compiles=True, resume=True)
+    run_distill(tmp_path / "a", compile=True, resume=True)
     torch.compiler.reset()
-    again, other = run_distill(tmp_path / "b", compiles=True)
+    again, other = run_distill(tmp_path / "b", compile=True)
     assert summary(whole, objective.trained) == summary(again, other.trained)
 
 
@@ -77,7 +77,7 @@ def test_where_the_compiler_fails_it_is_said_and_nothing_is_changed(tmp_path, mo
     monkeypatch.setattr(nn.Module, "compile", partialmethod(_plain_compile, backend=failing))
     events = []
     plain, one = run_distill(tmp_path / "a")
-    found, other = run_distill(tmp_path / "b", compiles=True, emit=events.append)
+    found, other = run_distill(tmp_path / "b", compile=True, emit=events.append)
     (said,) = [message for message in messages(events) if "compiled" in message]
     assert said.startswith("stage2: not compiled: ") and "no such processor" in said
     assert summary(plain, one.trained) == summary(found, other.trained)

@@ -135,11 +135,14 @@ def test_another_way_of_sharing_the_work_is_refused():
         class distributed_type:
             value = "FSDP"
 
-    with pytest.raises(TrainingError, match=r"configured for FSDP") as caught:
+    with pytest.raises(TrainingError) as caught:
         ProcessGroup(Sharded())
+    assert caught.value.code == "parallelism-unsupported"
+    assert caught.value.facts["got"] == "FSDP"
     assert "--shard" in caught.value.advice
 
 
 def test_one_process_cannot_shard():
-    with pytest.raises(TrainingError, match="one process"):
-        ProcessGroup(start_accelerator("cpu", "fp32"), shards=True)
+    with pytest.raises(TrainingError) as caught:
+        ProcessGroup(start_accelerator("cpu", "fp32"), is_sharded=True)
+    assert caught.value.code == "shard-single-process"

@@ -37,7 +37,7 @@ def test_without_labels_the_loss_decides(tmp_path):
         tmp_path / "a.pt",
         epochs=30,
         optim=OptimRecipe(**STEADY, patience=2),
-        held_out_data=held_out,
+        data=(make_views(mixup=0.2), held_out),
     )
     losses = [epoch["held_out"]["loss"] for epoch in result.history]
     assert losses.index(min(losses)) + 1 == result.epochs - 2
@@ -78,8 +78,9 @@ def _of(run):
 
 def test_there_must_be_images_to_judge_by(tmp_path):
     optim = OptimRecipe(**STEADY, patience=3)
-    with pytest.raises(DataError, match="no held-out images"):
-        run_distill(tmp_path / "a.pt", optim=optim, held_out_data=None)
+    with pytest.raises(DataError) as caught:
+        run_distill(tmp_path / "a.pt", optim=optim, data=(make_views(), None))
+    assert caught.value.code == "held-out-images-missing"
 
 
 def test_patience_is_an_epoch_at_least():

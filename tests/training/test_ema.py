@@ -27,10 +27,10 @@ def test_it_is_the_recursion_with_a_decay_that_warms_up():
         decay = 0.0 if step == 1 else min(0.9, 1 - step**-0.75)
         expected = decay * expected + (1 - decay) * _weights(network)
     own = _weights(network)
-    with average.shown():
+    with average.applied():
         torch.testing.assert_close(_weights(network), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(_weights(network), own)
-    average.settle()
+    average.apply()
     torch.testing.assert_close(_weights(network), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -13,7 +13,7 @@ from helpers.toy_training import digest, make_distill, make_views, run_distill
 from fitcompress.errors import TrainingError
 from fitcompress.events import Notice
 from fitcompress.recipe.schema import OptimRecipe
-from fitcompress.training.train_config import TrainConfig
+from fitcompress.training.train_config import TrainConfig, plan_batches
 
 
 def _cramped(most: int, from_batch: int = 0):
@@ -36,18 +36,19 @@ def _cramped(most: int, from_batch: int = 0):
 def test_smaller_batches_go_on_with_the_same_steps(from_batch, tmp_path):
     said = []
     objective, seen = _cramped(2, from_batch)
-    data = {"train_data": make_views(48), "epochs": 2}
+    held_out = make_views(12, seed=1, augment="none")
+    more = {"data": (make_views(48), held_out), "epochs": 2}
     result, _ = run_distill(
-        tmp_path / "a.pt", objective=objective, auto_batch=True, emit=said.append, **data
+        tmp_path / "a.pt", objective=objective, auto_batch=True, emit=said.append, **more
     )
     notices = [event.message for event in said if isinstance(event, Notice)]
-    assert [notice.split("takes ")[1][:24] for notice in notices] == [
-        "2 batches of 4 images (b",
-        "4 batches of 2 images (b",
+    assert [notice.split("accumulates ")[1][:21] for notice in notices] == [
+        "2 batches of 4 images",
+        "4 batches of 2 images",
     ]
     assert result.num_images == 96 and seen[-1] == 2
     if from_batch == 0:  # every step was one of small batches
-        _, other = run_distill(tmp_path / "b.pt", batch_size=2, accumulate=4, **data)
+        _, other = run_distill(tmp_path / "b.pt", batch_size=2, accumulate=4, **more)
         assert digest(objective.trained) == digest(other.trained)
 
 
@@ -60,25 +61,28 @@ def test_an_odd_batch_is_divided_by_what_divides_it(tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"auto_batch": True, "batch_size": 1}])
 def test_where_nothing_helps_the_error_says_so(settings, tmp_path):
     objective, _ = _cramped(0)
-    with pytest.raises(TrainingError, match=r"memory ran out with batches of \d") as caught:
+    with pytest.raises(TrainingError) as caught:
         run_distill(tmp_path / "a.pt", objective=objective, **settings)
-    assert "Tried to allocate" in str(caught.value)
+    assert caught.value.code == "out-of-memory"
+    assert caught.value.facts["batch_size"] == settings.get("batch_size", 8)
+    assert "Tried to allocate" in caught.value.message
     assert ("--auto-batch" in caught.value.advice) != bool(settings)
 
 
 def test_several_processes_are_refused(tmp_path):
-    common = {"epochs": 1, "batch_size": 2, "accumulate": 1, "steps_per_epoch": 1, "seed": 0}
-    with pytest.raises(TrainingError, match="2 processes"):
-        TrainConfig(
-            stage="stage1",
-            num_processes=2,
-            optim=OptimRecipe(),
-            recipe_hash="",
-            num_workers=0,
-            checkpoint_path=tmp_path,
-            auto_batch=True,
-            **common,
-        )
+    config = TrainConfig(
+        stage="stage1",
+        optim=OptimRecipe(),
+        epochs=1,
+        batch_size=2,
+        seed=0,
+        checkpoint_path=tmp_path,
+        auto_batch=True,
+    )
+    with pytest.raises(TrainingError) as caught:
+        plan_batches(config, num_train=8, num_held_out=0, num_processes=2)
+    assert caught.value.code == "auto-batch-multiprocess"
+    assert caught.value.facts["num_processes"] == 2
 
 
 _FAULTS = """

@@ -143,23 +143,21 @@ def _engine_step(pair: Pair, objective: Objective, batch: Batch) -> Step:
     """A step of the training loop itself, on a batch that is there already."""
     from fitcompress.training.engine import _Loop
     from fitcompress.training.signals import StopRequest
-    from fitcompress.training.train_config import TrainConfig
+    from fitcompress.training.train_config import BatchPlan, Runtime, TrainConfig
 
     if pair.device == "cpu":
         keep_freed_memory()
     group = ProcessGroup(start_accelerator(pair.device, pair.precision))
-    setup = TrainConfig(
+    config = TrainConfig(
         stage="stage",
+        optim=OptimRecipe(),
         epochs=1,
         batch_size=len(batch),
-        accumulate=1,
-        num_processes=1,
-        steps_per_epoch=1_000_000,
         seed=0,
-        optim=OptimRecipe(),
-        recipe_hash="",
-        num_workers=0,
         checkpoint_path=Path("none"),
+    )
+    plan = BatchPlan(
+        batch_size=len(batch), accumulate=1, num_processes=1, steps_per_epoch=1_000_000, epochs=1
     )
     if pair.device == "cuda":
         to_channels_last(objective.trained)
@@ -167,7 +165,8 @@ def _engine_step(pair: Pair, objective: Objective, batch: Batch) -> Step:
     views = make_dataset(
         ArrayImages(pixels, batch.labels.cpu().numpy()), pair.spec, augment="none", seed=0
     )
-    loop = _Loop(setup, objective, group, views, None, StopRequest(), ignore)
+    data, stop = (views, None), StopRequest()
+    loop = _Loop(objective, data, config, plan, Runtime(), group, stop, ignore)
     if pair.compiles:
         loop.compile()
     objective.train()
