@@ -1,7 +1,8 @@
-"""Opens TorchScript archives that name a device of another machine. Layer: graph (torch-free).
+"""Makes TorchScript archives loadable that name a device of another machine.
 
-An archive that was saved on a GPU may hold `torch.device("cuda:0")` in its code: loading its
-tensors to the CPU does not change that, and such a line fails where there is no such device.
+An archive saved on a GPU may contain `torch.device("cuda:0")` in its code. Loading it with
+`map_location="cpu"` moves the tensors but not this line, which fails on a machine without the
+device.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ _DEVICE = re.compile(rb'torch\.device\("(?!cpu|meta)[a-z]+(:\d+)?"\)')
 
 
 def without_devices(path: Path) -> str | BytesIO:
-    """What to load instead of the archive: itself, or where its code names a device a copy in
-    memory that names the CPU.
+    """What to pass to `torch.jit.load`: the path, or, if the archive's code names a device, an
+    in-memory copy that names the CPU.
     """
     if not zipfile.is_zipfile(path):
         return str(path)

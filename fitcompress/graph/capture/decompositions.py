@@ -1,4 +1,9 @@
-"""Calls that stand for several plain ones, and those. Layer: graph."""
+"""Decompositions of fused ATen calls into plain ones.
+
+In eval mode and without gradients, torch's own `nn.MultiheadAttention` and
+`nn.TransformerEncoderLayer` call one fused kernel each, which has no axis rule and no gradient. A
+trace of such a model contains these calls; this table is the only place that knows them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,7 @@ def _attend(
     projection: tuple[Tensor, Tensor],
     need_weights: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Multi-head attention within x (N, L, D); its weights (N, H, L, L) too, if they are wanted."""
+    """Multi-head self-attention of x (N, L, D), and its weights (N, H, L, L) if `need_weights`."""
     packed = nn.functional.linear(x, *qkv).unflatten(-1, (3, num_heads, -1))
     q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
     if need_weights:
@@ -32,6 +37,9 @@ def _attend(
         weights = q.new_empty(0)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
     return nn.functional.linear(mixed.transpose(1, 2).flatten(2), *projection), weights
+
+
+_ADVICE = "Pass the model itself, or export it with torch.export, which does not fuse attention."
 
 
 def _multi_head_attention(
@@ -49,12 +57,14 @@ def _multi_head_attention(
     average_attn_weights: bool = True,
     mask_type: int | None = None,  # noqa: ARG001 (the schema's)
 ) -> tuple[Tensor, Tensor]:
-    """What `aten::_native_multi_head_attention` computes, in plain calls (nn.MultiheadAttention
-    under no-grad).
-    """
+    """`aten::_native_multi_head_attention` (of nn.MultiheadAttention) in plain calls."""
     _refuse_mask(mask)
     if not query.data_ptr() == key.data_ptr() == value.data_ptr():
-        raise CaptureError("capturing the archive: fused attention between sequences")
+        raise CaptureError(
+            "capturing the archive: fused attention between two sequences is not supported",
+            code="cross-attention-unsupported",
+            advice=_ADVICE,
+        )
     maps = ((qkv_weight, qkv_bias), (proj_weight, proj_bias))
     mixed, weights = _attend(query, num_heads, *maps, need_weights)
     return mixed, weights.mean(1) if need_weights and average_attn_weights else weights
@@ -62,7 +72,11 @@ def _multi_head_attention(
 
 def _refuse_mask(mask: Tensor | None) -> None:
     if mask is not None:
-        raise CaptureError("capturing the archive: a fused attention with a mask is not supported")
+        raise CaptureError(
+            "capturing the archive: fused attention with a mask is not supported",
+            code="attention-mask-unsupported",
+            advice=_ADVICE,
+        )
 
 
 def _encoder_layer(
@@ -87,9 +101,7 @@ def _encoder_layer(
     mask: Tensor | None = None,
     mask_type: int | None = None,  # noqa: ARG001 (the schema's)
 ) -> Tensor:
-    """What `aten::_transformer_encoder_layer_fwd` computes, in plain calls
-    (nn.TransformerEncoderLayer under no-grad).
-    """
+    """`aten::_transformer_encoder_layer_fwd` (of nn.TransformerEncoderLayer) in plain calls."""
     _refuse_mask(mask)
     maps = ((qkv_weight, qkv_bias), (proj_weight, proj_bias))
 
@@ -114,7 +126,8 @@ def _encoder_layer(
 def _repeat_interleave(
     x: Tensor, repeats: Tensor, dim: int | None = None, *, output_size: int | None = None
 ) -> Tensor:
-    """By a number that a trace holds as a tensor; by one for each row it is an index."""
+    """`repeat_interleave` by a tensor: a number if it has one element, as in traces; otherwise one
+    count per row, as an index."""
     if repeats.numel() == 1:
         return x.repeat_interleave(int(repeats), dim, output_size=output_size)
     index = torch.repeat_interleave(repeats, output_size=output_size)
@@ -126,4 +139,4 @@ DECOMPOSED: dict[Any, Callable[..., Any]] = {
     aten._transformer_encoder_layer_fwd.default: _encoder_layer,
     aten.repeat_interleave.self_Tensor: _repeat_interleave,
 }
-"""The plain form of each such call."""
+"""For each fused call, the function that computes it in plain calls."""

@@ -1,4 +1,4 @@
-"""Frees the batch size of a captured graph that holds it as a number. Layer: graph."""
+"""Makes the batch size of a captured graph dynamic where the graph holds it as a number."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _SIZE_CALLS = (aten.reshape.default, aten.view.default, aten._unsafe_view.defaul
 
 
 def merge_recordings(one: Program, other: Program, batch_sizes: tuple[int, int]) -> Program:
-    """One program from recordings of the same network at two batch sizes: the numbers that differ
-    follow the batch. The first is edited.
+    """One program from recordings of a network at two batch sizes: numbers that differ between the
+    two are computed from the batch size. Edits `one` in place.
 
     Raises:
         CaptureError: the recordings differ in more than multiples of the batch size.
@@ -51,7 +51,7 @@ def merge_recordings(one: Program, other: Program, batch_sizes: tuple[int, int])
 
 @dataclass(frozen=True)
 class _Merge:
-    """Compares what was recorded at two batch sizes."""
+    """Compares recordings at two batch sizes."""
 
     first: int
     second: int
@@ -59,25 +59,33 @@ class _Merge:
     def refuse_other_calls(self, nodes: Sequence[Node], others: Sequence[Node]) -> None:
         for node, twin in zip_longest(nodes, others):
             if node is None or twin is None or (node.op, node.target) != (twin.op, twin.target):
+                calls = str(node and node.target), str(twin and twin.target)
                 raise CaptureError(
-                    "capturing the network: what it computes depends on the batch size: it calls"
-                    f" '{node and node.target}' at batch {self.first} where it calls"
-                    f" '{twin and twin.target}' at batch {self.second}"
+                    "capturing the network: its calls depend on the batch size:"
+                    f" '{calls[0]}' at batch {self.first}, '{calls[1]}' at batch {self.second}",
+                    code="batch-dependent-calls",
+                    advice=_SAME_FOR_ALL,
+                    calls=list(calls),
+                    batch_sizes=[self.first, self.second],
                 )
 
     def refuse_other_constants(self, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> None:
-        """The author's own tensors are the same ones; a constant that the run made may not be."""
+        """Raise if a constant that was computed during the run depends on the batch size."""
         for name, value in one.items():
             twin = two[name]
             if value.shape != twin.shape or not (value.is_meta or torch.equal(value, twin)):
                 raise CaptureError(
-                    "capturing the network: it makes a constant that depends on the batch size:"
-                    f" {value.tolist()} at batch {self.first} is {twin.tolist()} at batch"
-                    f" {self.second}"
+                    "capturing the network: a constant depends on the batch size:"
+                    f" {value.tolist()} at batch {self.first}, {twin.tolist()} at batch"
+                    f" {self.second}",
+                    code="batch-dependent-constant",
+                    advice=_SAME_FOR_ALL,
+                    values=[value.tolist(), twin.tolist()],
+                    batch_sizes=[self.first, self.second],
                 )
 
     def arguments(self, a: Any, b: Any, match: dict[Node, Node]) -> Any:
-        """The arguments of a call; numbers that follow the batch as its multiples."""
+        """The arguments of a call, in which multiples of the batch size are `_Multiple`."""
         if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
             return [self.arguments(x, y, match) for x, y in zip(a, b, strict=True)]
         if isinstance(a, dict):
@@ -90,12 +98,20 @@ class _Merge:
         if is_multiple and a * self.second == b * self.first:
             return _Multiple(a // self.first)
         raise CaptureError(
-            f"capturing the network: '{a}' at batch {self.first} is '{b}' at batch {self.second}"
+            "capturing the network: an argument depends on the batch size in an unsupported way:"
+            f" '{a}' at batch {self.first}, '{b}' at batch {self.second}",
+            code="batch-dependent-argument",
+            advice=_SAME_FOR_ALL,
+            values=[str(a), str(b)],
+            batch_sizes=[self.first, self.second],
         )
 
 
+_SAME_FOR_ALL = "Use a form of the network that treats each sample of a batch alike."
+
+
 class _Multiple(int):
-    """A number that is so many times the batch size."""
+    """A multiple of the batch size, as its factor."""
 
 
 def _has_multiple(value: Any) -> bool:
@@ -107,8 +123,8 @@ def _has_multiple(value: Any) -> bool:
 
 
 def _resolved(args: Any, node: Node, size: _BatchSize) -> Any:
-    """The arguments with each multiple of the batch as -1 in a reshape, else as arithmetic on the
-    input's size.
+    """The arguments, in which each multiple of the batch size is -1 in a reshape and otherwise
+    computed from the input's size.
     """
     positional, named = args
     if node.target in _SIZE_CALLS and -1 not in positional[1]:
@@ -127,7 +143,7 @@ def _replaced(value: Any, function: Callable[[_Multiple], Any]) -> Any:
 
 
 class _BatchSize:
-    """Nodes for the batch size and its multiples, made when they are first needed."""
+    """Nodes for the batch size and its multiples, created on first use."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -149,15 +165,15 @@ class _BatchSize:
 
 
 def make_batch_dynamic(program: Program, batch_size: int) -> Program:
-    """A program for any batch size from one with its sizes written down at `batch_size`. The given
+    """A program for any batch size from one that was captured at a fixed `batch_size`. The given
     one is not modified.
 
-    Walks the graph at three times the batch size. Where a call holds the batch as a number, the
-    place of the batch in its input says which number that is. The result is checked by running it:
-    a batch must give what its parts give.
+    Runs the graph at three times the batch size. If a call has the batch size among its literals,
+    the batch dimension of its input tells which literal that is. The result is verified by running
+    it: the outputs for a batch must equal those for its parts.
 
     Raises:
-        CaptureError: some number could not be attributed, or the check failed.
+        CaptureError: a literal could not be attributed, or the verification failed.
     """
     freed = clone(program)
     walk = _Walk(freed, propagate_shapes(program, batch_size), batch_size)
@@ -169,13 +185,16 @@ def make_batch_dynamic(program: Program, batch_size: int) -> Program:
         cause = first_line(error)
         raise CaptureError(
             f"freeing the batch size of a network captured at batch {batch_size}: {cause}",
-            advice="Export it again with a dynamic batch size, or as an untraced model.",
+            code="batch-size-fixed",
+            advice="Export it with a dynamic batch size, or pass the model itself.",
+            batch_size=batch_size,
+            cause=cause,
         ) from error
     return freed
 
 
 class _Walk:
-    """Runs a graph on the meta device at another batch size and mends calls on the way."""
+    """Runs a graph on the meta device at another batch size and corrects calls on the way."""
 
     def __init__(self, program: Program, shapes: dict[str, Shape], batch_size: int) -> None:
         self.program, self.shapes, self.batch_size = program, shapes, batch_size
@@ -192,7 +211,7 @@ class _Walk:
             case "get_attr":
                 self.values[node] = self.program.tensors[str(node.target)].to("meta")
             case "call_function":
-                self._mend(node)
+                self._free(node)
                 self.values[node] = self._evaluate(node)
 
     def _evaluate(self, node: Node) -> Any:
@@ -205,20 +224,20 @@ class _Walk:
             self.values[node] = self._evaluate(node)
         return self.values[node]
 
-    def _mend(self, node: Node) -> None:
+    def _free(self, node: Node) -> None:
         if node.target in _SIZE_CALLS:
-            self._mend_reshape(node)
+            self._free_reshape(node)
         elif node.target in (aten.expand.default, aten.repeat.default):
-            self._mend_expansion(node)
+            self._free_expansion(node)
         elif node.target in RECURRENT_CALLS:
-            self._mend_states(node)
+            self._free_states(node)
         elif node.target in _FACTORY_CALLS and node.args[1][0] == self.batch_size:  # type: ignore[index]
             node.args = (node.args[0], self._with_batch(node), *node.args[2:])
 
     def _with_batch(self, node: Node) -> list[Any]:
         return [self.size.times(1, node), *list(node.args[1])[1:]]  # type: ignore[arg-type]
 
-    def _mend_reshape(self, node: Node) -> None:
+    def _free_reshape(self, node: Node) -> None:
         source, target = node.args[0], node.args[1]
         assert isinstance(source, Node) and isinstance(target, (list, tuple))
         old, new = self.shapes[source.name], tuple(self.values[source].shape)
@@ -229,7 +248,7 @@ class _Walk:
         sizes[_place_of_batch(sizes, math.prod(old[:moved]), self.batch_size)] = -1
         node.args = (source, sizes)
 
-    def _mend_expansion(self, node: Node) -> None:
+    def _free_expansion(self, node: Node) -> None:
         source, sizes = node.args[0], node.args[1]
         assert isinstance(source, Node) and isinstance(sizes, (list, tuple))
         old, new = self.shapes[source.name], tuple(self.values[source].shape)
@@ -240,8 +259,8 @@ class _Walk:
             moved = {offset + d for d, (a, b) in enumerate(zip(old, new, strict=True)) if a != b}
             node.args = (source, [-1 if d in moved else s for d, s in enumerate(sizes)])
 
-    def _mend_states(self, node: Node) -> None:
-        """One state for each sequence, where a constant holds the same state for each."""
+    def _free_states(self, node: Node) -> None:
+        """Expand a constant initial state to the batch, if it is the same for every sample."""
         source, states, dim = node.args[0], node.args[1], 0 if node.args[8] else 1
         assert isinstance(source, Node)
         old, new = self.shapes[source.name][dim], self.values[source].shape[dim]
@@ -252,7 +271,7 @@ class _Walk:
     def _repeated(self, state: Node, factor: int, user: Node) -> Node:
         value = self.program.tensors.get(str(state.target)) if state.op == "get_attr" else None
         if value is None or not torch.equal(value, value[:, :1].expand_as(value)):
-            raise ValueError(f"'{user.target}' starts from other states for each sample")
+            raise ValueError(f"the initial states of '{user.target}' differ between samples")
         sizes: list[Any] = [-1, self.size.times(factor, user), -1]
         with self.program.graph.inserting_before(user):
             first = self.program.graph.call_function(aten.slice.Tensor, (state, 1, 0, 1))
@@ -266,8 +285,8 @@ _FACTORY_CALLS = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.d
 
 
 def _place_of_batch(sizes: Sequence[int], leading: int, batch_size: int) -> int:
-    """The dimension of a row-major shape that holds the batch, which has `leading` elements before
-    it.
+    """The dimension of a row-major shape that holds the batch; the product of the dimensions
+    before the batch is `leading`.
     """
     before = 1
     for dim, size in enumerate(sizes):
@@ -280,9 +299,7 @@ def _place_of_batch(sizes: Sequence[int], leading: int, batch_size: int) -> int:
 
 
 def _check(program: Program, freed: Program, batch_size: int) -> None:
-    """Two batches at once must give what they give one after the other (1e-4 of the largest value:
-    other kernels).
-    """
+    """Raise unless the outputs for two batches at once equal those for one after the other."""
     for size in (1, 3):
         propagate_shapes(freed, size)
     if any(value.is_meta for value in program.tensors.values()):
@@ -295,13 +312,11 @@ def _check(program: Program, freed: Program, batch_size: int) -> None:
     apart = zip(run_program(program, *first), run_program(program, *second), strict=True)
     for joint, parts in zip(together, map(torch.cat, apart), strict=True):
         if not agree(joint, parts):
-            raise ValueError("a batch does not give what its images give one by one")
+            raise ValueError("the outputs for a batch differ from those for its parts")
 
 
 def agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two results are the same but for what other kernels change: 1e-4 of the largest
-    value.
-    """
+    """Whether two results are equal up to 1e-4 of the largest value: kernels may differ."""
     largest = b.abs().nan_to_num(0, 0, 0).max().item() if b.numel() else 0
     return a.shape == b.shape and torch.allclose(
         a, b, rtol=0, atol=1e-4 * largest + 1e-6, equal_nan=True

@@ -1,7 +1,7 @@
-"""Turns a module into a `Program`. Layer: graph.
+"""Captures a module as a `Program`.
 
-The module runs on shapes alone, at two batch sizes, and its calls are recorded: control flow, flags
-and hooks are what they are when it is used on a CPU. It knows nothing of files or timm.
+The module runs on fake tensors, at two batch sizes, and its calls are recorded. Control flow, flags
+and hooks behave as they do on a CPU.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from fitcompress.errors import CaptureError
 from fitcompress.graph.capture.dynamic_batch import make_batch_dynamic, merge_recordings
-from fitcompress.graph.capture.functionalize import MutatedViewError, functionalise
-from fitcompress.graph.capture.normalize import normalise, refuse_state
+from fitcompress.graph.capture.functionalize import MutatedViewError, functionalize
+from fitcompress.graph.capture.normalize import normalize, refuse_state
 from fitcompress.graph.capture.recorder import BatchRefusedError, Recording, record
 from fitcompress.graph.names import tidy_names
 from fitcompress.graph.program import InputInfo, Program, prune
@@ -30,13 +30,13 @@ __all__ = ["capture_module", "capture_named_module", "capture_recorded"]
 
 
 def capture_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> Program:
-    """The flat program that `module` computes in eval mode, its batch size dynamic.
+    """The program that `module` computes in eval mode, with a dynamic batch size. The module is not
+    modified; the program shares its tensors.
 
-    example_inputs: one tensor an input, batch first; only shapes and dtypes matter. The module is
-        left as it was found; the program shares its tensors.
+    example_inputs: one tensor per input, batch first; only shapes and dtypes matter.
 
     Raises:
-        CaptureError: it does not run on such inputs, or is no pure function of them.
+        CaptureError: the module does not run on such inputs, or is not a pure function of them.
     """
     return capture_named_module(module, example_inputs)[0]
 
@@ -44,7 +44,7 @@ def capture_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> Progr
 def capture_named_module(
     module: nn.Module, example_inputs: Sequence[Tensor]
 ) -> tuple[Program, tuple[str, ...]]:
-    """The same as `capture_module`, and the names of the outputs."""
+    """`capture_module`, with the names of the outputs."""
     names, what = _argument_names(module, len(example_inputs)), type(module).__name__
     infos = [
         InputInfo(name, tuple(value.shape[1:]), value.dtype)
@@ -57,15 +57,17 @@ def capture_named_module(
     for name, value in program.tensors.items():
         if isinstance(value, FakeTensor) or (value.is_meta and not is_bare):
             raise CaptureError(
-                f"capturing {what}: its tensor '{name}' comes from an earlier run",
-                advice="Only networks without memory between calls can be distilled.",
+                f"capturing {what}: its tensor '{name}' was stored by an earlier run",
+                code="tensor-from-earlier-run",
+                advice="Pass a model that has not run on fake or meta tensors.",
+                tensor=name,
             )
     return program, recording.names
 
 
 _BATCH_SIZES = (6, 35)
-"""On shapes any size costs the same. Without a common factor, and large enough that a half or a
-quarter of the batch, or one less, is not the same share of it in both."""
+"""Without a common factor, and such that fractions of the batch or the batch minus one are not the
+same multiple of both. On fake tensors, any size costs the same."""
 
 
 def _record(module: nn.Module, infos: Sequence[InputInfo], batch_size: int) -> Recording:
@@ -78,7 +80,7 @@ def _record(module: nn.Module, infos: Sequence[InputInfo], batch_size: int) -> R
 
 
 def _argument_names(module: nn.Module, count: int) -> list[str]:
-    """What the module calls its first inputs."""
+    """The names of the first `count` arguments of the module's `forward`."""
     names: list[str] = []
     for parameter in inspect.signature(module.forward).parameters.values():
         is_rest = parameter.kind is parameter.VAR_POSITIONAL
@@ -89,7 +91,7 @@ def _argument_names(module: nn.Module, count: int) -> list[str]:
 
 @contextmanager
 def _keeping_attributes(module: nn.Module) -> Iterator[None]:
-    """Gives each submodule its attributes back: what one run keeps must not show in the next."""
+    """Restores the attributes of all submodules, so that a run does not affect the next one."""
     owned = [child for child in module.modules() if not isinstance(child, torch.jit.ScriptModule)]
     before = [(vars(child), _copied(vars(child))) for child in owned]
     try:
@@ -106,7 +108,7 @@ def _keeping_attributes(module: nn.Module) -> Iterator[None]:
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Each attribute with a copy of what it holds, if it is a collection."""
+    """Each attribute, with a copy of its content if it is a collection."""
     return {
         name: (value, copy.copy(value) if isinstance(value, (dict, list, set)) else None)
         for name, value in attributes.items()
@@ -119,18 +121,18 @@ def capture_recorded(
     infos: Sequence[InputInfo],
     what: str,
 ) -> tuple[Program, Recording]:
-    """The program of a network from recordings at two batch sizes, or where its views hold the
-    batch that it was made with, at that one; with the last recording.
+    """The program of a network from recordings at two batch sizes, with the last recording. A
+    network that only runs at the batch size it was traced with is recorded at that one.
 
     Raises:
-        CaptureError: it does not run, keeps state, or its batch size cannot be freed.
+        CaptureError: the network does not run, keeps state, or its batch size cannot be freed.
     """
     try:
         one, other = map(record_at, batch_sizes)
     except BatchRefusedError as error:
         return _at_fixed_batch(record_at, infos, what, error)
-    programs = _functional(one.program, what), _functional(other.program, what)
-    return tidy_names(normalise(merge_recordings(*programs, batch_sizes))), other
+    programs = _functionalized(one.program, what), _functionalized(other.program, what)
+    return tidy_names(normalize(merge_recordings(*programs, batch_sizes))), other
 
 
 def _at_fixed_batch(
@@ -141,23 +143,31 @@ def _at_fixed_batch(
             recording = record_at(batch_size)
         except BatchRefusedError:
             continue
-        program = tidy_names(normalise(_functional(recording.program, what)))
+        program = tidy_names(normalize(_functionalized(recording.program, what)))
         return make_batch_dynamic(program, batch_size), recording
-    said = " and ".join(f"{info.shape} {str(info.dtype).split('.')[-1]}" for info in infos)
-    raise CaptureError(f"running {what} on inputs of {said}: {cause}") from cause
+    inputs = [f"{info.shape} {str(info.dtype).split('.')[-1]}" for info in infos]
+    raise CaptureError(
+        f"running {what} on inputs of {' and '.join(inputs)}: {cause}",
+        code="network-run-failed",
+        inputs=inputs,
+        cause=str(cause),
+    ) from cause
 
 
-def _functional(recording: Program, what: str) -> Program:
-    """The recording without in-place calls: sizes are still numbers, whatever is written back."""
+def _functionalized(recording: Program, what: str) -> Program:
+    """The recording without in-place calls. Runs before the recordings are merged, because writing
+    to a view needs sizes as numbers."""
     try:
-        functionalise(recording.graph)
+        functionalize(recording.graph)
     except MutatedViewError as error:
         raise CaptureError(
             f"capturing {what}: {error}",
-            advice="A .pt2 of the same model may work instead.",
+            code="view-write-unsupported",
+            advice="Try a .pt2 export of the model.",
+            cause=str(error),
         ) from error
     written = {node.meta["mutates"] for node in recording.graph.nodes if "mutates" in node.meta}
     kept = prune(recording)
     for node in written.intersection(kept.graph.nodes):
-        refuse_state(node)  # its old value is read, and the next run would read the new one
+        refuse_state(node)  # the old value is read, so the next run would read the new one
     return kept

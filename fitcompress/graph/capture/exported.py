@@ -1,7 +1,4 @@
-"""Turns a program that torch.export wrote into a `Program`. Layer: graph.
-
-It knows nothing of files, timm or TorchScript.
-"""
+"""Captures a `torch.export.ExportedProgram` as a `Program`."""
 
 from __future__ import annotations
 
@@ -23,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 from fitcompress.errors import CaptureError
 from fitcompress.graph.capture.dynamic_batch import make_batch_dynamic
 from fitcompress.graph.capture.functionalize import MutatedViewError
-from fitcompress.graph.capture.normalize import normalise
+from fitcompress.graph.capture.normalize import normalize
 from fitcompress.graph.capture.obstacles import foreign_call, reads_values, value_read
+from fitcompress.graph.capture.tensor_keys import identity_key
 from fitcompress.graph.names import plain_name, tidy_names
 from fitcompress.graph.nests import mapped
 from fitcompress.graph.program import InputInfo, Program, run_program
@@ -35,29 +33,28 @@ _WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSO
 
 
 def capture_exported(exported: ExportedProgram) -> Program:
-    """The flat program of an exported one. The exported program is left as it is; its tensors are
-    shared.
+    """The program of an exported program, which is not modified; the tensors are shared.
 
     Raises:
-        CaptureError: it is not a pure function of its inputs, or holds calls outside ATen.
+        CaptureError: it is not a pure function of its inputs, or contains calls outside ATen.
     """
     try:
-        program = normalise(_flatten(exported))
+        program = normalize(_flatten(exported))
     except MutatedViewError as error:
-        program = _functional(exported, error)
+        program = _functionalized(exported, error)
     program = tidy_names(program)
     _refuse_foreign_calls(program.graph)
     batch_size = _fixed_batch_size(exported)
     return program if batch_size is None else make_batch_dynamic(program, batch_size)
 
 
-def _functional(exported: ExportedProgram, reason: MutatedViewError) -> Program:
-    """The program after torch's own functionalisation, held against what it came from: before torch
-    2.12 it missed that a dropout returns its input in eval mode.
+def _functionalized(exported: ExportedProgram, reason: MutatedViewError) -> Program:
+    """The program after torch's own functionalization, verified against the exported program.
+    Before torch 2.12, functionalization missed that dropout returns its input in eval mode.
     """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch 2.11 warns of its own use of an old name
-        program = normalise(_flatten(exported.run_decompositions({})))
+        program = normalize(_flatten(exported.run_decompositions({})))
         inputs = exported.example_inputs[0] if exported.example_inputs else ()
         if not inputs or any(value.is_meta for value in (*inputs, *program.tensors.values())):
             return program
@@ -65,12 +62,17 @@ def _functional(exported: ExportedProgram, reason: MutatedViewError) -> Program:
         found = run_program(program, *inputs)
     pairs = zip(found, tree_leaves(expected), strict=True)
     if not all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in pairs):
-        raise CaptureError(f"capturing the network: {reason}, and torch cannot undo it") from reason
+        raise CaptureError(
+            f"capturing the network: {reason}, and torch cannot functionalize it",
+            code="view-write-unsupported",
+            advice="Use a form of the model without this in-place operation.",
+            cause=str(reason),
+        ) from reason
     return program
 
 
 def _fixed_batch_size(exported: ExportedProgram) -> int | None:
-    """The batch size, where it was captured as a number."""
+    """The batch size, if it was exported as a number."""
     for node, spec in zip(exported.graph.nodes, exported.graph_signature.input_specs, strict=False):
         value = node.meta.get("val")
         if spec.kind == InputKind.USER_INPUT and isinstance(value, Tensor) and value.ndim > 0:
@@ -79,8 +81,8 @@ def _fixed_batch_size(exported: ExportedProgram) -> int | None:
 
 
 def _flatten(exported: ExportedProgram) -> Program:
-    """The exported graph with weights as get_attr nodes and nested regions inlined, not yet
-    normalised.
+    """The exported graph, not yet normalized, with weights as get_attr nodes and nested regions
+    inlined.
     """
     signature, tensors = exported.graph_signature, _tensors(exported)
     names = _canonical_names(tensors)
@@ -106,19 +108,13 @@ def _tensors(exported: ExportedProgram) -> dict[str, Tensor]:
 
 
 def _canonical_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each name the first one that stands for the same tensor, so that tied weights are one."""
+    """For each name, the first name of the same tensor, so that tied weights have one name."""
     first: dict[Any, str] = {}
-    return {name: first.setdefault(_identity(value), name) for name, value in tensors.items()}
-
-
-def _identity(value: Tensor) -> Any:
-    if value.is_meta or value.numel() == 0:
-        return id(value)
-    return value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
+    return {name: first.setdefault(identity_key(value), name) for name, value in tensors.items()}
 
 
 def _arguments(exported: ExportedProgram, builder: _Builder, names: Mapping[str, str]) -> list[Any]:
-    """What stands in the new graph for each placeholder of the exported one."""
+    """The value in the new graph of each placeholder of the exported one."""
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
     values: list[Any] = []
     for node, spec in zip(placeholders, exported.graph_signature.input_specs, strict=True):
@@ -132,14 +128,16 @@ def _arguments(exported: ExportedProgram, builder: _Builder, names: Mapping[str,
             values.append(getattr(spec.arg, "value", None))
         else:
             raise CaptureError(
-                f"capturing an exported program: '{node}' is no tensor ({spec.kind})"
+                f"capturing the network: expected tensors as inputs, got '{node}' ({spec.kind})",
+                code="input-not-a-tensor",
+                input=str(node),
             )
     return values
 
 
 @dataclass(frozen=True)
 class _Weight:
-    """A tensor that has no node yet: it gets one where it is first used."""
+    """A tensor without a node; it gets one before its first use."""
 
     name: str
     is_literal: bool
@@ -147,7 +145,7 @@ class _Weight:
 
 
 class _Builder:
-    """Writes the new graph."""
+    """Builds the new graph."""
 
     def __init__(self) -> None:
         self.graph = Graph()
@@ -163,7 +161,7 @@ class _Builder:
         return node
 
     def resolve(self, value: Any) -> Any:
-        """The node of a weight, anything else as it is."""
+        """The node of a weight; any other value unchanged."""
         if not isinstance(value, _Weight):
             return value
         if value.name not in self._weights:
@@ -174,9 +172,7 @@ class _Builder:
         return self._weights[value.name]
 
     def inline(self, source: GraphModule, arguments: Sequence[Any]) -> tuple[Any, ...]:
-        """Copies the calls of `source` to the end of the new graph and gives back what its outputs
-        are there.
-        """
+        """Copies the calls of `source` to the new graph and returns the outputs there."""
         values: dict[Node, Any] = {}
         remaining = iter(arguments)
         for node in source.graph.nodes:
@@ -205,14 +201,17 @@ class _Builder:
         return call
 
     def _inline_region(self, node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A region that only switches gradients or autocast off, as if its calls stood there
-        themselves.
-        """
+        """Inlines the calls of a region that only switches gradients or autocast off."""
         name = str(node.target)
         position = next((i for i, arg in enumerate(args) if isinstance(arg, GraphModule)), None)
         switches_autocast_on = "autocast" in name and len(args) > 2 and args[2] is not False
         if position is None or name not in _REGIONS or switches_autocast_on:
-            raise CaptureError(f"capturing the network: control flow '{name}' is not supported")
+            raise CaptureError(
+                f"capturing the network: the operator '{name}' is not supported",
+                code="control-flow-unsupported",
+                advice="Use a form of the model that does the same for every input.",
+                operator=name,
+            )
         return self.inline(args[position], args[position + 1 :])
 
 
@@ -220,7 +219,7 @@ _REGIONS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
-"""What torch.export (2.11 to 2.15) writes for a call outside of every module."""
+"""The name that torch.export (2.11 to 2.15) gives to a call outside all modules."""
 
 
 def _mapped(value: Any, values: Mapping[Node, Any]) -> Any:
@@ -228,9 +227,7 @@ def _mapped(value: Any, values: Mapping[Node, Any]) -> Any:
 
 
 def _owner(node: Node) -> str:
-    """The dotted path of the innermost module that made the call; repeated calls of a module share
-    it.
-    """
+    """The dotted path of the innermost module that made the call, the same for repeated calls."""
     stack = node.meta.get("nn_module_stack") or {}
     path = str(list(stack.values())[-1][0]) if stack else ""
     if path == _NO_MODULE:

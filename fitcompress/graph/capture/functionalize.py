@@ -1,8 +1,7 @@
-"""Makes a graph functional: in-place calls become calls that give new values. Layer: graph.
+"""Functionalizes a graph: replaces in-place calls by calls that return new values.
 
-Where the nodes say which memory their values lie in (`meta["memory"]`, as recordings do), a write
-through a view is carried back to the tensor that it is a view of, and from there to its other
-views. Else such writes are refused.
+If the nodes know which storage their values share (`meta["memory"]`, set by recordings), a write to
+a view is propagated to its base and from there to the other views. Otherwise such writes raise.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ from torch.fx.node import map_arg
 from fitcompress.errors import CaptureError
 from fitcompress.graph.program import named_arguments
 
-__all__ = ["MutatedViewError", "functionalise", "value_dtype"]
+__all__ = ["MutatedViewError", "functionalize", "value_dtype"]
 
 aten = torch.ops.aten
 
 _MAY_RETURN_ITS_INPUT = {"dropout", "feature_dropout", "alpha_dropout", "type_as", "dropout_"}
-"""Calls whose schema promises a new tensor but that hand back their input in eval mode."""
+"""Calls that return their input in eval mode, although their schema declares a new tensor."""
 
 
 class MutatedViewError(Exception):
-    """An in-place call changes a tensor that is also seen through another name."""
+    """An in-place call writes to memory that another value shares."""
 
 
-def functionalise(graph: Graph) -> None:
-    """Replaces in-place calls by their out-of-place twins; later uses of the changed tensor, and of
-    all that shares its memory, see the new value. What a twin changes is noted in its
-    `meta["mutates"]`. The graph is edited in place.
+def functionalize(graph: Graph) -> None:
+    """Replaces in-place calls by their out-of-place variants. Later uses of the changed tensor, and
+    of values that share its memory, get the new value; the `meta["mutates"]` of the new call is the
+    tensor that was written to. Edits the graph in place.
 
     Raises:
-        MutatedViewError: the changed tensor is read later through another name, and the nodes do
-            not say which memory is whose, or a view in between cannot be written back.
-        CaptureError: a call that writes has no out-of-place form.
+        MutatedViewError: the written memory is read later through another value, and the nodes do
+            not know which memory they share, or a view cannot be written back to its base.
+        CaptureError: a call that writes has no out-of-place variant.
     """
     memory = _Memory({node: index for index, node in enumerate(graph.nodes)})
     for node in list(graph.nodes):
@@ -50,22 +49,22 @@ def functionalise(graph: Graph) -> None:
         if mutated is None:
             memory.add(node, _aliased_argument(node))
         elif torch.Tag.inplace_view in node.target.tags:
-            _see_otherwise(node, mutated, memory)
+            _replace_view(node, mutated, memory)
         else:
             _write(node, mutated, memory)
 
 
 @dataclass
 class _Memory:
-    """Which nodes are views of which."""
+    """Which nodes are views of which others."""
 
     order: dict[Node, int]
     source: dict[Node, Node | None] = field(default_factory=dict)
-    """What a node is a view of."""
+    """The base of each view."""
     view: dict[Node, Node] = field(default_factory=dict)
-    """The call that makes a view: the node itself, or the one whose value it replaces."""
+    """The call that creates a view: the node itself, or the node that it replaces."""
     members: dict[Node, list[Node]] = field(default_factory=dict)
-    """By the first of them all that may share a memory."""
+    """By root: all nodes that may share its memory."""
 
     def add(self, node: Node, source: Node | None) -> None:
         self.source[node], self.view[node] = source, node
@@ -84,9 +83,9 @@ def _is_known(*nodes: Node) -> bool:
     return all("memory" in node.meta for node in nodes)
 
 
-def _see_otherwise(call: Node, mutated: Node, memory: _Memory) -> None:
-    """Replaces a call that gives a tensor another shape in place by a view of it: no value changes,
-    and whatever shares its memory stays.
+def _replace_view(call: Node, mutated: Node, memory: _Memory) -> None:
+    """Replaces an in-place change of shape by a view. No values change, so nothing that shares the
+    memory is affected.
     """
     twin = _out_of_place(call, mutated)
     memory.order[twin] = memory.order[call]
@@ -103,7 +102,7 @@ def _write(call: Node, mutated: Node, memory: _Memory) -> None:
     members = memory.members[root]
     live = [m for m in members if m is not mutated and memory.later_users(m, call)]
     if live and not _is_known(*members):
-        raise MutatedViewError(f"'{call.target}' changes a tensor that '{live[0]}' shares")
+        raise MutatedViewError(f"'{call.target}' writes to memory that '{live[0]}' shares")
     twin = _out_of_place(call, mutated)
     twin.meta["mutates"] = root
     new = {mutated: twin}
@@ -128,12 +127,12 @@ def _write(call: Node, mutated: Node, memory: _Memory) -> None:
 def _carry_back(
     call: Node, mutated: Node, twin: Node, memory: _Memory, new: dict[Node, Node]
 ) -> None:
-    """New values for all that `mutated` is a view of."""
+    """Adds to `new` the values of the bases of `mutated` after the write."""
     child, value = mutated, twin
     while (parent := memory.source[child]) is not None:
         view = memory.view[child]
         with call.graph.inserting_before(call):
-            if view.target is operator.getitem:  # one of the pieces of what `parent` takes apart
+            if view.target is operator.getitem:  # `parent` is the call that returns the pieces
                 pieces, parent = parent, memory.source[parent]
                 assert parent is not None, pieces
                 value = _into_piece(call.graph, parent, value, memory.view[pieces], view.args[1])
@@ -145,7 +144,7 @@ def _carry_back(
 
 
 def _renewed(member: Node, call: Node, memory: _Memory, new: dict[Node, Node]) -> Node:
-    """The view `member` of what its source is now."""
+    """The view `member` of the new value of its base."""
     if member not in new:
         source, view = memory.source[member], memory.view[member]
         assert source is not None, member
@@ -163,7 +162,7 @@ def _renewed(member: Node, call: Node, memory: _Memory, new: dict[Node, Node]) -
 
 
 def _written_back(graph: Graph, parent: Node, value: Node, view: Node) -> Node:
-    """`parent` with `value` in place of its view."""
+    """`parent` with `value` written to its view."""
     packet = view.target.overloadpacket if isinstance(view.target, OpOverload) else view.target
     if packet in _SAME:
         return value
@@ -171,27 +170,27 @@ def _written_back(graph: Graph, parent: Node, value: Node, view: Node) -> Node:
         shape = list(parent.meta["val"].shape)
         return graph.call_function(aten.reshape.default, (value, shape))
     if packet not in _WRITERS:
-        raise MutatedViewError(f"no rule for a write through '{view.target}'")
+        raise MutatedViewError(f"a write to a view made by '{view.target}' is not supported")
     target, *arguments = _WRITERS[packet](*view.args[1:])
     whole = (parent,) if target in _SCATTERS else ()
     return graph.call_function(target, (*whole, value, *arguments))
 
 
 _SAME = (
-    *(aten.alias, aten.detach, aten.to, aten.type_as, aten.contiguous, aten.lift_fresh),
-    *(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout),
-)
-"""Views of the whole in the same order."""
+    aten.alias, aten.detach, aten.to, aten.type_as, aten.contiguous, aten.lift_fresh,
+    aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout,
+)  # fmt: skip
+"""Views of all elements in the same shape."""
 _RESHAPES = (
-    *(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.ravel),
-    *(aten.squeeze, aten.unsqueeze, aten.view_as, aten.reshape_as),
-)
+    aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.ravel,
+    aten.squeeze, aten.unsqueeze, aten.view_as, aten.reshape_as,
+)  # fmt: skip
 _SCATTERS = (
     aten.slice_scatter.default,
     aten.select_scatter.default,
     aten.diagonal_scatter.default,
 )
-"""Calls that take the whole and what is to stand in a part of it."""
+"""Calls that return a tensor with other values written to a part of it."""
 
 
 def _permute_back(dims: Sequence[int]) -> tuple[Any, ...]:
@@ -202,8 +201,10 @@ def _permute_back(dims: Sequence[int]) -> tuple[Any, ...]:
 _WRITERS: dict[Any, Callable[..., tuple[Any, ...]]] = {
     aten.slice: lambda *bounds: (aten.slice_scatter.default, *bounds),
     aten.narrow: lambda dim, start, length: (
-        *(aten.slice_scatter.default, dim),
-        *(start, start + length if start + length else None),
+        aten.slice_scatter.default,
+        dim,
+        start,
+        start + length if start + length else None,
     ),
     aten.select: lambda *place: (aten.select_scatter.default, *place),
     aten.diagonal: lambda *place: (aten.diagonal_scatter.default, *place),
@@ -220,15 +221,16 @@ _WRITERS: dict[Any, Callable[..., tuple[Any, ...]]] = {
         else (aten.movedim.int, destination, source)
     ),
 }
-"""From the arguments of a view after its first to the call that writes back, and its own."""
+"""By view: a function of its arguments after the first that returns the call which writes back to
+the base, followed by that call's arguments."""
 
 
 def _into_piece(graph: Graph, parent: Node, value: Node, pieces: Node, index: Any) -> Node:
-    """`parent` with `value` in place of one of the pieces that a call takes it apart into."""
+    """`parent` with `value` written to one of the pieces that a call splits it into."""
     values, given = pieces.meta["val"], named_arguments(pieces)
     dim = given.get("dim")
     if not isinstance(dim, int) or dim % parent.meta["val"].ndim == 0:
-        raise MutatedViewError(f"no rule for a write to a piece of '{pieces.target}'")
+        raise MutatedViewError(f"a write to a piece of '{pieces.target}' is not supported")
     if pieces.target is aten.unbind.int:
         arguments = (parent, value, dim, index)
         return graph.call_function(aten.select_scatter.default, arguments)
@@ -241,7 +243,7 @@ def _into_piece(graph: Graph, parent: Node, value: Node, pieces: Node, index: An
 
 
 def _mutated_argument(node: Node) -> Node | None:
-    """The tensor that an in-place call changes."""
+    """The tensor that an in-place call writes to."""
     if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
         return None
     if node.target._schema.name.endswith("batch_norm"):
@@ -253,13 +255,11 @@ def _mutated_argument(node: Node) -> Node | None:
             and isinstance(value, Node)
         ):
             return value
-    raise CaptureError(
-        f"making the graph functional: no out-of-place form of '{node.target}' is known"
-    )
+    raise _no_variant(node.target)
 
 
 def _aliased_argument(node: Node) -> Node | None:
-    """The argument whose memory the result shares; where the nodes do not say, may share."""
+    """The argument whose memory the result shares, or may share if the nodes do not know."""
     if node.op != "call_function" or not node.all_input_nodes:
         return None
     if _is_known(node, *node.all_input_nodes):
@@ -277,7 +277,7 @@ def _aliased_argument(node: Node) -> Node | None:
 
 
 def _out_of_place(call: Node, mutated: Node) -> Node:
-    """A new node before `call` that computes what `call` writes."""
+    """A new node before `call` that computes the value `call` writes."""
     assert isinstance(call.target, OpOverload)
     twin = _twin(call.target)
     name = call.target._schema.name.split("::")[1].strip("_")
@@ -292,8 +292,8 @@ def _out_of_place(call: Node, mutated: Node) -> Node:
 
 
 def _twin(target: OpOverload) -> OpOverload:
-    """The call that gives a new value where `target` writes it: of the same name without its
-    underscore, and of the same overload or one that takes the same arguments.
+    """The out-of-place variant of `target`: the name without its underscore, and the same overload
+    or one with the same arguments.
     """
     packet = getattr(aten, target._schema.name.split("::")[1].removesuffix("_"), None)
     names = [target._overloadname, *(packet.overloads() if packet else ())]
@@ -304,11 +304,20 @@ def _twin(target: OpOverload) -> OpOverload:
             continue
         if [str(argument.real_type) for argument in twin._schema.arguments] == wanted:
             return twin  # type: ignore[no-any-return]
-    raise CaptureError(f"making the graph functional: '{target}' has no out-of-place form")
+    raise _no_variant(target)
+
+
+def _no_variant(target: OpOverload) -> CaptureError:
+    return CaptureError(
+        f"functionalizing the graph: '{target}' has no known out-of-place variant",
+        code="in-place-call-unsupported",
+        advice="Use an out-of-place form of this operation.",
+        call=str(target),
+    )
 
 
 def _result_dtype(twin: OpOverload, call: Node) -> torch.dtype | None:
-    """The dtype of what the twin gives, found on the example values."""
+    """The dtype of the twin's result for the example values."""
     args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda node: node.meta["val"])
     with torch.no_grad():
         value = twin(*args, **kwargs)
@@ -316,6 +325,6 @@ def _result_dtype(twin: OpOverload, call: Node) -> torch.dtype | None:
 
 
 def value_dtype(node: Any) -> torch.dtype | None:
-    """The dtype of a captured node's value, where it is a tensor."""
+    """The dtype of a captured node's value, if it is a tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return value.dtype if isinstance(value, Tensor) else None

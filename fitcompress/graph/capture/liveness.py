@@ -1,9 +1,9 @@
-"""The values of a run that is recorded. Layer: graph; counts references, with private parts of
-torch (2.11 to 2.15).
+"""Keeps the values of a recorded run alive for as long as the run can still reach them.
 
-A value is known by its tensor's id and by its place in memory, and neither must go to another one
-while the run lasts. Holding all of them would take room for every map of a network at once. So what
-nothing else can reach is let go, and of its storage only the address is held.
+The recorder identifies a value by its tensor's id and by its place in memory, neither of which may
+be reused during the run. Keeping every value would need memory for all feature maps of a network at
+once. So values that nothing else refers to are released, and only the addresses of their storages
+stay reserved. Counts references with private parts of torch (2.11 to 2.15).
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 __all__ = ["KeptValues"]
 
-_SWEPT = 2**28
-"""Bytes of new values after which those that can go are looked for."""
+_SWEEP_BYTES = 2**28
+"""Unreachable values are released each time this many bytes of new values have been added."""
 
 
 class KeptValues:
-    """Values as long as anything else can reach them, and the addresses of their storages for good.
+    """Holds values until nothing else refers to them, and the addresses of their storages forever.
 
     Args:
-        own: storages that are kept: those of the network's tensors.
-        forget: is told of each value that goes: its id may come again.
+        own: the storages of the network's tensors, which are always kept.
+        forget: called with each value before it is released, after which its id may be reused.
     """
 
     def __init__(self, own: Collection[int], forget: Callable[[Tensor], None]) -> None:
         self._own, self._forget = own, forget
         self._groups: defaultdict[int, list[Tensor]] = defaultdict(list)
-        """By the storage that they share; those that may go."""
+        """By storage: the values that may be released."""
         self._kept: list[Tensor] = []
         self._addresses: list[StorageWeakRef] = []
         self._num_bytes = 0
 
     def add(self, value: object) -> None:
-        """Keeps a value; others may go."""
+        """Keeps a value; may release others."""
         if not isinstance(value, Tensor):
             return
         storage = value.untyped_storage()
@@ -54,7 +54,7 @@ class KeptValues:
             return
         self._num_bytes += 0 if group else storage.nbytes()
         group.append(value)
-        if self._num_bytes > _SWEPT:
+        if self._num_bytes > _SWEEP_BYTES:
             self._num_bytes = 0
             self._sweep()
 
@@ -69,15 +69,15 @@ class KeptValues:
 
 
 def trim_memory() -> None:
-    """Gives freed memory back to the system, where the C library is glibc: it finds no use for a
-    freed block of the same size as long as small new ones lie around it.
+    """Returns freed memory to the system if the C library is glibc, which does not reuse freed
+    blocks while small new ones fragment the space around them.
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_ours_alone(group: list[Tensor]) -> bool:
-    """Whether nothing but the list holds these tensors, nor anything but they their storage."""
+    """Whether only the list refers to these tensors, and only they to their storage."""
     storage = group[0].untyped_storage()
     bases = [value._base for value in group]
     num_views = Counter(map(id, bases))
@@ -89,8 +89,8 @@ def _is_ours_alone(group: list[Tensor]) -> bool:
     for key in members:
         value = members[key]
         num_owners = value._use_count()  # type: ignore[attr-defined]
-        # held by the list of the group, the dictionary, the name here, the call that counts, and by
-        # what holds a tensor that C++ holds too
+        # references: the group, the dictionary, the name `value`, the argument of getrefcount, and
+        # one more for a tensor that C++ refers to as well
         num_known = (key in ours) + 3 + (num_owners > 1)
         if num_owners > 1 + num_views[key] or sys.getrefcount(value) > num_known:
             return False

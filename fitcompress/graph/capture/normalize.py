@@ -1,7 +1,7 @@
-"""Passes that bring a captured graph into the flat functional form. Layer: graph.
+"""Passes that bring a captured graph into the flat functional form.
 
-Each pass takes a fresh graph whose nodes still carry an example value in `meta["val"]` (for dtypes)
-and edits it in place; none changes a single bit of the outputs.
+Each pass takes a graph whose nodes still have an example value in `meta["val"]` (for dtypes) and
+edits it in place. The outputs stay bit-identical.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from fitcompress.errors import CaptureError
-from fitcompress.graph.capture.functionalize import functionalise, value_dtype
+from fitcompress.graph.capture.functionalize import functionalize, value_dtype
 from fitcompress.graph.capture.scalars import inline_numbers
 from fitcompress.graph.program import RECURRENT_CALLS, Program, prune
 
-__all__ = ["fold_constants", "normalise", "placed_on", "refuse_state"]
+__all__ = ["fold_constants", "normalize", "placed_on", "refuse_state"]
 
 aten = torch.ops.aten
 
@@ -29,23 +29,23 @@ _NEW_OF_FACTORY = {
     aten.empty.memory_format: aten.new_empty.default,
     aten.full.default: aten.new_full.default,
 }
-"""Factories and their twins that follow the device of a tensor; size (and fill value) come first in
-both.
+"""Factories and their variants on the device of a tensor; both start with the size (and the fill
+value).
 """
 
 _PLACEMENT = ("device", "layout", "pin_memory", "non_blocking")
-"""Arguments that say where a tensor lives: the network may move, so none may stay."""
+"""Arguments that place a tensor on a device; removed, since the network may be moved."""
 
 
-def normalise(program: Program) -> Program:
-    """The same function in the flat form: functional, no no-ops, constants folded, free of devices,
-    dead code gone.
+def normalize(program: Program) -> Program:
+    """The same function in the flat form: functional, constants folded, without no-ops, devices and
+    dead code.
 
     Raises:
-        MutatedViewError: in-place calls on views of which the graph does not say enough.
+        MutatedViewError: an in-place call on a view cannot be functionalized.
         CaptureError: the network keeps state between calls.
     """
-    functionalise(program.graph)
+    functionalize(program.graph)
     program = prune(program)
     _refuse_state(program.graph)
     _simplify(program.graph)
@@ -55,7 +55,7 @@ def normalise(program: Program) -> Program:
 
 
 def fold_constants(program: Program) -> Program:
-    """Computes every value that depends on no input, weight or buffer, and keeps it as a buffer
+    """Computes every value that depends on no input, weight or buffer, and stores it as a buffer
     `<owner>.constant_<i>`.
     """
     graph, tensors = program.graph, dict(program.tensors)
@@ -91,15 +91,17 @@ def _refuse_state(graph: Graph) -> None:
 
 
 def refuse_state(mutated: Node) -> None:
-    """Stops where a call writes to what is a tensor of the network, not one of this run.
+    """Raise if a tensor that a call writes to belongs to the network rather than to the run.
 
     Raises:
-        CaptureError: it is.
+        CaptureError: it belongs to the network.
     """
     if mutated.op == "get_attr" and not mutated.meta.get("is_literal"):
         raise CaptureError(
             f"capturing the network: it changes its own tensor '{mutated.target}' when it runs",
-            advice="Only networks without memory between calls can be distilled.",
+            code="network-keeps-state",
+            advice="Only networks without state between calls can be distilled.",
+            tensor=str(mutated.target),
         )
 
 
@@ -107,9 +109,7 @@ def refuse_state(mutated: Node) -> None:
 
 
 def _simplify(graph: Graph) -> None:
-    """Drops calls that change nothing; `view` becomes `reshape`, which is the same and also takes
-    other memory layouts.
-    """
+    """Drops no-ops and rewrites calls into their usual form."""
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -120,8 +120,8 @@ def _simplify(graph: Graph) -> None:
 
 
 def _use_usual_form(node: Node) -> None:
-    """Rewrites a call into the form that eager code is captured in, so that there is one rule for
-    each thing.
+    """Rewrites a call into the form of captured eager code, so that each operation has one form.
+    `view` becomes `reshape`, which accepts any memory layout.
     """
     if node.target in (aten.view.default, aten._unsafe_view.default):
         node.target = aten.reshape.default
@@ -148,8 +148,8 @@ _TENSOR_FORMS = {
 
 
 def _use_written_sizes(node: Node) -> None:
-    """Pieces by their sizes instead of their number or their common size: they may come to differ.
-    Along the batch, whose size is not known, nothing changes."""
+    """Rewrites `chunk` and `split` to explicit sizes, since thinned pieces may differ in size. The
+    batch dimension, whose size is unknown, is left as it is."""
     pieces, (source, _, *rest) = node.meta["val"], node.args
     dim: Any = rest[0] if rest else node.kwargs.get("dim", 0)
     if dim % pieces[0].ndim > 0:
@@ -158,8 +158,7 @@ def _use_written_sizes(node: Node) -> None:
 
 
 def _use_differentiable_copy(node: Node) -> None:
-    """What is written over a whole tensor takes its shape and kind; torch's own copy gives no
-    gradients."""
+    """Rewrites `copy` as an expansion and a cast: `aten::copy` has no gradient."""
     target, source = node.args[:2]
     assert isinstance(target, Node) and isinstance(source, Node)
     node.target, node.args, node.kwargs = aten.expand_as.default, (source, target), {}
@@ -172,8 +171,8 @@ def _use_differentiable_copy(node: Node) -> None:
 
 
 def _use_training_form(node: Node) -> None:
-    """cuDNN gives no gradients through a recurrent call that was made for inference. Without its
-    dropout, which inference leaves out, the call for training computes the same.
+    """Rewrites a recurrent call with `train=True` and no dropout, which computes the same: cuDNN
+    has no gradients for `train=False`.
     """
     assert isinstance(node.target, OpOverload)
     names = [argument.name for argument in node.target._schema.arguments]
@@ -254,7 +253,7 @@ def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
 def placed_on(
     device: torch.device, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with this device, if it takes one."""
+    """The arguments of a call with `device`, if it takes one."""
     names = [argument.name for argument in target._schema.arguments]
     if "device" not in names:
         return args, kwargs
@@ -273,8 +272,8 @@ def _fresh_name(owner: str, taken: dict[str, Tensor]) -> str:
 
 
 def _forget_devices(graph: Graph) -> None:
-    """Removes every literal that says where a tensor lives; factories with a dynamic size follow
-    the first input.
+    """Removes every literal that places a tensor on a device; factories with a dynamic size use the
+    device of the first input.
     """
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, OpOverload):

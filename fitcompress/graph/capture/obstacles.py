@@ -1,7 +1,7 @@
-"""Which calls no graph can hold, and how that is said. Layer: graph.
+"""Calls that a graph cannot contain, and the errors for them.
 
-A graph computes the same for every input. What turns the values of a tensor into a number, a branch
-or a size does not: written down once, it would keep the answer of one run.
+A graph is the same for every input. A call that turns the values of a tensor into a number, a
+branch or a size would be recorded with the result of one particular run.
 """
 
 from __future__ import annotations
@@ -21,38 +21,47 @@ aten = torch.ops.aten
 
 
 def reads_values(call: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether numbers or sizes come out of the values of the tensors that the call is given."""
+    """Whether the call returns numbers or sizes that depend on the values of its tensors."""
     if call is aten.index.Tensor:
         masks = (torch.bool, torch.uint8)
         return any(value.dtype in masks for value in tensors_in(args[1:]))
-    if call is aten.one_hot.default:  # how many classes there are, where it is not said
+    if call is aten.one_hot.default:  # -1: the number of classes is the largest value plus one
         return bool([*args[1:], *kwargs.values(), -1][0] == -1)
     tags = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
     return call is aten.is_nonzero.default or any(tag in call.tags for tag in tags)
 
 
 def value_read(source: str, call: object, line: str = "") -> ObstacleError:
-    """Of a network that does one thing for one input and another for the next."""
+    """The error for a network whose computation depends on the values of its input."""
     return ObstacleError(
-        f"capturing {source}: what it does depends on the values that it is given"
+        f"capturing {source}: what it computes depends on the values of its input"
         f" ({_place(call, line)})",
-        advice="Distil a form of it that does the same for every input.",
+        code="value-dependent-network",
+        advice="Use a form of the model that does the same for every input.",
+        call=str(call),
+        line=line,
     )
 
 
 def quantized_call(source: str, call: object, line: str = "") -> ObstacleError:
-    """Of a network that does not compute on floats."""
+    """The error for a quantized network."""
     return ObstacleError(
-        f"capturing {source}: it holds quantized values ({_place(call, line)})",
-        advice="Distil the float model that it was made from; a student can be quantized.",
+        f"capturing {source}: it is quantized ({_place(call, line)})",
+        code="quantized-network",
+        advice="Distill the float model that it was made from; the student can be quantized.",
+        call=str(call),
+        line=line,
     )
 
 
 def foreign_call(source: str, call: object, line: str = "") -> ObstacleError:
-    """Of a call that belongs to some extension of torch."""
+    """The error for a call of a custom operator."""
     return ObstacleError(
-        f"capturing {source}: it calls {_place(call, line)}, which is not ATen",
-        advice="Custom operators are not supported; use a plain PyTorch form of the layer.",
+        f"capturing {source}: expected ATen calls only, got {_place(call, line)}",
+        code="custom-operator",
+        advice="Custom operators are not supported. Use a plain PyTorch form of the layer.",
+        call=str(call),
+        line=line,
     )
 
 

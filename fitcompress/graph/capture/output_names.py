@@ -1,4 +1,4 @@
-"""What the source of a program calls its outputs. Layer: graph."""
+"""The names of a network's outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["exported_output_names", "output_names"]
 
 
 def output_names(result: Any) -> tuple[str, ...]:
-    """The names of the tensors in a nested result in their order; empty where none has a name.
+    """The names of the tensors in a nested result, in order; empty if none has a name.
 
     >>> from torch import zeros
     >>> output_names({"out": zeros(1), "maps": [zeros(1), zeros(1)]})
@@ -24,11 +24,11 @@ def output_names(result: Any) -> tuple[str, ...]:
     leaves, _ = tree_flatten_with_path(result)
     paths = [path for path, value in leaves if isinstance(value, Tensor)]
     has_names = any(not isinstance(key, SequenceKey) for path in paths for key in path)
-    return tuple(".".join(map(_word, path)) for path in paths) if has_names else ()
+    return tuple(".".join(map(_step, path)) for path in paths) if has_names else ()
 
 
 def exported_output_names(exported: ExportedProgram) -> tuple[str, ...]:
-    """The names of the tensors that an exported program returns, as `output_names`."""
+    """`output_names` of the result of an exported program."""
     values = [
         None if isinstance(spec.arg, ConstantArgument) else Tensor()
         for spec in exported.graph_signature.output_specs
@@ -37,8 +37,8 @@ def exported_output_names(exported: ExportedProgram) -> tuple[str, ...]:
     return output_names(tree_unflatten(values, exported.call_spec.out_spec))
 
 
-def _word(key: Any) -> str:
-    """One step of a path: the key of a dictionary, the name of a field, the place in a list."""
+def _step(key: Any) -> str:
+    """One step of a path: a dictionary key, a field name or a list index."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))

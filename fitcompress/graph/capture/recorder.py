@@ -1,9 +1,10 @@
-"""Runs a network once and writes down every ATen call that it makes. Layer: graph. The one file
-that touches private parts of torch's tracer.
+"""Runs a network once and records every ATen call that it makes.
 
-Calls are recorded before torch takes them apart. Control flow, inlined functions and flags are what
-they are when the network is used. Sizes come out as numbers; recordings at two batch sizes tell
-which of them follow the batch.
+Calls are recorded before torch decomposes them, so control flow, inlined functions and flags are
+those of normal use. Sizes are recorded as numbers; recordings at two batch sizes tell which of them
+depend on the batch. This is the only file that uses private parts of torch's tracer, and the only
+one that registers global module hooks (for the duration of a run, to know which module makes a
+call); `distillation.hooks` registers hooks on single modules.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from fitcompress.graph.capture.obstacles import (
     value_read,
 )
 from fitcompress.graph.capture.output_names import output_names
+from fitcompress.graph.capture.tensor_keys import identity_key, place_key, storage_key
 from fitcompress.graph.nests import mapped, tensors_in
 from fitcompress.graph.program import InputInfo, Program, prune
 from fitcompress.graph.shapes import call_layout
@@ -53,38 +55,39 @@ _CPU = torch.device("cpu")
 
 
 class BatchRefusedError(Exception):
-    """The network does not run at this batch size, or not on such inputs at all."""
+    """The network does not run on these inputs, at least not at this batch size."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One run of a network."""
+    """A recorded run of a network."""
 
     program: Program
-    """Its calls, sizes as numbers."""
+    """The calls, with sizes as numbers."""
     names: tuple[str, ...]
-    """Of the outputs."""
+    """The names of the outputs."""
     examples: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
 
 def record(network: nn.Module, examples: Mapping[str, Tensor], what: str) -> Recording:
-    """The calls of a run on examples, which have names and a common batch size.
+    """Records a run on `examples`, which have a common batch size.
 
-    Of fake examples (`torch._subclasses.FakeTensor`) only shapes are computed: what depends on them
-    is never real, and the network's own tensors are not written to. What does not depend on them
-    keeps its values.
-    what: what errors call the network.
+    On fake examples (`torch._subclasses.FakeTensor`) only shapes are computed: values that depend
+    on them are fake, and the network's own tensors are not written to. Other values are real.
+
+    examples: the inputs by name.
+    what: how errors refer to the network.
 
     Raises:
-        BatchRefusedError: it does not run on them.
-        ObstacleError: it makes a call that no graph can hold.
+        BatchRefusedError: the network does not run on them.
+        ObstacleError: it makes a call that a graph cannot contain.
     """
     given = tuple(value.clone() for value in examples.values())  # the run may write to them
     parameters = {name for name, _ in network.named_parameters()}
     named = _named_tensors(network)
-    own = {_storage(value) for _, value in named}
-    recorder = _Recorder(examples, {_identity(v): name for name, v in reversed(named)}, own)
+    own = {storage_key(value) for _, value in named}
+    recorder = _Recorder(examples, {identity_key(v): name for name, v in reversed(named)}, own)
     try:
         with (
             torch.no_grad(),
@@ -107,9 +110,9 @@ def record(network: nn.Module, examples: Mapping[str, Tensor], what: str) -> Rec
 
 
 class _Recorder(ProxyTorchDispatchMode):
-    """Writes down every call as a graph node while tensors flow through.
+    """Records every call as a graph node.
 
-    A dispatch mode above autograd must be one of torch's own (2.11 to 2.15), hence the base class;
+    Torch (2.11 to 2.15) allows only its own dispatch modes above autograd, hence the base class;
     none of its tracing is used.
     """
 
@@ -121,32 +124,32 @@ class _Recorder(ProxyTorchDispatchMode):
         self.tensors: dict[str, Tensor] = {}
         self._names = names
         self._nodes: dict[Any, Node] = {}
-        """By the tensor's id, and by its place in memory: calls from Python may hand on another
-        object for the same tensor."""
+        """By the tensor's id and by its place in memory: Python may pass another object for a
+        tensor."""
         self._constants: dict[str, Node] = {}
         self._kept = KeptValues(own, self._forget)
         self._from_inputs: set[int] = set()
         self._blank: set[int] = set()
-        """Memory that no recorded call has written yet."""
+        """Storages that no recorded call has written to yet."""
         fakes = [value for value in examples.values() if isinstance(value, FakeTensor)]
         self._compute = _Shapes(fakes[0].fake_mode, own).compute if fakes else _call
         self._owner = ""
         self.inputs: tuple[InputInfo, ...] = ()
         self.obstacle: tuple[Callable[..., ObstacleError], OpOverload] | None = None
-        """The error to raise and its call. It cannot be raised where it is found: the interpreter
-        of TorchScript makes a RuntimeError without words of all that passes it."""
+        """The error to raise after the run, and its call: the TorchScript interpreter turns every
+        exception into a RuntimeError without its message."""
         self.failure = ""
-        """What the last call said that failed."""
+        """The message of the last call that failed."""
         for name, example in examples.items():
             node = self.graph.placeholder(name)
-            node.meta.update(val=_example(example), owner="", memory=_storage(example))
+            node.meta.update(val=_example(example), owner="", memory=storage_key(example))
             self.inputs += (InputInfo(node.name, tuple(example.shape[1:]), example.dtype),)
             self._remember(example, node)
-            self._from_inputs.add(_storage(example))
+            self._from_inputs.add(storage_key(example))
 
     @contextmanager
     def following(self, network: nn.Module) -> Iterator[None]:
-        """Gives each call the dotted path of the innermost module that is running."""
+        """Tracks the innermost running module, which becomes the owner of each call."""
         names = {module: name for name, module in network.named_modules()}
         callers: list[str] = []
 
@@ -169,13 +172,13 @@ class _Recorder(ProxyTorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is aten.detach_.default:  # changes no value, only what has gradients
+        if func is aten.detach_.default:  # changes gradients only, not values
             return args[0]
         if func in DECOMPOSED:
             with self:
                 return DECOMPOSED[func](*args, **kwargs)
         self._refuse(func, args, kwargs)
-        if func._schema.is_mutable:  # literals are noted with the values that they have before
+        if func._schema.is_mutable:  # record literals with their values before the write
             mapped((list(args), kwargs), self._node_of)
         try:
             _refuse_other_states(func, args)
@@ -191,9 +194,9 @@ class _Recorder(ProxyTorchDispatchMode):
         return result
 
     def _refuse(self, func: OpOverload, args: Any, kwargs: Any) -> None:
-        """Stops at a call that no graph can hold."""
+        """Raise if a graph cannot contain the call."""
         given = list(tensors_in((args, kwargs)))
-        follows = any(_storage(value) in self._from_inputs for value in given)
+        follows = any(storage_key(value) in self._from_inputs for value in given)
         if func.namespace == "quantized" or func._schema.name.startswith(_QUANTIZING):
             self.obstacle = quantized_call, func
         elif func.namespace != "aten" and given:
@@ -201,7 +204,7 @@ class _Recorder(ProxyTorchDispatchMode):
         elif follows and reads_values(func, args, kwargs):
             self.obstacle = value_read, func
         if self.obstacle:
-            raise AssertionError("never seen: the interpreter makes its own error of it")
+            raise AssertionError("never seen: `record` raises the obstacle instead")
 
     def finish(self, outputs: list[Tensor], parameters: set[str]) -> Program:
         self.graph.output(tuple(self._node_of(value) for value in outputs))
@@ -210,57 +213,57 @@ class _Recorder(ProxyTorchDispatchMode):
 
     def _write(self, func: OpOverload, args: Any, kwargs: Any, result: Any) -> None:
         given = list(tensors_in((args, kwargs)))
-        if any(_storage(value) in self._from_inputs for value in given):
+        if any(storage_key(value) in self._from_inputs for value in given):
             written = given[:1] if func._schema.is_mutable else []
-            self._from_inputs.update(map(_storage, [*tensors_in(result), *written]))
+            self._from_inputs.update(map(storage_key, [*tensors_in(result), *written]))
         self._keep_written_by_others(func, given, result)
         args, kwargs = placed_on(_CPU, func, tuple(args), kwargs)
         args, kwargs = mapped((args, kwargs), self._node_of)
         node = self.graph.create_node("call_function", func, args, kwargs)
         node.meta.update(val=mapped(result, _example), owner=self._owner)
-        node.meta.update(memory=next(map(_storage, tensors_in(result)), None))
+        node.meta.update(memory=next(map(storage_key, tensors_in(result)), None))
         if isinstance(result, (list, tuple)):
             for index, item in enumerate(result):
                 part = self.graph.call_function(operator.getitem, (node, index))
                 part.meta.update(val=mapped(item, _example), owner=self._owner)
-                part.meta.update(memory=next(map(_storage, tensors_in(item)), None))
+                part.meta.update(memory=next(map(storage_key, tensors_in(item)), None))
                 self._remember(item, part)
         else:
             self._remember(result, node)
 
     def _keep_written_by_others(self, func: OpOverload, given: list[Tensor], result: Any) -> None:
-        """Makes a literal of what is read from memory that no call has written: the interpreter
-        fills tensors that it makes of lists by itself.
+        """Make a literal of a tensor that is read although no call has written to it: the
+        interpreter fills tensors made from lists without a call.
         """
         if func is aten.empty.memory_format:
-            self._blank.add(_storage(result))
+            self._blank.add(storage_key(result))
         elif func._schema.is_mutable:
-            self._blank.difference_update(map(_storage, given))
-        elif not self._blank.issuperset(map(_storage, tensors_in(result))):
-            for value in given:  # it is read: the result is no mere view of it
+            self._blank.difference_update(map(storage_key, given))
+        elif not self._blank.issuperset(map(storage_key, tensors_in(result))):
+            for value in given:  # they are read: the result is not just a view
                 known = self._known(value)
-                if _storage(value) in self._blank and known and known.op != "get_attr":
+                if storage_key(value) in self._blank and known and known.op != "get_attr":
                     self._forget(value)
 
     def _known(self, value: Tensor) -> Node | None:
-        return self._nodes.get(id(value)) or self._nodes.get(_place(value))
+        return self._nodes.get(id(value)) or self._nodes.get(place_key(value))
 
     def _remember(self, value: Any, node: Node) -> None:
         self._kept.add(value)
         if isinstance(value, Tensor):
-            self._nodes[id(value)] = self._nodes[_place(value)] = node
+            self._nodes[id(value)] = self._nodes[place_key(value)] = node
 
     def _forget(self, value: Tensor) -> None:
         self._nodes.pop(id(value), None)
-        self._nodes.pop(_place(value), None)
+        self._nodes.pop(place_key(value), None)
 
     def _node_of(self, value: Any) -> Any:
-        """The node that made a tensor, or a new one for a tensor that was there before."""
+        """The node of a tensor, a new one if the tensor was not made by a recorded call."""
         if not isinstance(value, Tensor):
             return value
         known = self._known(value)
         if known is None:
-            name = self._names.get(_identity(value), f"{_LITERAL}{len(self.tensors)}")
+            name = self._names.get(identity_key(value), f"{_LITERAL}{len(self.tensors)}")
             known = self._constant(name, value)
             self._remember(value, known)
         return known
@@ -271,8 +274,8 @@ class _Recorder(ProxyTorchDispatchMode):
             is_literal = name.startswith(_LITERAL)
             owner = "" if is_literal else name.rpartition(".")[0]
             node.meta.update(val=_example(value), owner=owner, is_literal=is_literal)
-            node.meta.update(memory=_storage(value))
-            kept = value.detach().contiguous()  # a literal may be written to: the run's own copy
+            node.meta.update(memory=storage_key(value))
+            kept = value.detach().contiguous()  # cloned if literal: the run may write to it
             self.tensors[name] = kept.clone() if is_literal else kept
             self._constants[name] = node
         return self._constants[name]
@@ -283,8 +286,12 @@ _QUANTIZING = ("aten::quantize_", "aten::dequantize")
 
 
 def _refuse_other_states(func: OpOverload, args: Sequence[Any]) -> None:
-    """torch's LSTM on the CPU (2.11 to 2.15) does not hold the batch of its states against that of
-    its input, and writes past their end.
+    """Raise if the states of an LSTM have another batch size than its input.
+
+    Works around a bug of torch 2.11 to 2.15 on CPUs with oneDNN: `aten::lstm` does not compare the
+    two, writes out of bounds and aborts the process ("double free or corruption"). Without oneDNN
+    it raises a RuntimeError. See pytorch/pytorch#173946 and #195547. Remove this once
+    `torch.ops.aten.lstm.input` raises with oneDNN in all supported versions of torch.
     """
     if func is aten.lstm.input:
         states, expected = args[1], args[0].shape[0 if args[8] else 1]
@@ -292,48 +299,37 @@ def _refuse_other_states(func: OpOverload, args: Sequence[Any]) -> None:
             raise ValueError(f"an LSTM has states for a batch of {states[0].shape[1]}")
 
 
-def _storage(value: Tensor) -> int:
-    """Which memory a tensor is seen through: views of one share it."""
-    return int(value.untyped_storage()._cdata)
-
-
-def _place(value: Tensor) -> Any:
-    """Which elements of its memory a tensor is, and how they are laid out."""
-    layout = (value.storage_offset(), tuple(value.shape), value.stride())
-    return _storage(value), value.dtype, layout
-
-
 class _Shapes:
-    """Computes on fake tensors what takes one, and the rest as it is. A tensor with values has a
-    fake twin, which stands for it where both kinds meet; so has one on the meta device.
+    """Computes calls that take a fake tensor on fake tensors, and others on values. In the former,
+    a tensor with values or on the meta device is replaced by a fake twin.
     """
 
     def __init__(self, mode: FakeTensorMode, own: Collection[int]) -> None:
         self._mode, self._own = mode, own
         self._twins: dict[int, Tensor] = {}
         self._originals: dict[int, Tensor] = {}
-        self._answers: dict[Any, Any] = {}
-        """What calls gave that share no memory with what they took: blocks repeat."""
+        self._cache: dict[Any, Any] = {}
+        """A cache of results that share no memory with the arguments, since blocks repeat."""
 
     def compute(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
         given = list(tensors_in((args, kwargs)))
         is_bare = any(value.is_meta or isinstance(value, FakeTensor) for value in given)
-        is_bare |= func._schema.is_mutable and _storage(given[0]) in self._own
+        is_bare |= func._schema.is_mutable and storage_key(given[0]) in self._own
         if is_bare:
             args, kwargs = mapped((list(args), kwargs), self._twin)
         args, kwargs = placed_on(_CPU, func, tuple(args), kwargs)
         key = (func, call_layout(args), call_layout(kwargs)) if is_bare else None
-        if key is not None and key in self._answers:
-            return mapped(self._answers[key], self._blank)
-        with no_python_dispatcher():  # torch's kernels in C++ are many times faster
+        if key is not None and key in self._cache:
+            return mapped(self._cache[key], self._blank)
+        with no_python_dispatcher():  # the C++ kernels are many times faster
             result = func(*args, **kwargs)
-        taken = set(map(_storage, tensors_in((args, kwargs))))
-        if key is not None and taken.isdisjoint(map(_storage, tensors_in(result))):
-            self._answers[key] = mapped(result, _example)
+        taken = set(map(storage_key, tensors_in((args, kwargs))))
+        if key is not None and taken.isdisjoint(map(storage_key, tensors_in(result))):
+            self._cache[key] = mapped(result, _example)
         return mapped(result, lambda value: self._originals.get(id(value), value))
 
     def _blank(self, value: Any) -> Any:
-        """A fake tensor like an example, with memory of its own."""
+        """A fake tensor like `value`, with memory of its own."""
         if not isinstance(value, Tensor):
             return value
         return FakeTensor(self._mode, _example(value), _CPU)
@@ -352,12 +348,12 @@ def _call(func: OpOverload, args: Any, kwargs: Any) -> Any:
 
 
 def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
-    """The author's names of a network's parameters, buffers and other tensors."""
+    """The network's parameters, buffers and other tensors by their original names."""
     return [*network.named_parameters(), *network.named_buffers(), *_loose_tensors(network)]
 
 
 def _loose_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Plain attributes, and what lies in attributes that are lists or dictionaries."""
+    """Tensors in plain attributes, and in attributes that are lists or dictionaries."""
     for path, module in network.named_modules():
         for name, held in vars(module).items():
             full = f"{path}.{name}".lstrip(".")
@@ -368,35 +364,28 @@ def _loose_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield f"{full}_{place}", value
 
 
-def _identity(value: Tensor) -> Any:
-    """What is the same for two tensors that are the same: where they lie in memory."""
-    if value.is_meta or isinstance(value, FakeTensor) or value.numel() == 0:
-        return id(value)
-    return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype
-
-
 def _example(value: Any) -> Any:
-    """Shape and dtype of a tensor without its memory."""
+    """The tensor on the meta device; other values unchanged."""
     if not isinstance(value, Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _last_line(error: Exception) -> str:
-    """The cause in an error of the TorchScript interpreter, which puts its own traceback first."""
+    """The last line of an error of the TorchScript interpreter, which starts with a traceback."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
 
 
 def _source_line(error: Exception) -> str:
-    """Where in the code of the network's author an error arose."""
+    """The line of the network's code that raised an error."""
     lines = str(error).splitlines()
     marked = [i for i, line in enumerate(lines) if line.rstrip().endswith("<--- HERE")]
     if marked and marked[-1]:
         return lines[marked[-1] - 1].strip()
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_AUTHOR_S)]
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_NETWORK)]
     return own[-1].line or "" if own else ""
 
 
-_NOT_THE_AUTHOR_S = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent))

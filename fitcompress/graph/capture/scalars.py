@@ -1,7 +1,7 @@
-"""Writes constants of one number into the calls that take them. Layer: graph.
+"""Replaces constants of one element by numbers in the calls that take them.
 
-An archive may hold a scale or a count as a tensor where eager code has a number. As a number it is
-seen by the rules, which can recompute one that came from a size.
+An archive may contain a scale or a count as a tensor where eager code has a number. Axis rules see
+numbers only, and recompute those derived from a size.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _ARITHMETIC = {
     aten.div.Tensor: aten.div.Tensor,
     aten.pow.Tensor_Tensor: aten.pow.Tensor_Scalar,
 }
-"""Calls whose second operand may be a number, and what they are called then."""
+"""Calls whose second operand may be a number, and their overload for a number."""
 
 
 def inline_numbers(program: Program) -> Program:
-    """The same program with numbers for its constants of one element where torch takes numbers. The
-    graph is edited in place.
+    """The same program with numbers in place of constants of one element, where torch accepts
+    numbers. Edits the graph in place.
     """
     for node in program.graph.nodes:
         if node.target in _ARITHMETIC and _is_float(node.args[0]):
@@ -42,7 +42,7 @@ def inline_numbers(program: Program) -> Program:
 
 
 def _number(program: Program, source: object, *, most_dims: int) -> float | int | None:
-    """The value of a constant that is one real number."""
+    """The value of a constant that is a single real number, or None."""
     if not isinstance(source, Node) or source.op != "get_attr":
         return None
     name, value = str(source.target), program.tensors[str(source.target)]
@@ -53,7 +53,7 @@ def _number(program: Program, source: object, *, most_dims: int) -> float | int 
 
 
 def _write_repeats(program: Program, node: Node) -> None:
-    """So many of each element: without the number, or how many that makes, shapes are unknown."""
+    """Make the number of repeats a literal, without which the shape of the result is unknown."""
     number = _number(program, node.args[1], most_dims=1)
     if number is not None:
         node.target = aten.repeat_interleave.self_int
@@ -61,6 +61,6 @@ def _write_repeats(program: Program, node: Node) -> None:
 
 
 def _is_float(source: object) -> bool:
-    """Whether it is a floating-point tensor, whose type no real number changes."""
+    """Whether a value is a floating-point tensor: a real number does not change its dtype."""
     value = source.meta.get("val") if isinstance(source, Node) else None
     return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,5 +1,7 @@
-"""Turns a TorchScript archive into a `Program`: recorded on values, held against what the archive
-gave, with names and owners found from its weights. Layer: graph.
+"""Captures a TorchScript archive as a `Program`.
+
+The archive is recorded on real values, the program is verified against its outputs, and names and
+owners are inferred from its weights.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ __all__ = ["capture_named_torchscript", "capture_torchscript", "load_torchscript
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
-    """The archive on the CPU, wherever it was saved.
+    """The archive on the CPU, whichever device it was saved on.
 
     Raises:
         TeacherError: torch cannot read it.
@@ -43,18 +45,21 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
         raise TeacherError(
             f"opening '{path}': torch {torch.__version__} cannot read this TorchScript archive:"
             f" {first_line(error)}",
+            code="archive-unreadable",
             advice="Copy it again, or save it again with this version of torch.",
+            path=str(path),
+            cause=first_line(error),
         ) from error
 
 
 def capture_torchscript(archive: nn.Module, *inputs: tuple[int, ...] | InputInfo) -> Program:
-    """The flat program of an archive, its batch size dynamic.
+    """The program of an archive, with a dynamic batch size.
 
-    inputs: what it takes, without the batch; a bare shape is one of float32.
+    inputs: its inputs; a shape, without the batch, stands for a float32 input.
 
     Raises:
-        CaptureError: it does not run on such inputs, keeps state, or its batch size cannot be
-            freed.
+        CaptureError: the archive does not run on such inputs, keeps state, or its batch size cannot
+            be freed.
     """
     return capture_named_torchscript(archive, *inputs)[0]
 
@@ -62,7 +67,7 @@ def capture_torchscript(archive: nn.Module, *inputs: tuple[int, ...] | InputInfo
 def capture_named_torchscript(
     archive: nn.Module, *inputs: tuple[int, ...] | InputInfo
 ) -> tuple[Program, tuple[str, ...]]:
-    """The same as `capture_torchscript`, and the names of the outputs."""
+    """`capture_torchscript`, with the names of the outputs."""
     infos = [InputInfo("", item) if isinstance(item, tuple) else item for item in inputs]
     with evaluating(archive):
         program, recording = capture_recorded(
@@ -72,20 +77,20 @@ def capture_named_torchscript(
 
 
 def _checked(program: Program, recording: Recording) -> Program:
-    """The program, which must give what the archive gave when it was recorded."""
+    """The program, after verifying that it reproduces the outputs of the recording."""
     with _same_draws():
         found = run_program(program, *recording.examples)
     if not all(map(agree, found, recording.outputs)):
         raise CaptureError(
-            "capturing the archive: the graph of its calls does not give its outputs",
+            "capturing the archive: the captured graph does not reproduce its outputs",
+            code="archive-not-reproduced",
             advice="Export the model that it was made from as a .pt2 instead.",
         )
     return program
 
 
 _BATCH_SIZES = (2, 5)
-"""As small as a batch can be, since values are computed, without a common factor; half of one is no
-multiple of it."""
+"""Small, since values are computed, and without a common factor."""
 
 
 @contextmanager
@@ -96,17 +101,17 @@ def _same_draws() -> Iterator[None]:
 
 
 def _record(archive: nn.Module, infos: Sequence[InputInfo], batch_size: int) -> Recording:
-    """A run on random inputs."""
+    """A recording of a run on random inputs."""
     generator = torch.Generator().manual_seed(0)
     examples = [random_input(info, batch_size, generator) for info in infos]
     names = [info.name for info in infos if info.name] or _argument_names(archive)
-    if _writes_to_itself(archive):  # what it keeps of a run must not show in the next one
+    if _writes_to_itself(archive):  # so that this run does not affect the next one
         archive = copy.deepcopy(archive)
     with _same_draws():
         recording = record(archive, dict(zip(names, examples, strict=False)), "the archive")
     if any(value.ndim == 0 or value.shape[0] != batch_size for value in recording.outputs):
         raise BatchRefusedError(
-            f"its output does not have one row a sample for {batch_size} samples"
+            f"its outputs do not have one row per sample for {batch_size} samples"
         )
     return recording
 
@@ -117,6 +122,6 @@ def _writes_to_itself(archive: nn.Module) -> bool:
 
 
 def _argument_names(archive: nn.Module) -> list[str]:
-    """What the archive calls its inputs."""
+    """The names of the archive's inputs."""
     arguments = archive.forward.schema.arguments[1:]  # type: ignore[attr-defined]
     return [re.sub(r"\W", "_", argument.name) for argument in arguments]

@@ -1,4 +1,4 @@
-"""A batch size that was written down is freed: where a recurrent call takes its first states."""
+"""A fixed batch size becomes dynamic in the initial states of recurrent calls."""
 
 from __future__ import annotations
 
@@ -60,5 +60,7 @@ def test_the_states_of_a_recurrent_call_follow_the_batch(kind, batch_first, batc
 
 def test_states_that_differ_from_sample_to_sample_are_refused_by_the_call(tmp_path):
     program = exported(OwnState().eval(), torch.randn(2, 5, 3), tmp_path / "own.pt2")
-    with pytest.raises(CaptureError, match=r"'aten.gru.input' starts from other states"):
+    with pytest.raises(CaptureError) as caught:
         capture_exported(program)
+    assert caught.value.code == "batch-size-fixed"
+    assert "'aten.gru.input' differ between samples" in caught.value.facts["cause"]

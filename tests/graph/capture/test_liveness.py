@@ -1,4 +1,4 @@
-"""What a recorded run keeps of its values: what can still be reached, and every address."""
+"""A recorded run keeps the values that can still be reached, and every address."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from helpers.small_nets import traced
 from torch import nn
 
-from fitcompress.graph.capture import liveness as kept
+from fitcompress.graph.capture import liveness
 from fitcompress.graph.capture.liveness import KeptValues
 from fitcompress.graph.capture.torchscript import capture_torchscript
 
@@ -34,10 +34,10 @@ def capture():
     return capture_torchscript(traced(Mixed().eval(), torch.randn(2, 5, 8)), (5, 8))
 
 
-def test_letting_values_go_changes_nothing_in_the_graph(monkeypatch):
+def test_releasing_values_does_not_change_the_graph(monkeypatch):
     whole = capture()
     gone = []
-    monkeypatch.setattr(kept, "_SWEPT", 0)
+    monkeypatch.setattr(liveness, "_SWEEP_BYTES", 0)
     forget = KeptValues.__init__
 
     def watched(self, own, forgets):
@@ -50,8 +50,8 @@ def test_letting_values_go_changes_nothing_in_the_graph(monkeypatch):
 
 
 @pytest.mark.parametrize("holder", ["tensor", "view", "nothing"])
-def test_what_can_be_reached_stays(monkeypatch, holder):
-    monkeypatch.setattr(kept, "_SWEPT", 0)
+def test_values_that_can_be_reached_are_kept(monkeypatch, holder):
+    monkeypatch.setattr(liveness, "_SWEEP_BYTES", 0)
     gone = []
     values = KeptValues(own=(), forget=lambda value: gone.append(tuple(value.shape)))
     value = torch.rand(3, 4)
@@ -63,8 +63,8 @@ def test_what_can_be_reached_stays(monkeypatch, holder):
     assert gone == ([(3, 4)] if held is None else [])
 
 
-def test_the_address_of_what_is_gone_is_not_given_to_another(monkeypatch):
-    monkeypatch.setattr(kept, "_SWEPT", 0)
+def test_the_address_of_a_released_value_is_not_reused(monkeypatch):
+    monkeypatch.setattr(liveness, "_SWEEP_BYTES", 0)
     values, seen = KeptValues(own=(), forget=lambda value: None), set()
     for _ in range(200):
         value = torch.rand(7)

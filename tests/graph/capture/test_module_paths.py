@@ -1,6 +1,4 @@
-"""Names for what a frozen archive no longer names: after calls and blocks, and nothing tied that
-was not.
-"""
+"""Tensors of frozen archives are named after calls and blocks, and none look tied that are not."""
 
 from __future__ import annotations
 
@@ -87,7 +85,7 @@ def test_a_frozen_archive_has_the_blocks_of_its_model_under_the_same_names(make,
     torch.testing.assert_close(run_program(program, x)[0], run_program(eager, x)[0])
 
 
-def test_what_stands_before_the_blocks_and_behind_them_is_named_after_its_call(tmp_path):
+def test_tensors_outside_the_blocks_are_named_after_their_calls(tmp_path):
     program = frozen_program(Mixers(), (5, 6), tmp_path)
     outside = {name for name in program.tensors if not name.startswith("blocks.")}
     assert outside == {"linear.weight", "linear.bias", "linear_10.weight", "linear_10.bias"}

@@ -1,4 +1,4 @@
-"""Constants of one number become numbers, where this changes no bit."""
+"""Constants of one element become numbers where this changes no bit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def second_arguments(program: Program) -> list[object]:
 
 @pytest.mark.parametrize("number", [0.1, 3])
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "pow"])
-def test_a_number_that_is_held_as_a_tensor_is_written_down(name, number, tmp_path):
+def test_a_number_stored_as_a_tensor_becomes_a_literal(name, number, tmp_path):
     module = Scaled(getattr(torch, name), number)
     archive = reloaded(traced(module, torch.rand(1, 4)), tmp_path / "archive.pt")
     program = capture_torchscript(archive, (4,))

@@ -180,9 +180,9 @@ def test_a_branch_on_what_the_archive_holds_is_none_on_the_input(tmp_path):
     [
         (
             Branching(),
-            "what it does depends on the values that it is given ('aten.is_nonzero.default' in `if",
+            "what it computes depends on the values of its input ('aten.is_nonzero.default' in `if",
         ),
-        (Reading("number"), "what it does depends on the values that it is given"),
+        (Reading("number"), "what it computes depends on the values of its input"),
         (Reading("places"), "'aten.nonzero.default'"),
     ],
     ids=["branch", "number", "places"],
@@ -238,7 +238,7 @@ class WithLoss(nn.Module):
 @pytest.mark.parametrize("way", ["scripted", "pt2", "module"])
 def test_an_output_without_rows_is_refused(way, tmp_path):
     module, x = WithLoss().eval(), torch.randn(2, 4)
-    with pytest.raises(CaptureError, match="one row (a|per) sample"):
+    with pytest.raises(CaptureError, match=r"one row (a|per) sample"):
         if way == "module":
             teacher_from_module(module, [TensorSpec(shape=(4,))])
         else:
