@@ -19,6 +19,7 @@ from fitcompress.graph.fold import Folded, fold_norms
 from fitcompress.graph.lift import build_network
 from fitcompress.graph.program import Program
 from fitcompress.models.model import Model
+from fitcompress.recipe.schema import Layout, Precision
 from fitcompress.training.device import AUTOCAST, to_channels_last
 
 __all__ = ["FrozenTeacher", "freeze_teacher"]
@@ -40,8 +41,8 @@ def freeze_teacher(
     nodes: Sequence[str] = (),
     *,
     with_output: bool = False,
-    precision: str = "fp32",
-    layout: str = "contiguous",
+    precision: Precision = "fp32",
+    layout: Layout = "contiguous",
 ) -> FrozenTeacher:
     """The teacher up to some nodes, all of it without them or when its outputs are asked for too,
     which then come last. The model is left as it is.
@@ -63,7 +64,7 @@ def freeze_teacher(
 class _InPrecision(AsTuple):
     """A network without gradients under its own autocast, whose values come out in float32."""
 
-    def __init__(self, network: nn.Module, precision: str) -> None:
+    def __init__(self, network: nn.Module, precision: Precision) -> None:
         super().__init__(network)
         self.dtype = AUTOCAST[precision]
         if self.dtype:  # autocast would convert frozen weights anew in every call

@@ -80,18 +80,20 @@ class Recipe:
             )
 
     @property
-    def asks_for_hints(self) -> bool:
+    def trains_hints_by_default(self) -> bool:
         """Whether stage 1 runs if its number of epochs is not set: if a hint is named, or if the
         student does not inherit the teacher's weights. Hints did not improve students that do
         (examples/reproductions, section 6).
         """
-        return not self.student.begins_as_teacher or self.hints != HintRecipe()
+        return not self.student.inherits_weights or self.hints != HintRecipe()
 
     @property
     def learns_hints(self) -> bool:
         """Whether the student is trained on hints, in stage 1 or within stage 2."""
         epochs = self.stage1.epochs
-        return bool(self.stage2.hint_weight or (self.asks_for_hints if epochs is None else epochs))
+        return bool(
+            self.stage2.hint_weight or (self.trains_hints_by_default if epochs is None else epochs)
+        )
 
 
 def recipe_from_preset(name: str) -> Recipe:

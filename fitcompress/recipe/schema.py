@@ -152,7 +152,7 @@ class StudentRecipe:
             )
 
     @property
-    def begins_as_teacher(self) -> bool:
+    def inherits_weights(self) -> bool:
         """Whether the student's initial weights come from the teacher."""
         return self.init == "inherit" and self.source is None
 

@@ -38,10 +38,14 @@ def resolve_training(recipe: Recipe, data: DataBundle) -> Recipe:
     stage2 = default if recipe.stage2.epochs is None else recipe.stage2.epochs
     stage1 = recipe.stage1.epochs
     if stage1 is None:
-        stage1 = max(1, round(_STAGE1_SHARE * stage2)) if stage2 and recipe.asks_for_hints else 0
+        stage1 = (
+            max(1, round(_STAGE1_SHARE * stage2))
+            if stage2 and recipe.trains_hints_by_default
+            else 0
+        )
     optim = recipe.stage1.optim
     if optim.lr is None:
-        inherits = recipe.student.begins_as_teacher
+        inherits = recipe.student.inherits_weights
         optim = replace(optim, lr=_INHERITED_STAGE1_LR if inherits else recipe.stage2.optim.lr)
     teacher = default if recipe.teacher.epochs is None else recipe.teacher.epochs
     return replace(

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from fitcompress.errors import RecipeError
+from fitcompress.recipe.schema import Layout, Precision
 
 __all__ = [
     "AUTOCAST",
@@ -56,7 +57,7 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def resolve_precision(name: str, device: str) -> str:
+def resolve_precision(name: Precision, device: str) -> Precision:
     """The requested precision, "fp32", "bf16" or "fp16"; "auto" is bf16 if the GPU, or a matrix
     unit of the CPU, supports it, otherwise fp32.
 
@@ -82,7 +83,7 @@ def resolve_precision(name: str, device: str) -> str:
     return name
 
 
-def resolve_layout(name: str, device: str) -> str:
+def resolve_layout(name: Layout, device: str) -> Layout:
     """The requested memory format; "auto" is contiguous on MPS and channels-last elsewhere, where
     it makes convolutions faster.
     """
@@ -120,7 +121,7 @@ def used_threads(num: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def start_accelerator(device: str, precision: str) -> Accelerator:
+def start_accelerator(device: str, precision: Precision) -> Accelerator:
     """An Accelerator for one process on a resolved device with a resolved precision."""
     # Accelerate fixes device and precision for the life of the process, but the stages of one
     # process may differ. It has no public way to reset them (last checked: accelerate 1.15).

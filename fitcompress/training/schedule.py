@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 from fitcompress.errors import RecipeError, near_misses
+from fitcompress.recipe.schema import Schedule
 
 __all__ = ["learning_rate"]
 
 
 def learning_rate(
-    step: int, *, num_steps: int, warmup_steps: float, peak: float, schedule: str
+    step: int, *, num_steps: int, warmup_steps: float, peak: float, schedule: Schedule
 ) -> float:
     """The learning rate of a step: linear warm-up to `peak`, then the schedule.
 

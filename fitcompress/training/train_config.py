@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fitcompress.errors import DataError, TrainingError
-from fitcompress.recipe.schema import OptimRecipe
+from fitcompress.recipe.schema import Layout, OptimRecipe, Precision
 
 __all__ = [
     "BatchPlan",
@@ -48,8 +48,8 @@ class Runtime:
     """Where and how a stage runs; changes results by rounding only."""
 
     device: str = "auto"
-    precision: str = "auto"
-    layout: str = "contiguous"
+    precision: Precision = "auto"
+    layout: Layout = "contiguous"
     """Memory format of the trained networks: "contiguous", "channels-last" or "auto"
     (channels-last except on MPS)."""
     compile: bool = False
