@@ -31,7 +31,6 @@ WITHOUT_CODES_YET = {
     "recipe",
     "report",
     "run",
-    "student",
     "training",
 }
 """Packages whose errors are not all converted."""

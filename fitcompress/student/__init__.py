@@ -1,4 +1,4 @@
-"""From a teacher's program to a student: thinner, deeper, within a budget, with first weights.
+"""Students: their depth, width and initial weights, derived from a teacher's program.
 
 Imports `graph`, `models`, `distillation` and `exporters` (a latency is measured on an export).
 """

@@ -1,9 +1,8 @@
-"""Deeper: repeat what repeats, and where that is not enough insert residual layers of the same
-kinds. Layer: graph.
+"""Deepens a program: repeats its blocks and, if that is not enough, inserts residual layers.
 
-Copies of a block come behind the last block of its stage, keep its axes, get fresh weights and the
-next numbers in the sequence of names. New residual branches start at zero, so that a deepened
-network computes at first what it computed before.
+Copies follow the last block of their stage, keep its axes, and get new weights and the next numbers
+in the sequence of names. New residual branches start at zero, so that the deepened network
+initially computes the same function.
 """
 
 from __future__ import annotations
@@ -29,37 +28,36 @@ from fitcompress.student.new_layers import Insert, insert_norm, insert_residual,
 __all__ = ["Deepened", "deepen_program", "restore_norms"]
 
 _COPIES_OF_EACH = 3
-"""A block is repeated at most this many times for each multiple of the depth; beyond it, new layers
-are spread instead."""
+"""Maximum number of copies of a block per multiple of the depth; beyond it, layers are inserted."""
 _DEPTH_TOLERANCE = 0.05
 _MOVES = frozenset((*LAYOUT, "dropout", "alias", "clone", "contiguous", "pad"))
-"""Operations that pass values on as they are, in other places perhaps."""
+"""Operations that only move or pass on values."""
 _NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 _LINEAR = _MOVES | {"linear", "conv1d", "conv2d", "conv3d", "add", "mul", "div", "mean", *_NORMS}
-"""Operations of which any number in a row compute no more than one, but for the norms."""
+"""Operations whose composition is linear, except for the norms: repeating it adds no capacity."""
 
 
 @dataclass(frozen=True)
 class Deepened:
-    """A deepened program; tensors that are new are on the meta device."""
+    """A deepened program; its new tensors are on the meta device."""
 
     program: Program
     origins: dict[str, str] = field(default_factory=dict)
-    """For each copied tensor the one that it was copied from."""
+    """The original of each copied tensor."""
     fresh: frozenset[str] = frozenset()
-    """All tensors that the original does not have."""
+    """All new tensors."""
     zeroed: frozenset[str] = frozenset()
-    """Those of them that start at zero because they end a residual branch."""
+    """New tensors that start at zero because they end a residual branch."""
     identities: frozenset[str] = frozenset()
-    """Square matrices among them that start as the identity."""
+    """New square matrices that start as the identity."""
 
 
 def deepen_program(program: Program, depth_mult: float) -> Deepened:
     """The program with about `depth_mult` times as many weighted contractions on its longest path.
 
-    Each stage (blocks of one output shape) gets its share, counting the block that changes the
-    shape as one of it; what a stage cannot take goes to the next, and what is left in the end is
-    spread over the longest path as new residual layers. Nothing is modified.
+    Each stage (consecutive blocks of one output shape) is deepened in proportion. Depth that a
+    stage cannot take is passed on to the next; the rest is spread over the longest path as new
+    residual layers.
     """
     deep = clone(program)
     blocks = find_blocks(deep)
@@ -88,7 +86,7 @@ def _depth(program: Program) -> int:
 
 
 def _is_repeatable(block: Block) -> bool:
-    """Whether a copy of the block fits behind it and adds more than another linear map would."""
+    """Whether a copy of the block can follow it and adds more than a linear map."""
     operations = {operation(node) for node in block.nodes} - {""}
     return block.preserves_shape and block.depth > 0 and not operations <= _LINEAR
 
@@ -108,7 +106,7 @@ def _choose_copies(units: Sequence[Block], missing: float, depth_mult: float) ->
 def _append_copies(
     program: Program, tail: Node, copies: Sequence[Block], names: TakenNames
 ) -> list[Insert]:
-    """Put copies behind `tail` one after the other and let its users read the last."""
+    """Appends copies after `tail`; its users then read the last copy."""
     users = list(tail.users)
     inserts = []
     point = tail
@@ -124,7 +122,7 @@ def _append_copies(
 
 
 def _copy_block(program: Program, block: Block, point: Node, names: TakenNames) -> Insert:
-    """A copy of the block that reads `point` and stands behind it."""
+    """Inserts a copy of the block after `point`, which it reads."""
     graph = point.graph
     renamed = names.next_keys(_module_keys(program, block))
     new: dict[Node, Node] = {block.head: point}
@@ -150,7 +148,7 @@ def _copy_block(program: Program, block: Block, point: Node, names: TakenNames) 
 
 
 def _is_copied(program: Program, node: Node) -> bool:
-    """Weights and statistics are copied; tables (indices, masks) are shared with the original."""
+    """Whether a tensor is a weight or statistic; tables (indices, masks) are shared by copies."""
     name = str(node.target)
     if name in program.trainable:
         return True
@@ -158,7 +156,7 @@ def _is_copied(program: Program, node: Node) -> bool:
 
 
 def _module_keys(program: Program, block: Block) -> list[str]:
-    """The named parts of the block, and the modules of the weights that are in none of them."""
+    """The named parts of the block, and the modules of weights outside these parts."""
     keys = list(block.keys)
     for node in block.nodes:
         name = str(node.target)
@@ -174,7 +172,7 @@ def _rename(name: str, renamed: dict[str, str], taken: TakenNames) -> str:
 
 
 def _moved(name: str, renamed: dict[str, str]) -> str:
-    """The name below the new prefix of the longest old one that it stands below, else itself."""
+    """The name with its longest renamed prefix replaced; unchanged if it has none."""
     for key, new in sorted(renamed.items(), key=lambda item: -len(item[0])):
         if name.startswith(f"{key}."):
             return new + name[len(key) :]
@@ -182,7 +180,7 @@ def _moved(name: str, renamed: dict[str, str]) -> str:
 
 
 def _branch_ends(nodes: Sequence[Node], head: Node) -> frozenset[str]:
-    """The weights which, at zero, make every residual branch among `nodes` add nothing."""
+    """The weights that make every residual branch among `nodes` vanish if they are zero."""
     trunk = {head}
     zeroed: set[str] = set()
     for node in nodes:
@@ -197,8 +195,7 @@ def _branch_ends(nodes: Sequence[Node], head: Node) -> frozenset[str]:
 
 
 def _last_scale(node: Node, head: Node) -> set[str]:
-    """The last weights on the way from `head` to `node`: a norm's, a layer scale, or a linear map's
-    own."""
+    """The last weights between `head` and `node`: of a norm, a layer scale or a linear layer."""
     while node is not head and node.op == "call_function":
         weights = [source for source in node.all_input_nodes if source.op == "get_attr"]
         if weights:
@@ -209,8 +206,7 @@ def _last_scale(node: Node, head: Node) -> set[str]:
 
 
 def _spread_residuals(program: Program, count: int, names: TakenNames) -> list[Insert]:
-    """New residual layers spread evenly over the contractions of the longest path that take them,
-    but for the last."""
+    """Spreads residual layers evenly over the contractions of the longest path, except the last."""
     path = [node for node in _longest_path(program)[:-1] if takes_residual(program, node)]
     shapes = propagate_shapes(program, 2)
     inserts: list[Insert] = []
@@ -223,7 +219,7 @@ def _spread_residuals(program: Program, count: int, names: TakenNames) -> list[I
 
 
 def _longest_path(program: Program) -> list[Node]:
-    """The weighted contractions on one longest path, from the input to the output."""
+    """The weighted contractions on a longest path from input to output."""
     depths, data = node_depths(program), data_nodes(program)
     node = max(output_nodes(program.graph), key=depths.__getitem__)
     path = []
@@ -238,11 +234,10 @@ def _longest_path(program: Program) -> list[Node]:
 
 
 def restore_norms(program: Program) -> Deepened:
-    """The program with a batch norm behind every convolution, if it has no norms at all; else
-    unchanged.
+    """The program with a batch norm after each convolution if it has no norms, otherwise unchanged.
 
-    Archives that were frozen have their norms folded into the convolutions; a thin, deep student of
-    theirs would not train.
+    Norms of frozen archives are folded into the convolutions; without norms a thin, deep student
+    does not train.
     """
     if any(operation(node) in _NORMS for node in program.graph.nodes):
         return Deepened(program)

@@ -1,13 +1,14 @@
-"""The first weights of a student: random, or inherited from the teacher. Layer: graph.
+"""Initial weights of a student: random, or inherited from the teacher.
 
-Inheriting keeps, for each atom, the indices with the largest summed squared weight over all tensors
-that share it; a student's tensor is then the teacher's at those indices. Kept widths 1 give back
-the teacher's function exactly.
+Inheriting keeps, for each atom, the indices with the largest sum of squared weights over all
+tensors that share it; a tensor of the student is the teacher's tensor at these indices. Without
+thinning the student computes exactly the teacher's function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod, sqrt
 
 import torch
@@ -18,18 +19,17 @@ from fitcompress.graph.axes.algebra import Atom, Axis, AxisAlgebra, Factor, Sum
 from fitcompress.graph.program import Program, operation
 from fitcompress.student.plan import StudentPlan
 
-__all__ = ["initial_tensors"]
+__all__ = ["initial_tensors", "random_program"]
 
 _NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 
 
 def initial_tensors(plan: StudentPlan, *, init: str, seed: int) -> dict[str, Tensor]:
-    """All tensors of the planned student by name, on the CPU. The teacher's tensors are read, never
-    modified.
+    """All tensors of the planned student by name, on the CPU.
 
-    init: "random" (He for convolutions, LeCun for linear maps; loose parameters by the teacher's
-    mean and deviation) or "inherit". Tensors that are new start at random either way, those that
-    end a residual branch at zero.
+    init: "inherit" or "random" (He for convolutions, LeCun for linear layers, the teacher's mean
+        and standard deviation for other parameters). New tensors are random in both cases, or zero
+        if they end a residual branch.
     """
     generator = torch.Generator().manual_seed(seed)
     roles = _roles(plan.program)
@@ -52,15 +52,18 @@ def initial_tensors(plan: StudentPlan, *, init: str, seed: int) -> dict[str, Ten
     return tensors
 
 
+def random_program(plan: StudentPlan, seed: int = 0) -> Program:
+    """The program of the planned student with random weights."""
+    return replace(plan.program, tensors=initial_tensors(plan, init="random", seed=seed))
+
+
 def _is_table(plan: StudentPlan, name: str, roles: dict[str, str]) -> bool:
-    """Whether the tensor is neither trained nor a statistic: it keeps its values whatever the
-    start."""
+    """Whether the tensor is neither trained nor a statistic; it keeps its values with any init."""
     return name not in plan.program.trainable and not roles.get(name, "").startswith("running")
 
 
 def _roles(program: Program) -> dict[str, str]:
-    """What each tensor is to the call that reads it: "conv.weight", "linear.weight", "norm.weight",
-    "bias", "running_var"..."""
+    """The role of each tensor in the call that reads it, such as "conv.weight" or "running_var"."""
     roles: dict[str, str] = {}
     for node in program.graph.nodes:
         kind = _kind(node)
@@ -90,7 +93,7 @@ def _weight_roles(node: Node, kind: str) -> Iterator[tuple[Node, str]]:
 
 
 def _random(role: str, like: Tensor, source: Tensor | None, generator: torch.Generator) -> Tensor:
-    """A fresh tensor of the shape of `like`, by what it is for."""
+    """A new tensor of the shape of `like`, initialized by its role."""
     shape = like.shape
     if role in ("bias", "running_mean"):
         return torch.zeros(shape, dtype=like.dtype)
@@ -107,12 +110,11 @@ def _random(role: str, like: Tensor, source: Tensor | None, generator: torch.Gen
     return values.mean() + noise * (values.std() if values.numel() > 1 else 0.0)
 
 
-# Inheritance
+# --- inheritance ---------------------------------------------------------------------------------
 
 
 def _kept_indices(plan: StudentPlan) -> dict[Atom, Tensor]:
-    """For each atom that gets thinner the indices to keep, in order: those with the most summed
-    squared weight."""
+    """For each thinned atom the indices with the largest sum of squared weights, in order."""
     algebra = plan.trace.algebra
     energy = {atom: torch.zeros(atom.size, dtype=torch.float64) for atom in plan.sizes}
     for name, value in plan.teacher.tensors.items():
@@ -127,13 +129,12 @@ def _kept_indices(plan: StudentPlan) -> dict[Atom, Tensor]:
 
 
 def _even_indices(plan: StudentPlan) -> dict[Atom, Tensor]:
-    """For each atom that gets thinner so many of its indices, evenly spaced: what tables keep where
-    no weights are inherited."""
+    """For each thinned atom evenly spaced indices, which tables keep if weights are random."""
     return {atom: torch.arange(size) * atom.size // size for atom, size in plan.sizes.items()}
 
 
 def _attribute(algebra: AxisAlgebra, axis: Axis, along: Tensor, energy: dict[Atom, Tensor]) -> None:
-    """Add the energy along an axis to the atoms that it is made of."""
+    """Adds the energy along an axis to the atoms of the axis."""
     sizes = [algebra.size((factor,)) for factor in axis]
     grid = along.reshape(sizes) if axis else along
     for place, factor in enumerate(axis):
@@ -147,12 +148,12 @@ def _attribute(algebra: AxisAlgebra, axis: Axis, along: Tensor, energy: dict[Ato
 
 
 def _sum_others(value: Tensor, dim: int) -> Tensor:
-    """The sums over all dimensions but one."""
+    """Sums over all dimensions except `dim`."""
     return value.movedim(dim, 0).reshape(value.shape[dim], -1).sum(1)
 
 
 def _select(plan: StudentPlan, name: str, value: Tensor, kept: dict[Atom, Tensor]) -> Tensor:
-    """The tensor at the indices that its axes keep."""
+    """The tensor at the kept indices of its axes."""
     for dim, axis in enumerate(plan.trace.weights[name]):
         indices = _axis_indices(plan.trace.algebra, plan.trace.algebra.normal(axis), kept)
         value = value.index_select(dim, indices)

@@ -1,7 +1,7 @@
-"""Students by what they may cost: the largest one within targets. Layer: pipeline.
+"""Search for the largest student within a latency.
 
-Parameters, operations and bytes are closed functions of the sizes; latency is measured on this
-machine, with random weights, and is then near 10 % of its target.
+Latency is measured on this machine, with random weights. The search limits multiply-adds and ends
+within about 10 % of the target.
 """
 
 from __future__ import annotations
@@ -21,95 +21,28 @@ from fitcompress.interface import Interface
 from fitcompress.ranks import num_processes
 from fitcompress.recipe.schema import StudentRecipe
 from fitcompress.recipe.targets import Target
-from fitcompress.student.init import initial_tensors
+from fitcompress.student.init import random_program
 from fitcompress.student.plan import StudentPlan, plan_student, plan_within
-from fitcompress.student.width_search import CLOSE, NARROWEST, Fit, Limits, Tally, tally_of
+from fitcompress.student.width_search import MIN_WIDTH_MULT, Limits
 
-__all__ = ["Latency", "measure_latency", "runners_of", "student_of", "with_random_weights"]
+__all__ = ["Latency", "measure_latency", "plan_within_latency", "runners_of"]
 
-_TRIES = 8
-
-
-_NEAR, _AIM = 0.9, 0.95
-"""The share of a latency from which a student counts as filling it, and what is tried for."""
-
-
+_MAX_TRIES = 8
+_ENOUGH, _AIM = 0.9, 0.95
+"""Share of the latency at which the search stops, and the share that each step aims at."""
 _NUM_RUNS, _SECONDS = 100, 8.0
-"""How often each network is called in turn, and when that ends sooner: too few calls of a large
-network are off by more than what is left between `_NEAR` and 1."""
-
-
-_FLATTEST, _LEAST_WAY = 0.2, 0.1
-"""How little more time more operations may seem to take; how far between two sizes the next one
-is at least from either."""
-
-
-def student_of(
-    teacher: Program,
-    interface: Interface,
-    recipe: StudentRecipe,
-    *,
-    emit: Emit,
-    before: tuple[float, float] | None = None,
-) -> StudentPlan:
-    """The student that a recipe describes: by its multipliers, or the largest within its targets.
-
-    before: depth-mult and most multiply-adds that were found for a latency earlier; it is then not
-    measured again.
-
-    Raises:
-        PlanError: even the smallest student costs more than a target allows.
-    """
-    targets = recipe.targets
-    if not targets:
-        return plan_student(teacher, depth_mult=recipe.depths[0], width_mult=recipe.width)
-    limits = _limits(targets, tally_of(teacher))
-    if "latency" in targets and before is not None:
-        return plan_within(teacher, replace(limits, macs=before[1]), before[:1])[0]
-    if "latency" in targets:
-        return _within_latency(teacher, interface, recipe, targets["latency"], limits, emit)
-    plan, fit = plan_within(teacher, limits, recipe.depths)
-    emit(Notice(topic="plan", message=_described(plan, fit, limits)))
-    return plan
-
-
-def _limits(targets: dict[str, Target], teacher: Tally) -> Limits:
-    def limit(kind: str, of_teacher: float) -> float | None:
-        return targets[kind].limit(of_teacher) if kind in targets else None
-
-    flops = limit("flops", 2 * teacher.macs)
-    macs = [m for m in (limit("macs", teacher.macs), flops and flops / 2) if m is not None]
-    return Limits(
-        limit("params", teacher.params), min(macs, default=None), limit("size", teacher.size)
-    )
-
-
-def _described(plan: StudentPlan, fit: Fit, limits: Limits) -> str:
-    text = (
-        f"the largest student within the targets uses {fit.share:.1%} of them: depth-mult"
-        f" {plan.depth_mult:g}, width-mult from {plan.width_mult:.3g} on"
-    )
-    if fit.share < CLOSE and fit.above is not None:
-        sizes = [_in_words(tally, limits) for tally in (fit.tally, fit.above)]
-        text += f"; the reachable ones next to them are {sizes[0]} and {sizes[1]}"
-    return text
-
-
-def _in_words(tally: Tally, limits: Limits) -> str:
-    words = {
-        "params": f"{tally.params:,} parameters",
-        "macs": f"{2 * tally.macs:,} FLOPs",
-        "size": f"{tally.size:,} bytes",
-    }
-    return " with ".join(words[kind] for kind in words if getattr(limits, kind) is not None)
-
-
-# --- latency ---------------------------------------------------------------------------------
+"""Calls of each network per measurement, and when it ends earlier. With fewer calls of a large
+network the error exceeds the range from `_ENOUGH` to 1.
+"""
+_MIN_SLOPE, _MIN_STEP = 0.2, 0.1
+"""Least growth of log latency per log multiply-adds, and least distance of the next size from both
+ends of the bracket, as a share of the bracket.
+"""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Median seconds of one call with one sample on this machine's CPU."""
+    """Median seconds per call with one sample on this machine's CPU."""
 
     onnxruntime: float
     torch: float
@@ -122,27 +55,27 @@ class Latency:
 
 @contextmanager
 def runners_of(program: Program, interface: Interface) -> Iterator[dict[str, Runner]]:
-    """By the name of each runtime, what runs the network in it; inside the block."""
+    """Runners of the network by runtime, valid inside the block."""
     network = build_network(program).eval()
     with onnx_copy(network, interface) as in_onnx:
         yield {"onnxruntime": in_onnx, "torch": torch_runner(network, interface.images.shape)}
 
 
 def measure_latency(networks: Sequence[Mapping[str, Runner]]) -> list[Latency]:
-    """How long networks take, in turns, so that what else the machine does hits all alike."""
+    """Latency of each network; calls alternate, so that other load affects all networks alike."""
     medians: dict[str, list[float]] = {}
     for runtime in ("onnxruntime", "torch"):
         times = paired_latency(
-            {str(number): own[runtime] for number, own in enumerate(networks)},
+            {str(number): runners[runtime] for number, runners in enumerate(networks)},
             (1,),
             num_runs=_NUM_RUNS,
             budget_s=_SECONDS,
         )
-        medians[runtime] = [own["1"].median_ms / 1e3 for own in times.values()]
+        medians[runtime] = [timing["1"].median_ms / 1e3 for timing in times.values()]
     return [Latency(*both) for both in zip(*medians.values(), strict=True)]
 
 
-def _within_latency(
+def plan_within_latency(
     teacher: Program,
     interface: Interface,
     recipe: StudentRecipe,
@@ -150,68 +83,73 @@ def _within_latency(
     limits: Limits,
     emit: Emit,
 ) -> StudentPlan:
-    """The largest student within the limits that is fast enough in onnxruntime, found by limiting
-    its multiply-adds.
+    """The largest student within the limits that meets the latency in onnxruntime.
+
+    Raises:
+        PlanError: even the smallest student is too slow or exceeds a limit, or several processes
+            would measure different latencies.
     """
     if num_processes() > 1:
         raise PlanError(
-            "several processes would each measure another latency",
-            advice="find the student with `fitcompress plan` first, and give --target-macs",
+            "planning for a latency: each of several processes would measure another one",
+            code="latency-with-processes",
+            advice="Run `fitcompress plan` first, then pass its multiply-adds as --target-macs.",
         )
     same = plan_student(teacher, depth_mult=1, width_mult=1)
 
-    def measured(plan: StudentPlan) -> tuple[StudentPlan, float]:
-        """The plan, and what it takes as a share of the target."""
-        with runners_of(with_random_weights(plan), interface) as own:
-            *others, found = measure_latency([*beside, own])
-        most = target.limit(others[0].onnxruntime if others else 0)
-        share = found.onnxruntime / most
+    def measure(plan: StudentPlan) -> float:
+        """Latency of the planned student as a share of the target."""
+        with runners_of(random_program(plan), interface) as runners:
+            *others, found = measure_latency([*references, runners])
+        share = found.onnxruntime / target.limit(others[0].onnxruntime if others else 0)
         size = f"depth-mult {plan.depth_mult:g}, {plan.costs.macs:,} multiply-adds"
-        emit(Notice(topic="plan", message=f"{size}: {found} ({share:.0%} of the target)"))
-        return plan, share
+        message = f"{size}: {found} ({share:.0%} of the target)"
+        emit(Notice(topic="plan", message=message, code="latency-measured"))
+        return share
 
     with ExitStack() as stack:
-        beside: list[Mapping[str, Runner]] = []
+        references: list[Mapping[str, Runner]] = []
         if target.is_share:
-            whole = runners_of(with_random_weights(same), interface)
-            beside.append(stack.enter_context(whole))
-        return _search(teacher, recipe.depths, limits, 4 * same.costs.macs, measured)
+            # A copy of the teacher, measured with each student.
+            references.append(stack.enter_context(runners_of(random_program(same), interface)))
+        return _search(teacher, recipe.depths, limits, 4 * same.costs.macs, measure)
 
 
 def _search(
     teacher: Program,
     depths: Sequence[float],
     limits: Limits,
-    high: int,
-    measured: Callable[[StudentPlan], tuple[StudentPlan, float]],
+    too_many: int,
+    measure: Callable[[StudentPlan], float],
 ) -> StudentPlan:
-    """The largest student that is within the limits and the latency; `high`: multiply-adds that are
-    too many.
-    """
+    """Bisects multiply-adds between the smallest student and `too_many`."""
 
     def within(macs: int) -> StudentPlan:
         most_macs = macs if limits.macs is None else min(macs, limits.macs)
         return plan_within(teacher, replace(limits, macs=most_macs), (depth,))[0]
 
     for depth in depths:
-        narrow = plan_student(teacher, depth_mult=depth, width_mult=NARROWEST)
-        best, share = measured(within(narrow.costs.macs))
-        if share <= 1:
+        narrowest = plan_student(teacher, depth_mult=depth, width_mult=MIN_WIDTH_MULT)
+        best = within(narrowest.costs.macs)
+        if (share := measure(best)) <= 1:
             break
     else:
         raise PlanError(
-            f"no student is that fast: the smallest, at depth-mult {depth:g}, takes"
-            f" {share:.3g} times as long as it may",
-            advice="raise the target, or lower --depth-mult",
+            f"planning for a latency: the smallest student, at depth-mult {depth:g}, takes"
+            f" {share:.3g} times the target",
+            code="latency-target-too-small",
+            advice="Raise the target or lower --depth-mult.",
+            depth_mult=depth,
+            share=share,
         )
     fast: list[tuple[int, float]] = [(best.costs.macs, share)]
-    slow: tuple[int, float | None] = high, None
-    for _ in range(_TRIES):
-        if share >= _NEAR or fast[-1][0] >= (limits.macs or math.inf):
+    slow: tuple[int, float | None] = too_many, None
+    for _ in range(_MAX_TRIES):
+        if share >= _ENOUGH or fast[-1][0] >= (limits.macs or math.inf):
             break
-        middle = _promising(fast, slow)
-        plan, used = measured(within(middle))
-        if used <= 1:
+        middle = _next_size(fast, slow)
+        plan = within(middle)
+        if (used := measure(plan)) <= 1:
             fast.append((middle, used))
             best, share = plan, used
         else:
@@ -219,11 +157,12 @@ def _search(
     return best
 
 
-def _promising(fast: Sequence[tuple[int, float]], slow: tuple[int, float | None]) -> int:
-    """Multiply-adds that may take `_AIM` of the latency, on a straight line of the logarithms.
+def _next_size(fast: Sequence[tuple[int, float]], slow: tuple[int, float | None]) -> int:
+    """Multiply-adds estimated to take `_AIM` of the latency: log latency is taken as linear in log
+    multiply-adds.
 
-    fast: those that take less and what they took, in order.
-    slow: some that take more, and what they took if that was measured.
+    fast: multiply-adds that meet the latency and the share that they take, in order.
+    slow: multiply-adds that exceed it, and the share if measured.
     """
     start, below = map(math.log, fast[-1])
     end = math.log(slow[0])
@@ -233,11 +172,6 @@ def _promising(fast: Sequence[tuple[int, float]], slow: tuple[int, float | None]
         slope = (below - math.log(fast[-2][1])) / (start - math.log(fast[-2][0]))
     else:
         slope = 1.0
-    steps = (math.log(_AIM) - below) / max(slope, _FLATTEST)
-    way = min(max(steps / (end - start), _LEAST_WAY), 1 - _LEAST_WAY)
-    return int(math.exp(start + way * (end - start)))
-
-
-def with_random_weights(plan: StudentPlan) -> Program:
-    """The planned student, as something that runs: it takes as long with any weights."""
-    return replace(plan.program, tensors=initial_tensors(plan, init="random", seed=0))
+    distance = (math.log(_AIM) - below) / max(slope, _MIN_SLOPE)
+    step = min(max(distance / (end - start), _MIN_STEP), 1 - _MIN_STEP)
+    return int(math.exp(start + step * (end - start)))

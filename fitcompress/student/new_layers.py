@@ -1,5 +1,4 @@
-"""New layers put into a program: a norm behind a convolution, a residual layer behind any
-contraction. Layer: graph."""
+"""Inserts layers into a program: norms after convolutions, residual layers after contractions."""
 
 from __future__ import annotations
 
@@ -26,19 +25,19 @@ _MOMENTUM, _EPS = 0.1, 1e-5
 
 @dataclass(frozen=True)
 class Insert:
-    """Nodes that were put into a graph."""
+    """Nodes inserted into a graph."""
 
     output: Node
     tensors: dict[str, Tensor]
     """The new tensors by name, on the meta device."""
     trainable: frozenset[str]
     zeroed: frozenset[str] = frozenset()
-    """Those that start at zero."""
+    """Tensors that start at zero."""
     origins: dict[str, str] = field(default_factory=dict)
 
 
 class _Builder:
-    """Adds nodes one behind the other, and the tensors that they need."""
+    """Appends nodes and their tensors after a node."""
 
     def __init__(self, point: Node) -> None:
         self.graph: Graph = point.graph
@@ -78,7 +77,7 @@ class _Builder:
 
 
 def insert_norm(program: Program, node: Node) -> Insert:
-    """A batch norm behind a convolution, read by all that read the convolution."""
+    """Inserts a batch norm after a convolution, for all users of the convolution."""
     weight = str(node.args[1].target)  # type: ignore[union-attr]
     users = list(node.users)
     build = _Builder(node)
@@ -90,17 +89,19 @@ def insert_norm(program: Program, node: Node) -> Insert:
 
 
 def takes_residual(program: Program, node: Node) -> bool:
-    """Whether there is a residual layer for the kind of contraction that `node` is."""
+    """Whether `insert_residual` supports the node."""
     return operation(node) in (*_MAPS, "linear") and _trained_weight(program, node) is not None
 
 
 def insert_residual(
     program: Program, node: Node, shapes: dict[str, Shape], names: TakenNames
 ) -> Insert:
-    """y + layer(activation(norm(y))) behind a convolution or linear map y, of the kinds found
-    nearest to it; the new layer starts at zero. It is named after the map: `conv1_deeper`.
+    """Inserts y + layer(activation(norm(y))) after a convolution or linear layer y.
 
-    shapes: those of all values, so that a weight counts as it is where it is used.
+    Norm and activation are like the nearest ones in the graph. The new layer starts at zero and is
+    named after y, such as `conv1_deeper`.
+
+    shapes: shapes of all values; that of y's weight may differ from its tensor's.
     """
     is_map, weight = operation(node) in _MAPS, _trained_weight(program, node)
     assert weight is not None, node
@@ -123,7 +124,7 @@ def insert_residual(
 
 
 def _trained_weight(program: Program, node: Node) -> str | None:
-    """The name of the contraction's weight, also where it is standardised before it is used."""
+    """The name of the contraction's weight, which may be standardized before it is used."""
     pending = [node.args[1]] if len(node.args) > 1 else []
     while pending:
         source = pending.pop(0)
@@ -149,8 +150,10 @@ def _norm_like(build: _Builder, node: Node, path: str, channels: int, is_map: bo
 
 
 def _layer(build: _Builder, node: Node, source: Node, path: str, shape: tuple[int, ...]) -> Node:
-    """A contraction like `node` that keeps its input's shape: stride 1, odd kernel of at most 3, as
-    depthwise as it."""
+    """A contraction like `node` that keeps the shape of its input.
+
+    It has stride 1 and kernel 1 or 3, and is depthwise if `node` is.
+    """
     width, inner, *kernel = shape
     if not kernel:
         weight = build.tensor(f"{path}.weight", width, width)
@@ -171,7 +174,7 @@ def _groups(node: Node) -> int:
 
 
 def _nearest(node: Node, wanted: Callable[[Node], bool]) -> Node | None:
-    """The wanted node that stands closest in the graph, first behind, then before."""
+    """The nearest matching node in graph order; of two at the same distance, the later one."""
     behind = node.next
     before = node.prev
     while behind.op != "root" or before.op != "root":

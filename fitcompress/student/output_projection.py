@@ -1,7 +1,7 @@
-"""A linear map at the end of a network whose output is as wide as its inside. Layer: graph.
+"""Linear layers after outputs whose width is also the width of inner layers.
 
-An embedding, or a feature map, often is the residual stream itself. Its width is the output's,
-which is not ours to choose, so nothing could get thinner; with a map behind it, all before it can.
+The output of an embedding model is often the residual stream itself. Since its width is fixed,
+no layer could be thinned; with a linear layer after the output, all layers before it can.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ aten = torch.ops.aten
 
 
 def project_outputs(program: Program, trace: AxisTrace) -> Deepened:
-    """The program with a linear map behind each output along the dimensions that weights inside of
-    it read too; unchanged where there are none. It starts as the identity. Nothing is modified.
+    """The program with linear layers after its outputs, along the dimensions that inner weights read.
 
-    trace: the axes of `program`.
+    The layers start as the identity. A program without such dimensions is returned unchanged.
     """
     dims = {node.name: _shared_dims(trace, node.name) for node in output_nodes(program.graph)}
     if not any(dims.values()):
@@ -51,8 +50,9 @@ def project_outputs(program: Program, trace: AxisTrace) -> Deepened:
 
 
 def _shared_dims(trace: AxisTrace, name: str) -> list[int]:
-    """The dimensions of an output that are fixed only because they are an output's, and that
-    weights inside of the network sum over."""
+    """The dimensions of an output that are fixed only because it is an output, and that inner
+    weights sum over.
+    """
     algebra = trace.algebra
     return [
         dim
@@ -63,7 +63,7 @@ def _shared_dims(trace: AxisTrace, name: str) -> list[int]:
 
 
 def _map_along(node: Node, dim: int, weight: str) -> Node:
-    """The linear map along one dimension; all nodes go where the graph inserts."""
+    """A linear layer along one dimension, at the graph's insert point."""
     graph = node.graph
     matrix = graph.create_node("get_attr", weight)
     last = graph.call_function(aten.transpose.int, (node, dim, -1))

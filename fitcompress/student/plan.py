@@ -1,7 +1,6 @@
-"""The student as a plan: a program without weights, where it came from, and what it costs. Layer:
-graph.
+"""The plan of a student: its program without weights, its origin and its costs.
 
-Planning is deterministic and touches no tensor's values; `initialise` turns a plan into weights.
+Planning is deterministic and reads no tensor values; `init` turns a plan into weights.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class StudentPlan:
 
     teacher: Program
     program: Program
-    """The student: its tensors are on the meta device."""
+    """The student, with tensors on the meta device."""
     deepened: Deepened
-    """The teacher with the student's depth and its own width: the tensors of `trace`."""
+    """The teacher with the student's depth and the teacher's width; `trace` is its trace."""
     trace: AxisTrace
     sizes: dict[Atom, int]
     teacher_costs: Costs
@@ -47,22 +46,24 @@ class StudentPlan:
     has_projected_outputs: bool
     depth_mult: float
     width_mult: float
-    """Of all axes, or that from which single ones were made wider."""
+    """Of all axes, or the lower bound from which single axes were widened."""
     limits: Limits = field(default_factory=Limits)
-    """Within which it is the largest."""
+    """Limits within which it is the largest student."""
 
 
 def plan_student(teacher: Program, *, depth_mult: float, width_mult: float) -> StudentPlan:
-    """The student that is `depth_mult` times as deep and `width_mult` times as wide as `teacher`.
-    Nothing is modified.
+    """Plans a student `depth_mult` times as deep and `width_mult` times as wide as the teacher.
 
     Raises:
-        PlanError: a multiplier is out of range, or what was planned does not run.
+        PlanError: a multiplier is out of range, or the planned student does not run.
     """
     if not (1 <= depth_mult < inf and 0 < width_mult <= 1):
         raise PlanError(
-            f"a student cannot have depth-mult {depth_mult:g} and width-mult {width_mult:g}",
-            advice="depth-mult must be at least 1, width-mult above 0 and at most 1",
+            "planning the student: expected depth-mult of at least 1 and width-mult above 0 and at"
+            f" most 1, got {depth_mult:g} and {width_mult:g}",
+            code="multiplier-out-of-range",
+            depth_mult=depth_mult,
+            width_mult=width_mult,
         )
     base = _deepened(teacher, depth_mult, thins=width_mult < 1)
     return _thinned(base, plan_sizes(base.trace, width_mult), depth_mult, width_mult)
@@ -71,11 +72,13 @@ def plan_student(teacher: Program, *, depth_mult: float, width_mult: float) -> S
 def plan_within(
     teacher: Program, limits: Limits, depths: Sequence[float]
 ) -> tuple[StudentPlan, Fit]:
-    """The largest student within the limits. Of several depths the first at which one fills them,
-    else the one that fills most of them. Nothing is modified.
+    """Plans the largest student within the limits.
+
+    Of several depths, the first at which a student fills the limits is used; if none does, the one
+    at which it comes closest.
 
     Raises:
-        PlanError: the smallest student there is oversteps a limit; the message has its costs.
+        PlanError: even the smallest student exceeds a limit.
     """
     found: list[tuple[Fit, _Base, float]] = []
     for depth_mult in depths:
@@ -88,10 +91,15 @@ def plan_within(
     if not fitting:
         fit, _, depth_mult = min(found, key=lambda entry: entry[0].share)
         raise PlanError(
-            f"no student is that small: the smallest, at depth-mult {depth_mult:g}, has"
-            f" {fit.tally.params:,} parameters, {2 * fit.tally.macs:,} FLOPs and"
+            f"planning the student: the smallest, at depth-mult {depth_mult:g}, exceeds a target"
+            f" with {fit.tally.params:,} parameters, {2 * fit.tally.macs:,} FLOPs and"
             f" {fit.tally.size:,} bytes",
-            advice="raise the target, or lower --depth-mult",
+            code="target-too-small",
+            advice="Raise the target or lower --depth-mult.",
+            depth_mult=depth_mult,
+            params=fit.tally.params,
+            flops=2 * fit.tally.macs,
+            size_bytes=fit.tally.size,
         )
     fit, base, depth_mult = max(fitting, key=lambda entry: entry[0].share)
     return replace(_thinned(base, fit.sizes, depth_mult, fit.width_mult), limits=limits), fit
@@ -99,7 +107,7 @@ def plan_within(
 
 @dataclass(frozen=True)
 class _Base:
-    """A teacher that was deepened, before its axes get new sizes."""
+    """A deepened teacher whose axes still have the teacher's sizes."""
 
     teacher: Program
     deepened: Deepened

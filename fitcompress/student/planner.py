@@ -1,7 +1,4 @@
-"""From a teacher to the networks of a run: the student, the hint pairs, and the plan to read.
-
-Layer: pipeline. Knows no data and trains nothing.
-"""
+"""Plans a run: the student, the hint pairs and the summary. Uses no data and trains nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from dataclasses import dataclass, replace
 from fitcompress.distillation.pairs import HintPair, LayerMap, choose_pairs, map_layers
 from fitcompress.distillation.regressors import Regressor, make_regressor
 from fitcompress.errors import PlanError
-from fitcompress.events import Emit, Notice
+from fitcompress.events import Emit
 from fitcompress.graph.analysis.blocks import find_blocks
 from fitcompress.graph.axes.trace import AxisTrace
 from fitcompress.graph.program import Program
@@ -21,10 +18,10 @@ from fitcompress.models.teacher import Teacher
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.recipe.schema import HintRecipe
 from fitcompress.records.plan_summary import PlanSummary
-from fitcompress.student.init import initial_tensors
-from fitcompress.student.latency_search import student_of
-from fitcompress.student.own_student import open_student
+from fitcompress.student.custom_student import open_custom_student
+from fitcompress.student.init import initial_tensors, random_program
 from fitcompress.student.plan import StudentPlan
+from fitcompress.student.sizing import plan_from_recipe
 from fitcompress.student.summary import plan_notices, summarize_plan
 
 __all__ = ["Planned", "make_baseline", "make_regressors", "plan_run"]
@@ -66,32 +63,28 @@ def plan_run(
     meta: bool = False,
     before: tuple[float, float] | None = None,
 ) -> Planned:
-    """The student and the hint pairs for a teacher.
+    """Plans the student of a teacher and the hint pairs between them.
 
-    meta: the student gets shapes only, no weights.
-    before: see `budgets.student_of`.
+    meta: leaves the student's tensors on the meta device, for plans.
+    before: see `plan_from_recipe`.
 
     Raises:
-        PlanError: no student or no pair can be planned as asked.
-        LayerError: a layer that was named is unknown or ambiguous.
-        TeacherError: a student of the user's own cannot be opened, or has other outputs.
+        PlanError: no student or no hint pair satisfies the recipe.
+        LayerError: a named layer is unknown or ambiguous.
+        CaptureError, TeacherError: a custom student cannot be opened.
     """
     if recipe.student.source:
         plan = None
-        program, interface = open_student(teacher, recipe, emit, meta)
+        program, interface = open_custom_student(teacher, recipe, emit, meta)
     else:
-        plan = student_of(
-            teacher.program,
-            teacher.interface,
-            recipe.student,
-            emit=emit,
-            before=before,
+        plan = plan_from_recipe(
+            teacher.program, teacher.interface, recipe.student, emit=emit, before=before
         )
         program, interface = plan.program, teacher.interface
         if not meta:
             tensors = initial_tensors(plan, init=recipe.student.init, seed=recipe.run.seed)
             program = replace(program, tensors=tensors)
-    trace = plan.trace if plan else None  # of the deepened teacher: both networks' nodes are in it
+    trace = plan.trace if plan else None  # it contains the nodes of both networks
     teacher_model, teacher_map = _mapped(teacher.program, teacher.interface, trace)
     student, student_map = _mapped(program, interface, trace)
     maps = teacher_map, student_map
@@ -99,7 +92,7 @@ def plan_run(
     regressors = make_regressors(pairs, recipe.hints)
     notices = plan_notices(plan)
     for notice in notices:
-        emit(Notice(topic="plan", message=notice))
+        emit(notice)
     summary = summarize_plan(maps, plan, pairs, regressors, notices, recipe)
     inherits = plan is not None and recipe.student.init == "inherit" and _has_other_shapes(plan)
     return Planned(
@@ -117,7 +110,7 @@ def plan_run(
 def _mapped(
     program: Program, interface: Interface, trace: AxisTrace | None
 ) -> tuple[Model, LayerMap]:
-    """The program's model and the map of its layers."""
+    """The model of a program and the map of its layers."""
     spine = find_blocks(program)
     model = make_model(program, interface, spine)
     return model, map_layers(program, model.network, trace, spine)
@@ -127,10 +120,7 @@ def make_baseline(planned: Planned, seed: int) -> Model:
     """The student with random weights, those that a randomly initialized student starts from. A
     custom student keeps the weights that it came with.
     """
-    program = planned.student.program
-    if planned.plan is not None:
-        tensors = initial_tensors(planned.plan, init="random", seed=seed)
-        program = replace(program, tensors=tensors)
+    program = random_program(planned.plan, seed) if planned.plan else planned.student.program
     return make_model(program, planned.student.interface)
 
 
@@ -154,8 +144,9 @@ def _pairs(
         return pairs
     if not num_classes:
         raise PlanError(
-            "learning labels as hints: the teacher's outputs are not classes",
-            advice="Leave out hints.target=labels.",
+            "using labels as hints: the teacher's outputs are not classes",
+            code="label-hints-without-classes",
+            advice="Drop hints.target=labels.",
         )
     return tuple(
         replace(
@@ -186,5 +177,5 @@ def make_regressors(pairs: Sequence[HintPair], recipe: HintRecipe) -> list[tuple
 
 
 def _is_raw_hint(recipe: HintRecipe) -> bool:
-    """Whether what is learnt are the teacher's own values: all else may be negative."""
+    """Whether hints are the teacher's values, which are non-negative after a ReLU."""
     return recipe.target in ("teacher", "shuffled") and not recipe.standardise

@@ -7,6 +7,7 @@ from itertools import groupby, zip_longest
 
 from fitcompress.distillation.pairs import HintPair, LayerMap
 from fitcompress.distillation.regressors import Regressor
+from fitcompress.events import Notice
 from fitcompress.graph.analysis.blocks import Block
 from fitcompress.graph.analysis.costs import measure_costs
 from fitcompress.graph.program import Program
@@ -22,23 +23,24 @@ from fitcompress.records.plan_summary import (
 from fitcompress.student.plan import StudentPlan
 
 
-def plan_notices(plan: StudentPlan | None) -> list[str]:
+def plan_notices(plan: StudentPlan | None) -> list[Notice]:
     if plan is None:
         return []
-    notices = []
+    notices = {}
     if plan.has_restored_norms:
-        notices.append(
+        notices["norms-added"] = (
             "the teacher has no normalization layers: the student gets a batch norm after each"
             " convolution, so that it can be trained"
         )
     if plan.has_projected_outputs:
-        notices.append(
+        notices["projection-added"] = (
             "the teacher's output has the width of its inner layers: the student gets a final"
             " linear layer of that width, so that the layers before it can be narrower"
         )
     unknown = [place.reason for place in plan.frozen if place.reason.startswith("no rule")]
-    notices.extend(f"{reason}: the tensors it uses keep the teacher's width" for reason in unknown)
-    return notices
+    kept = [f"{reason}: the tensors it uses keep the teacher's width" for reason in unknown]
+    coded = [*notices.items(), *(("operation-without-rule", message) for message in kept)]
+    return [Notice(topic="plan", message=message, code=code) for code, message in coded]
 
 
 def summarize_plan(
@@ -46,7 +48,7 @@ def summarize_plan(
     plan: StudentPlan | None,
     pairs: Sequence[HintPair],
     regressors: Sequence[tuple[Regressor, str]],
-    notices: list[str],
+    notices: Sequence[Notice],
     recipe: Recipe,
 ) -> PlanSummary:
     """The summary of a planned student, or of a custom one (`plan` is None)."""
@@ -75,7 +77,7 @@ def summarize_plan(
             FrozenSizes(reason=place.reason, sizes=tuple(place.sizes), tensors=tuple(place.tensors))
             for place in (plan.frozen if plan else ())
         ),
-        notices=tuple(notices),
+        notices=tuple(notice.message for notice in notices),
         depth_mult=plan.depth_mult if plan else None,
         width_mult=plan.width_mult if plan else None,
         most_macs=plan.limits.macs if plan else None,

@@ -1,7 +1,7 @@
-"""Thinner: new sizes for the atoms that are free, and the program rewritten to them. Layer: graph.
+"""Thins a program: chooses new sizes of its free atoms and rewrites it to them.
 
-Sizes are planned as numbers before any tensor exists; the rewriting is then mechanical: every
-tensor gets the sizes of its axes and every bound literal the size of its axis.
+Sizes are planned before any tensor exists. Rewriting is mechanical: each tensor gets the sizes of
+its axes and each bound literal the size of its axis.
 """
 
 from __future__ import annotations
@@ -37,20 +37,22 @@ __all__ = [
 ]
 
 _CLOSE_ENOUGH = (0.7, 1.4)
-"""How far the achieved share may be from the asked one before heads or groups are left whole and
-their insides thinned."""
+"""Range of the achieved over the requested share of heads or groups; outside of it, their number is
+kept and their width is thinned.
+"""
 KEPT = "the other factor beside it is thinned (of groups or heads either the number or the width)"
-"""The reason for an axis that could be thinned and is not."""
+"""Reason of an axis that could be thinned but is kept."""
 _MUCH_LESS = 0.9
-"""The share of the parameters that scaling the insides of groups must leave, over scaling their
-number, to be preferred: a group's width is in a weight twice, the number of groups once."""
+"""Thinning the width of groups is preferred to thinning their number if it leaves less than this
+share of the parameters: a weight has the width of a group twice, the number of groups once.
+"""
 
 
 def round_width(size: int, width_mult: float, unit: int = 1) -> int:
-    """A count near `size * width_mult` so that `count * unit` is a friendly number of channels.
+    """A count near `size * width_mult` such that `count * unit` is a round number of channels.
 
-    The nearest multiple of 8 when that moves it by at most a tenth, else of 4, 2, 1: odd widths are
-    not faster.
+    It is the nearest multiple of 8 if that changes it by at most a tenth, otherwise of 4, 2 or 1:
+    odd widths are not faster.
 
     >>> round_width(64, 0.3), round_width(32, 0.3), round_width(3, 0.3, 64)
     (20, 10, 1)
@@ -65,16 +67,20 @@ def round_width(size: int, width_mult: float, unit: int = 1) -> int:
 
 
 def plan_sizes(trace: AxisTrace, width_mult: float) -> dict[Atom, int]:
-    """New sizes of the free atoms. In a product one factor scales and the others stay: heads before
-    head width, groups before group width, unless so few of them are left that the share would be
-    missed by far, or scaling the inner ones leaves much fewer parameters.
+    """New sizes of the free atoms.
+
+    In a product one factor is thinned and the others are kept. Heads are thinned before head width,
+    and groups before group width, unless rounding their small number misses the share by far or
+    thinning their width leaves far fewer parameters.
     """
     return Thinning(trace).sizes(width_mult)
 
 
 def _products(trace: AxisTrace) -> Iterator[Axis]:
-    """All products among the weights' axes, those of several factors first, so that they decide who
-    scales."""
+    """All products among the weights' axes, those of several factors first.
+
+    The order matters: products of several factors decide which factor is thinned.
+    """
     seen: dict[Axis, None] = {}
     for axes in trace.weights.values():
         for axis in axes:
@@ -84,17 +90,17 @@ def _products(trace: AxisTrace) -> Iterator[Axis]:
 
 
 class Thinning:
-    """What stands beside what among the weights' axes, on which any width is tried."""
+    """The relations between atoms of the weights' axes; computed once, used for any width."""
 
     def __init__(self, trace: AxisTrace) -> None:
         self.trace = trace
         self.free = free_weight_atoms(trace)
         self.products = list(_products(trace))
-        self.beside: dict[Factor, set[Atom]] = {}
+        self.neighbors: dict[Factor, set[Atom]] = {}
         for product in self.products:
             for factor in product:
                 others = (other for other in product if other is not factor)
-                self.beside.setdefault(factor, set()).update(*map(self.free_atoms, others))
+                self.neighbors.setdefault(factor, set()).update(*map(self.free_atoms, others))
         self.tensors_with: dict[Atom, dict[str, None]] = {}
         for name, axes in trace.weights.items():
             for atom in (atom for axis in axes for atom in trace.algebra.atoms(axis)):
@@ -104,7 +110,7 @@ class Thinning:
         return set(self.trace.algebra.atoms((factor,))) & self.free
 
     def sizes(self, width_mult: float) -> dict[Atom, int]:
-        """As `plan_sizes`."""
+        """See `plan_sizes`."""
         if width_mult == 1:
             return {}
         choice = _Choice(self, width_mult)
@@ -114,7 +120,7 @@ class Thinning:
 
 
 class _Choice:
-    """Which atoms scale, decided product by product."""
+    """Decides product by product which atoms are thinned."""
 
     def __init__(self, thinning: Thinning, width_mult: float) -> None:
         self.thinning, self.trace, self.width_mult = thinning, thinning.trace, width_mult
@@ -122,7 +128,7 @@ class _Choice:
         self.sizes: dict[Atom, int] = {}
 
     def settle(self, product: Axis) -> None:
-        """One factor of the product scales, the others are held."""
+        """Chooses the factor of the product that is thinned and keeps the others."""
         chosen = self._factor_to_scale(product)
         for factor in product:
             if factor is not chosen:
@@ -141,15 +147,14 @@ class _Choice:
         return close[1] if is_outer and self._should_stay(close[0]) else close[0]
 
     def _should_stay(self, factor: Factor) -> bool:
-        """Whether scaling all that stands beside the factor in some product leaves much fewer
-        parameters than scaling the factor itself."""
-        alone, beside = self.thinning.free_atoms(factor), self.thinning.beside[factor]
-        atoms = (*alone, *beside)
+        """Whether thinning the factor's neighbors leaves far fewer parameters than thinning it."""
+        alone, neighbors = self.thinning.free_atoms(factor), self.thinning.neighbors[factor]
+        atoms = (*alone, *neighbors)
         touched = dict.fromkeys(name for atom in atoms for name in self.thinning.tensors_with[atom])
-        return self._params(touched, beside) < _MUCH_LESS * self._params(touched, alone)
+        return self._params(touched, neighbors) < _MUCH_LESS * self._params(touched, alone)
 
     def _params(self, names: Iterable[str], scaled: Iterable[Atom]) -> int:
-        """The size of some tensors when these atoms are scaled."""
+        """Number of elements of the named tensors if the atoms are scaled."""
         axes, resize = self.trace.weights, self.trace.algebra.resize
         sizes = {atom: max(1, round(atom.size * self.width_mult)) for atom in scaled}
         return sum(prod(resize(axis, sizes) for axis in axes[name]) for name in names)
@@ -163,11 +168,10 @@ def _divides_well(factor: Factor, width_mult: float) -> bool:
 
 
 def thin_program(program: Program, trace: AxisTrace, sizes: Mapping[Atom, int]) -> Program:
-    """The program with the atoms at their new sizes, its tensors on the meta device. The argument
-    is not modified.
+    """The program with the new sizes of the atoms, and its tensors on the meta device.
 
-    Sizes that hold the batch become -1 where the operation infers them, so that the result takes
-    every batch.
+    Sizes that contain the batch become -1 where the operation can infer them, so that the result
+    runs at any batch size.
     """
     thin = clone(program)
     nodes = {node.name: node for node in thin.graph.nodes}
@@ -207,7 +211,7 @@ def _changed(axis: Axis, trace: AxisTrace, sizes: Mapping[Atom, int]) -> bool:
 
 
 def _batch_times(node: Node, count: int) -> Node:
-    """A node for `count` times the batch size, in front of `node`."""
+    """Inserts a node for `count` times the batch size before `node`."""
     graph = node.graph
     source = next(other for other in graph.nodes if other.op == "placeholder")
     with graph.inserting_before(node):
@@ -218,8 +222,7 @@ def _batch_times(node: Node, count: int) -> Node:
 def _rewrite_constant(
     node: Node, argument: str, axes: tuple[Axis, ...], trace: AxisTrace, sizes: Mapping[Atom, int]
 ) -> None:
-    """A float that is a power of an axis's old size becomes the same power of its new one
-    (1/sqrt(d) in attention)."""
+    """Rescales a float that is a power of an axis's old size, such as 1/sqrt(d) in attention."""
     value = _literal(node, argument, None)
     for axis in reversed(axes):
         old, new = trace.algebra.size(axis), trace.algebra.resize(axis, sizes)
@@ -230,8 +233,7 @@ def _rewrite_constant(
 
 
 def _position(node: Node, argument: str) -> int | None:
-    """Where the argument stands among the positional ones of the call; None when it is given by
-    name."""
+    """The position of the argument in the call; None if it is passed by keyword."""
     assert isinstance(node.target, OpOverload)
     names = [schema.name for schema in node.target._schema.arguments]
     place = names.index(argument)
@@ -257,8 +259,9 @@ def _set_literal(node: Node, argument: str, index: int | None, value: Any) -> No
 
 
 def verify_program(program: Program, reference: Program) -> None:
-    """Check that the program runs at a batch size that nothing was derived at, and gives outputs of
-    the reference's shapes.
+    """Checks that the program runs and has the reference's output shapes.
+
+    The batch size differs from those used for planning.
 
     Raises:
         PlanError: it does not.
@@ -267,17 +270,23 @@ def verify_program(program: Program, reference: Program) -> None:
         found = output_shapes(program, COUNTED_BATCH)
     except (RuntimeError, ValueError, TypeError) as error:
         cause = first_line(error)
-        raise PlanError(f"the planned student does not run: {cause}") from error
+        raise PlanError(
+            f"verifying the planned student: it does not run: {cause}",
+            code="planned-student-fails",
+        ) from error
     expected = output_shapes(reference, COUNTED_BATCH)
     if found != expected:
         raise PlanError(
-            f"the planned student gives outputs of shape {found}, the teacher {expected}"
+            f"verifying the planned student: expected outputs of shape {expected}, got {found}",
+            code="planned-outputs-mismatch",
+            expected=[list(shape) for shape in expected],
+            got=[list(shape) for shape in found],
         )
 
 
 @dataclass(frozen=True)
 class FrozenPlace:
-    """Sizes that could not be thinned for one reason, and the weights that have them."""
+    """Sizes that cannot be thinned for one reason, and the weights that have them."""
 
     reason: str
     sizes: tuple[int, ...]
@@ -287,8 +296,10 @@ class FrozenPlace:
 def frozen_places(
     trace: AxisTrace, trainable: frozenset[str], sizes: Mapping[Atom, int]
 ) -> tuple[FrozenPlace, ...]:
-    """Where trained tensors stay as wide as the teacher's for a reason not in the task, most
-    tensors first; `sizes` is what `plan_sizes` gave."""
+    """The reasons, other than inputs and outputs, why trained tensors keep the teacher's sizes.
+
+    Those with the most tensors come first. sizes: the result of `plan_sizes`.
+    """
     found: dict[str, dict[str, set[Atom]]] = {}
     for name in filter(trainable.__contains__, trace.weights):
         for axis in trace.weights[name]:

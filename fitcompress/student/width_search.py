@@ -1,7 +1,6 @@
-"""What a program costs as a closed function of its atoms' sizes, and the largest sizes within
-limits. Layer: graph.
+"""Costs of a program as a function of its atoms' sizes, and the largest sizes within limits.
 
-No tensor is made and no graph is rewritten to answer: a network of some hundred layers takes
+No tensor is created and no graph is rewritten: a network of a few hundred layers takes
 milliseconds.
 """
 
@@ -26,7 +25,7 @@ from fitcompress.student.width import Thinning
 
 __all__ = [
     "CLOSE",
-    "NARROWEST",
+    "MIN_WIDTH_MULT",
     "CostTable",
     "Costing",
     "Fit",
@@ -37,32 +36,32 @@ __all__ = [
 ]
 
 CLOSE = 0.97
-"""The share of a limit from which a student counts as filling it."""
+"""Share of a limit from which a student counts as filling it."""
 _FULL = 0.995
-"""The share at which no more is tried."""
-NARROWEST = 0.01
-"""The width of the smallest student."""
+"""Share at which the search stops."""
+MIN_WIDTH_MULT = 0.01
+"""Width multiplier of the smallest student."""
 _NEAR = 1.005
-"""How far two widths are from each other, as a ratio, when none between them is tried."""
+"""Ratio of two widths between which no others are tried."""
 _WIDER = (1.05, 1.1, 1.2, 1.4, 1.8, 2.5)
-"""Widths, as multiples of the uniform one, to which single axes may grow."""
+"""Multiples of the uniform width to which single axes may be widened."""
 
 Sizes = Mapping[Atom, int]
 
 
 class Tally(NamedTuple):
-    """What a student costs."""
+    """Costs of a student."""
 
     params: int
-    """Trained numbers."""
+    """Trained parameters."""
     macs: int
     """Multiply-adds for one sample."""
     size: int
-    """Bytes of all its tensors, floating-point ones in float32."""
+    """Bytes of all tensors, with floating-point tensors in float32."""
 
 
 def tally_of(program: Program) -> Tally:
-    """What a program costs as it is."""
+    """Costs of a program."""
     sizes = {name: value.numel() * _item_bytes(value) for name, value in program.tensors.items()}
     costs = measure_costs(program)
     return Tally(costs.params, costs.macs, sum(sizes.values()))
@@ -74,21 +73,21 @@ def _item_bytes(value: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a student may cost; None is no limit."""
+    """Maximum costs of a student; None is no limit."""
 
     params: float | None = None
     macs: float | None = None
     size: float | None = None
 
     def share(self, tally: Tally) -> float:
-        """Of the limits, the largest part that is used up: over 1 where one is overstepped."""
+        """The largest share of a limit that is used; above 1 if a limit is exceeded."""
         limits = (self.params, self.macs, self.size)
         pairs = zip(tally, limits, strict=True)
         return max((cost / limit for cost, limit in pairs if limit is not None), default=0.0)
 
 
 class CostTable:
-    """The costs of a program as sums of terms, each of which depends on the lengths of few axes."""
+    """Costs of a program as sums of terms, each of which depends on the lengths of a few axes."""
 
     def __init__(self, program: Program, trace: AxisTrace) -> None:
         self.algebra = trace.algebra
@@ -100,7 +99,7 @@ class CostTable:
         self.terms_with = _inverse(term.places for term in self.terms)
 
     def at(self, sizes: Sizes) -> Costing:
-        """The costs when the atoms have these sizes, and the others keep theirs."""
+        """The costs with these sizes of atoms; other atoms keep their size."""
         known = {**sizes, **self.batch}
         lengths = [self.algebra.resize(axis, known) for axis in self.axes]
         costs = [term.cost(lengths) for term in self.terms]
@@ -109,16 +108,16 @@ class CostTable:
 
 @dataclass(frozen=True)
 class Costing:
-    """What a program costs at some sizes of its atoms."""
+    """Costs of a program at given sizes of its atoms."""
 
     table: CostTable
     sizes: dict[Atom, int]
     lengths: list[int]
-    """Of the table's axes."""
+    """One per axis of the table."""
     costs: list[Tally]
-    """Of the table's terms."""
+    """One per term of the table."""
     total: Tally
-    """Of a batch."""
+    """Costs for `COUNTED_BATCH` samples."""
 
     @property
     def tally(self) -> Tally:
@@ -126,7 +125,7 @@ class Costing:
         return self.total._replace(macs=self.total.macs // COUNTED_BATCH)
 
     def resized(self, atom: Atom, size: int) -> Costing:
-        """The costs when one atom has another size."""
+        """The costs with another size of one atom."""
         table, lengths, costs = self.table, list(self.lengths), list(self.costs)
         sizes = {**self.sizes, atom: size}
         known = {**sizes, **table.batch}
@@ -141,17 +140,17 @@ class Costing:
         return Costing(table, sizes, lengths, costs, Tally(*total))
 
 
-def _inverse(of_each: Iterable[Iterable[Any]]) -> dict[Any, list[int]]:
-    """For each thing the places of those that have it."""
+def _inverse(groups: Iterable[Iterable[Any]]) -> dict[Any, list[int]]:
+    """The indices of the groups that contain each item."""
     found: dict[Any, list[int]] = {}
-    for place, things in enumerate(of_each):
-        for thing in dict.fromkeys(things):
-            found.setdefault(thing, []).append(place)
+    for index, items in enumerate(groups):
+        for item in dict.fromkeys(items):
+            found.setdefault(item, []).append(index)
     return found
 
 
 class _Places(dict[Axis, int]):
-    """The number of each distinct axis; new ones get the next."""
+    """Numbers distinct axes in order of appearance."""
 
     def __init__(self, algebra: AxisAlgebra) -> None:
         self.algebra = algebra
@@ -162,9 +161,9 @@ class _Places(dict[Axis, int]):
 
 class _Term(NamedTuple):
     places: Sequence[int]
-    """The axes whose lengths it depends on."""
+    """Axes whose lengths it depends on."""
     cost: Callable[[Sequence[int]], Tally]
-    """What it costs at some lengths of all axes."""
+    """Its costs at given lengths of all axes."""
 
 
 def _sum(tallies: Iterable[Tally]) -> Tally:
@@ -172,7 +171,7 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
 
 
 def _tensor_terms(program: Program, trace: AxisTrace, places: _Places) -> list[_Term]:
-    """Parameters and bytes of all tensors that have the same axes."""
+    """A term for all tensors that have the same axes: their parameters and bytes."""
     of_one: dict[tuple[int, ...], Tally] = {}
     for name, value in program.tensors.items():
         if name in trace.weights:
@@ -183,7 +182,7 @@ def _tensor_terms(program: Program, trace: AxisTrace, places: _Places) -> list[_
 
 
 def _tensor_term(axes: Sequence[int], of_one: Tally) -> _Term:
-    """`of_one`: what a number of the tensors costs."""
+    """of_one: costs of one element of each tensor."""
 
     def cost(lengths: Sequence[int]) -> Tally:
         numel = prod(lengths[place] for place in axes)
@@ -193,7 +192,7 @@ def _tensor_term(axes: Sequence[int], of_one: Tally) -> _Term:
 
 
 def _call_terms(program: Program, trace: AxisTrace, places: _Places) -> list[_Term]:
-    """Multiply-adds of each contraction."""
+    """A term for each contraction: its multiply-adds."""
     contractions = filter(is_contraction, program.graph.nodes)
     return [_call_term(node, trace, places) for node in contractions]
 
@@ -210,14 +209,14 @@ def _call_term(node: Node, trace: AxisTrace, places: _Places) -> _Term:
 
 
 def _placed(value: Any, places: _Places) -> Any:
-    """A value with the places of its axes instead of them."""
+    """The value with each axis replaced by its number."""
     if isinstance(value, tuple):
         return places.of(value)
     return [_placed(part, places) for part in value] if isinstance(value, list) else None
 
 
 def _at(lengths: Sequence[int], placed: Any) -> Shape:
-    """The shape of a value at some lengths of all axes."""
+    """The shape of a value at given lengths of all axes."""
     if isinstance(placed, int):
         return lengths[placed]
     return tuple(_at(lengths, part) for part in placed) if placed is not None else None
@@ -225,25 +224,25 @@ def _at(lengths: Sequence[int], placed: Any) -> Shape:
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest sizes that were found within some limits."""
+    """The largest sizes found within limits."""
 
     sizes: dict[Atom, int]
     width_mult: float
-    """The uniform width that they started from."""
+    """The uniform width before single axes were widened."""
     tally: Tally
     share: float
-    """Of the limits, the largest part that is used up; over 1 where even the smallest sizes are too
-    large."""
+    """The largest share of a limit that is used; above 1 if even the smallest sizes exceed it."""
     above: Tally | None
-    """The costs of the smallest that was seen over the limits; None where nothing was."""
+    """Costs of the smallest student found to exceed the limits; None if there is none."""
 
 
 def largest_sizes(trace: AxisTrace, table: CostTable, limits: Limits) -> Fit:
-    """The sizes of the widest uniform student within the limits, then of single axes as much wider
-    as still fits. Without one that fits, the narrowest there is.
+    """The widest uniform sizes within the limits, with single axes widened as far as possible.
+
+    If none are within the limits, the narrowest sizes.
     """
     thinning = Thinning(trace)
-    low, high = NARROWEST, 1.0
+    low, high = MIN_WIDTH_MULT, 1.0
     fitting, above = (table.at(thinning.sizes(width)) for width in (low, high))
     if limits.share(above.tally) <= 1:
         return _fit(above, high, limits, None)
@@ -267,7 +266,7 @@ def _fit(costing: Costing, width: float, limits: Limits, above: Tally | None) ->
 def _filled(
     costing: Costing, width: float, above: Tally, limits: Limits, wider: Sequence[Sizes]
 ) -> Fit:
-    """Single axes grown to the sizes that they have in wider plans, the costliest first."""
+    """Widens single axes to their sizes in wider plans, the costliest first."""
     for plan in wider:
         shares = {
             atom: limits.share(costing.resized(atom, size).tally)

@@ -1,4 +1,4 @@
-"""Plans as people and scripts read them."""
+"""Planned runs: the summary, initial weights and custom students."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def test_a_network_without_norms_gets_them_with_a_notice():
 
     (notice,) = plan.summary.notices
     assert "batch norm" in notice
-    assert [event.message for event in events if isinstance(event, Notice)] == [notice]
+    sent = [(event.code, event.message) for event in events if isinstance(event, Notice)]
+    assert sent == [("norms-added", notice)]
     assert any(isinstance(module, nn.BatchNorm2d) for module in plan.student.network.modules())
 
 
@@ -138,10 +139,10 @@ def test_statistics_are_estimated_anew_where_a_student_inherits_other_shapes(mor
     assert planned(**more).inherits_statistics is inherits
 
 
-# --- a student of one's own --------------------------------------------------------------------
+# --- custom students ---------------------------------------------------------------------------
 
 
-def test_a_student_of_ones_own_is_taken_as_it_is():
+def test_a_custom_student_is_not_changed():
     summary = planned(student__source="helpers.toy_runs:make_small").summary
 
     assert summary.student.params == sum(p.numel() for p in make_small().parameters())
@@ -162,7 +163,7 @@ def test_a_student_without_normalization_takes_the_teachers():
     assert timms.mean == timm.get_pretrained_cfg("test_resnet").mean != SPEC.mean
 
 
-def test_a_timm_student_gets_the_teachers_classes_and_a_name_that_is_unknown_near_misses():
+def test_a_timm_student_gets_the_teachers_classes_and_an_unknown_name_near_misses():
     run = planned(student__source="test_resnet")
 
     with torch.no_grad():
@@ -185,9 +186,10 @@ def test_a_student_with_other_outputs_is_refused(in_empty_folder, monkeypatch):
         "        return self.head(y), y\n"
     )
 
-    with pytest.raises(PlanError, match="two_heads:Two") as caught:
+    with pytest.raises(PlanError) as caught:
         planned(student__source="two_heads:Two")
-    assert "outputs" in caught.value.advice
+    assert caught.value.code == "student-outputs-mismatch"
+    assert (caught.value.facts["expected"], caught.value.facts["got"]) == ([[3]], [[3], [4]])
 
 
 # --- models ------------------------------------------------------------------------------------

@@ -253,16 +253,17 @@ def test_the_program_that_is_thinned_stays_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "name, shape, said",
+    "name, shape, cause",
     [("conv2.weight", (8, 7, 3, 3), "Invalid channel"), ("bn2.weight", (7,), "8 elements not 7")],
 )
-def test_verify_refuses_a_program_that_does_not_run(name, shape, said):
+def test_verify_refuses_a_program_that_does_not_run(name, shape, cause):
     program = captured(behind_stem(Residual(8), 8), MAP)
     name = f"features.1.{name}"
     assert name in program.tensors
     tensors = {**program.tensors, name: torch.zeros(shape)}
-    with pytest.raises(PlanError, match=f"the planned student does not run: .*{said}"):
+    with pytest.raises(PlanError, match=cause) as caught:
         verify_program(replace(program, tensors=tensors), program)
+    assert caught.value.code == "planned-student-fails"
 
 
 def test_verify_refuses_other_outputs():
@@ -272,8 +273,10 @@ def test_verify_refuses_other_outputs():
         "head.weight": torch.zeros(9, 8),
         "head.bias": torch.zeros(9),
     }
-    with pytest.raises(PlanError, match="gives outputs of shape"):
+    with pytest.raises(PlanError) as caught:
         verify_program(replace(program, tensors=tensors), program)
+    assert caught.value.code == "planned-outputs-mismatch"
+    assert [shape[1:] for shape in caught.value.facts["got"]] == [[9]]
 
 
 def test_frozen_places_name_the_reason_and_the_weights():

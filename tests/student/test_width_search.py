@@ -101,5 +101,7 @@ def test_a_shallower_student_where_the_deep_one_cannot_be_that_small():
     limit = sum(smallest.values()) / 2
     plan, _ = plan_within(teacher, Limits(params=limit), (2.0, 1.0))
     assert plan.depth_mult == 1.0 and plan.costs.params <= limit
-    with pytest.raises(PlanError, match=f"{smallest[1.0]:,} parameters"):
+    with pytest.raises(PlanError) as caught:
         plan_within(teacher, Limits(params=smallest[1.0] - 1), (2.0, 1.0))
+    assert caught.value.code == "target-too-small"
+    assert (caught.value.facts["depth_mult"], caught.value.facts["params"]) == (1.0, smallest[1.0])

@@ -26,7 +26,8 @@ from fitcompress.exporters.latency import onnx_copy
 from fitcompress.graph.lift import build_network
 from fitcompress.models.open import open_teacher
 from fitcompress.recipe.recipe import resolve_recipe
-from fitcompress.student.latency_search import student_of, with_random_weights
+from fitcompress.student.init import random_program
+from fitcompress.student.sizing import plan_from_recipe
 from fitcompress.student.width_search import tally_of
 
 MODELS = (
@@ -80,12 +81,12 @@ def measure(model: str, kind: str, asked: str) -> Iterator[dict[str, object]]:
     teacher = open_teacher(recipe.teacher, allow_random=True)
     started = time.perf_counter()
     try:
-        plan = student_of(teacher.program, teacher.interface, recipe.student, emit=ignore)
+        plan = plan_from_recipe(teacher.program, teacher.interface, recipe.student, emit=ignore)
     except Exception as error:  # becomes the row's text
         yield {"model": model, "target": kind, "asked": asked, "share": str(error)[:200]}
         return
     seconds = time.perf_counter() - started
-    programs = {"teacher": teacher.program, "student": with_random_weights(plan)}
+    programs = {"teacher": teacher.program, "student": random_program(plan)}
     if kind == "latency":
         with ExitStack() as stack:
             runners = {

@@ -1,4 +1,4 @@
-"""A student that the user brings: opened, and checked against the teacher's outputs."""
+"""Custom students: models of the user that are trained instead of a derived student."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from fitcompress.models.open import open_teacher
 from fitcompress.models.teacher import Teacher
 from fitcompress.recipe.recipe import Recipe
 
+__all__ = ["open_custom_student"]
 
-def open_student(
+
+def open_custom_student(
     teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool
 ) -> tuple[Program, Interface]:
-    """A student of the user's own, with the teacher's number of classes; a timm name starts from
-    random weights.
+    """Opens `student.source` with the teacher's number of classes; timm models get random weights.
+
+    Raises:
+        PlanError: the outputs have other shapes than the teacher's.
+        CaptureError, TeacherError: the student cannot be opened.
     """
     name = recipe.student.source or ""
     try:
-        opened = _opened_where_it_runs(name, teacher, recipe, emit, meta)
+        opened = _open_at_supported_size(name, teacher, recipe, emit, meta)
     except (TeacherError, CaptureError) as error:
         cause = error.message.removeprefix(f"opening teacher '{name}': ")
         raise error.reworded(f"opening student '{name}': {cause}") from error
@@ -31,18 +36,25 @@ def open_student(
     outputs = [[shape[1:] for shape in output_shapes(program)] for program in programs]
     if outputs[0] != outputs[1]:
         raise PlanError(
-            f"student '{name}' has outputs of shape {outputs[1]}, the teacher {outputs[0]}",
-            advice="name a student with the teacher's outputs",
+            f"opening student '{name}': expected the teacher's output shapes {outputs[0]}, got"
+            f" {outputs[1]}",
+            code="student-outputs-mismatch",
+            advice="Choose a student with the teacher's outputs.",
+            source=name,
+            expected=[list(shape) for shape in outputs[0]],
+            got=[list(shape) for shape in outputs[1]],
         )
     return opened.program, interface
 
 
-def _opened_where_it_runs(
+def _open_at_supported_size(
     name: str, teacher: Teacher, recipe: Recipe, emit: Emit, meta: bool
 ) -> Teacher:
-    """The student at the input size that was asked for the teacher, else near the teacher's own,
-    else at the student's own: each network has images made ready for it. They are normalised as the
-    teacher's where the student's source does not say how.
+    """Opens the student at the first input size that it supports.
+
+    Sizes are tried in this order: the one requested for the teacher, the teacher's own, and the
+    student's own. The student's images are normalized like the teacher's if its source does not
+    define how.
     """
     source = replace(
         recipe.teacher,
@@ -57,10 +69,10 @@ def _opened_where_it_runs(
     near = None if images is None else images.shape[1:]
     sizes = [(source.input_size, near), (None, near), (None, None)]
     first_error: CaptureError | None = None
-    for asked, image_size in dict.fromkeys(sizes):
+    for requested, image_size in dict.fromkeys(sizes):
         try:
             return open_teacher(
-                replace(source, input_size=asked),
+                replace(source, input_size=requested),
                 image_size=image_size,
                 num_classes=teacher.num_classes or None,
                 emit=emit,
