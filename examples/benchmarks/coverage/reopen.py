@@ -64,7 +64,7 @@ def _measure(path: Path, shape: tuple[int, ...], known: frozenset[str], facts: A
     facts["planned"] = True
     facts |= _pair(planned, recipe)
     facts |= _names(planned, known)
-    facts["notice"] = "; ".join(planned.summary["notices"])
+    facts["notice"] = "; ".join(planned.summary.notices)
 
 
 def own_outputs(path: Path, shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:

@@ -109,7 +109,7 @@ def _fill(row: Row) -> None:
         f"{place.reason} {list(place.sizes)} in {len(place.tensors)} tensors"
         for place in thin.frozen
     )
-    row.notice = "; ".join(planned.summary["notices"])
+    row.notice = "; ".join(planned.summary.notices)
 
 
 def _check_network(model: Model) -> None:

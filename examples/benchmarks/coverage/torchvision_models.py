@@ -153,7 +153,7 @@ def _fill(row: Row, model: Model, path: Path) -> None:
     row.params_ratio = round(costs.params / teacher_costs.params, 4)
     row.depth_ratio = round(costs.depth / teacher_costs.depth, 4)
     row.hint, row.guided = planned.pairs[0].hint.name, planned.pairs[0].guided.name
-    row.notice = "; ".join(planned.summary["notices"])
+    row.notice = "; ".join(planned.summary.notices)
 
 
 def _store(module: nn.Module, example: Tensor, way: str, path: Path) -> None:
