@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def project_outputs(program: Program, trace: AxisTrace) -> Deepened:
-    """The program with linear layers after its outputs, along the dimensions that inner weights read.
+    """The program with linear layers after its outputs, along dimensions that inner weights read.
 
     The layers start as the identity. A program without such dimensions is returned unchanged.
     """
