@@ -106,7 +106,7 @@ def test_load_of_a_folder_without_a_model_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name, dim", [("test_resnet", 4), ("test_vit", 3)])
-def test_what_is_loaded_is_a_model_as_timms_tools_expect_it(name, dim, tmp_path):
+def test_a_loaded_network_works_with_timms_tools(name, dim, tmp_path):
     import timm
 
     from fitcompress.models.open import open_teacher

@@ -43,7 +43,7 @@ _EVENTS = [
 
 
 @pytest.mark.parametrize("event", _EVENTS, ids=lambda event: type(event).__name__)
-def test_a_record_says_the_class_and_all_fields_and_is_json(event):
+def test_a_record_has_the_class_and_all_fields_and_is_json(event):
     record = json.loads(json.dumps(event_record(event)))
 
     assert record.pop("event") == type(event).__name__

@@ -199,7 +199,7 @@ def test_every_package_of_the_order_is_there():
     assert set(map(package_of, modules())) == packages | {"root"}
 
 
-def test_what_answers_help_does_not_wait_for_torch():
+def test_help_does_not_import_torch():
     found = {
         module
         for module in modules()
@@ -268,7 +268,7 @@ def test_no_name_differs_from_another_by_its_ending_alone():
 
 
 @pytest.mark.parametrize("package", [name for place in ORDER for name in place if name != "api"])
-def test_every_package_says_what_lives_there_and_what_it_may_import(package):
+def test_every_package_docstring_names_its_content_and_imports(package):
     if package == "root":
         return
     said = ast.get_docstring(tree_of(package)) or ""

@@ -40,7 +40,7 @@ def test_a_taken_directory_is_refused_and_untouched(tmp_path: Path) -> None:
     assert run.recipe_path.read_text() == "preset = 'modern'\n"
 
 
-def test_resume_keeps_what_is_there_and_removes_half_written_files(tmp_path: Path) -> None:
+def test_resume_keeps_the_run_and_removes_partial_files(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (tmp_path / "checkpoints" / ".stage1.pt.123.tmp").write_text("half")
     RunDir.create(tmp_path, resume=True)
@@ -97,7 +97,7 @@ def test_newest_is_the_run_with_the_last_activity(tmp_path: Path) -> None:
     assert RunDir.newest(tmp_path) == old
 
 
-def test_newest_without_runs_says_what_to_do(tmp_path: Path) -> None:
+def test_newest_without_runs_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         RunDir.newest(tmp_path / "runs")
     assert caught.value.code == "no-runs"

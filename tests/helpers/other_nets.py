@@ -1,4 +1,4 @@
-"""Small networks that are no classifiers of square photographs, one for each kind of teacher."""
+"""Small networks other than classifiers of square images, one for each kind of teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchvision.models.segmentation.fcn import FCN, FCNHead
 
 
 class Mlp(nn.Module):
-    """Rows of numbers; a softmax at its end where asked."""
+    """Rows of numbers; optionally with a final softmax."""
 
     def __init__(self, ends_in_softmax: bool = False) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _Encoder(nn.Module):
 
 
 class FixedView(nn.Module):
-    """Flattens by a view that holds its own input size, and one batch size where asked."""
+    """Flattens by a view with a fixed input size and, optionally, a fixed batch size."""
 
     def __init__(self, batch_size: int = -1) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class TwoInputs(nn.Module):
 
 
 class DictOutput(nn.Module):
-    """Two answers by name, neither in the order of the alphabet."""
+    """Two named outputs, not in alphabetical order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class DictOutput(nn.Module):
 
 
 class Regression(nn.Module):
-    """One number a sample, as (N,) or (N, 1)."""
+    """One number per sample, of shape (N,) or (N, 1)."""
 
     def __init__(self, is_flat: bool = True) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class Embedding(nn.Module):
 
 
 class OnDevice(nn.Module):
-    """Names the device of its tensors in its code, as archives from a GPU do."""
+    """Names the device of its tensors in its code, like archives from a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class OnDevice(nn.Module):
 
 
 class Branching(nn.Module):
-    """Does one thing for one input and another for the next."""
+    """Branches on the values of its input."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every kind of teacher in `other_nets` as files: what each takes and gives."""
+"""Every kind of teacher in `other_nets` as files, with its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Case:
 
     make: Callable[[], nn.Module]
     inputs: tuple[str, ...]
-    """As `--input` takes them; those of an image as `--input-size`."""
+    """In the form of `--input`; of images in the form of `--input-size`."""
     kinds: tuple[str, ...] = ("classes",)
     names: tuple[str, ...] = ()
     is_image: bool = False
@@ -85,7 +85,7 @@ def stored(module: nn.Module, examples: tuple[Tensor, ...], way: str, path: Path
         if way == "scripted":
             archive = torch.jit.script(module)
         else:
-            archive = torch.jit.trace(module, examples, strict=False)  # dictionaries come out
+            archive = torch.jit.trace(module, examples, strict=False)  # for dictionaries
         torch.jit.save(torch.jit.freeze(archive) if way == "frozen" else archive, str(path))
     return path
 
@@ -98,7 +98,7 @@ def recipe_of(source: Path | str, settings: Mapping[str, object]) -> Recipe:
 
 @functools.cache
 def opened(name: str, way: str, folder: Path) -> tuple[Teacher, Recipe, nn.Module]:
-    """A teacher from a file, and the module that the file was made from. To be left as it is."""
+    """A teacher from a file, and the module that the file was made from. Do not modify."""
     case = CASES[name]
     module = case.module()
     path = folder / f"{name} {way}.{'pt2' if way == 'pt2' else 'pt'}"
@@ -106,7 +106,7 @@ def opened(name: str, way: str, folder: Path) -> tuple[Teacher, Recipe, nn.Modul
     settings: dict[str, object] = {}
     if case.is_image:
         settings["teacher.input_size"] = tuple(map(int, case.inputs[0].split("x")))
-    elif way != "pt2":  # which says it itself
+    elif way != "pt2":  # a .pt2 file describes its inputs
         settings["teacher.inputs"] = case.inputs
     if name == "embedding":
         settings["teacher.output_kind"] = "values"

@@ -1,4 +1,4 @@
-"""Tiny networks, one for each thing that a capture must get right, and ways to store them."""
+"""Tiny networks for the tests of captures, and ways to store them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.export import Dim
 
 
 class Residual(nn.Module):
-    """Convolutions, norms in place, a residual sum, dropout; `block` is the residual block."""
+    """Convolutions, in-place norms, a residual sum, dropout; `block` is the residual block."""
 
     def __init__(self, width: int = 8, num_classes: int = 5) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Tokens(nn.Module):
 
 
 class FixedBatch(nn.Module):
-    """Holds one batch size as a number, as careless exports do."""
+    """Contains a batch size as a constant."""
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class FixedBatch(nn.Module):
 
 
 def trained_a_little(module: nn.Module) -> nn.Module:
-    """The module with norms that no longer are the identity, in eval mode."""
+    """The module in eval mode, with norms other than the identity."""
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             nn.init.uniform_(child.weight, 0.5, 1.5)
@@ -91,7 +91,7 @@ def trained_a_little(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """torch warns about its own old formats; the tests are about reading these."""
+    """Ignores warnings: torch warns about its old formats, which these tests read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

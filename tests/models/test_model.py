@@ -46,7 +46,7 @@ def saved(tmp_path):
     return tmp_path, network
 
 
-def test_what_was_saved_comes_back(saved):
+def test_a_saved_model_is_loaded(saved):
     folder, network = saved
     model = load_model(folder)
     x = torch.randn(3, 3, 8, 8)
@@ -58,7 +58,7 @@ def test_what_was_saved_comes_back(saved):
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
 
 
-def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path_factory):
+def test_saving_a_loaded_model_gives_the_same_bytes(saved, tmp_path_factory):
     folder, _ = saved
     model, again = load_model(folder), tmp_path_factory.mktemp("again")
     save_model(again, model.program, model.network, model.interface, model.blocks)

@@ -129,7 +129,7 @@ def test_random_weights_replace_pretrained_ones_with_a_notice_if_allowed():
     assert [notice.code for notice in notices] == ["random-weights-used"]
 
 
-def test_the_probe_of_the_hub_is_short_and_quiet_hub_restores_what_it_sets(monkeypatch):
+def test_quiet_hub_is_offline_without_a_connection_and_restores_its_settings(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -1,4 +1,4 @@
-"""Deeper: how deep, under which names, starting from the same function."""
+"""Deepening: depth, names, and the same function at the start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAP = (3, 8, 8)
 
 
 def started(deepened: Deepened) -> Program:
-    """The deepened program with random new tensors, those that end a branch at zero."""
+    """The deepened program with random new tensors, except zeros at the end of branches."""
     program = filled(deepened.program, seed=1)
     zeros = {name: torch.zeros_like(program.tensors[name]) for name in deepened.zeroed}
     return replace(program, tensors={**program.tensors, **zeros})
@@ -169,7 +169,7 @@ def test_residual_copies_compute_nothing_at_first_in_timm_models(name):
 
 
 def test_inserted_layers_compute_nothing_at_first():
-    """Where no block repeats, new residual layers are put in."""
+    """Without repeated blocks, residual layers are inserted."""
     narrowing = nn.Sequential(conv(3, 8), conv(8, 12), conv(12, 16), conv(16, 24))
     program = captured(Classifier(narrowing, 24), MAP)
     deepened = deepen_program(program, 2)
@@ -195,7 +195,7 @@ def test_layers_are_inserted_behind_a_weight_that_is_used_transposed():
     assert torch.equal(outputs(started(deepened), x)[0], outputs(program, x)[0])
 
 
-def test_what_starts_at_zero_is_new_and_trained():
+def test_tensors_that_start_at_zero_are_new_and_trained():
     deepened = deepen_program(timm_program("resnet18"), 2)
     assert deepened.zeroed <= deepened.fresh & deepened.program.trainable
     assert {name.split(".", 2)[2] for name in deepened.zeroed} == {"bn2.weight", "bn2.bias"}
@@ -248,7 +248,7 @@ def test_layers_of_a_sequence_all_go_on_counting():
 
 
 def test_a_map_without_an_activation_is_not_repeated():
-    """Two linear maps in a row compute no more than one."""
+    """Two consecutive linear maps have no more capacity than one."""
     body = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     deepened = deepen_program(captured(body, (8,)), 2)
     modules = {name.rpartition(".")[0] for name in deepened.origins}

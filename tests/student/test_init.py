@@ -1,4 +1,4 @@
-"""The first weights of a student: the teacher's, a part of them, or random."""
+"""Initial weights of a student: the teacher's, a part of them, or random."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_inheriting_keeps_whole_heads():
 
 
 def kept_rows(whole: Tensor, part: Tensor) -> list[int]:
-    """The rows of `whole` of which every number in a row of `part` is a number."""
+    """The rows of `whole` that contain all numbers of a row of `part`."""
     return [
         next(i for i, row in enumerate(whole) if set(found.tolist()) <= set(row.tolist()))
         for found in part
@@ -140,7 +140,7 @@ def test_a_student_runs_and_has_finite_outputs(name, init):
 
 
 @pytest.mark.parametrize("init", ["random", "inherit"])
-def test_what_ends_a_new_branch_starts_at_zero(init):
+def test_the_end_of_a_new_branch_starts_at_zero(init):
     plan = plan_student(teacher_of("residual"), depth_mult=2, width_mult=0.5)
     found = initial_tensors(plan, init=init, seed=0)
     assert plan.deepened.zeroed

@@ -79,7 +79,7 @@ def test_operations_may_be_named_either_way():
     assert 0.97 * 400e6 <= plans[0].costs.flops <= 400e6
 
 
-def test_a_plan_says_how_much_of_its_target_it_uses():
+def test_a_notice_has_the_share_of_the_target_that_is_used():
     events = []
     settings = {"teacher.source": "resnet18", "teacher.pretrained": False}
     found = plan(

@@ -1,4 +1,4 @@
-"""Networks whose output is as wide as their inside: a linear map behind it lets the inside thin."""
+"""Linear layers after outputs that are as wide as inner layers."""
 
 from __future__ import annotations
 

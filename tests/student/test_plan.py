@@ -1,4 +1,4 @@
-"""Whole plans: the architectures that a student must be derivable from, and what is refused."""
+"""Plans of many architectures, and refused multipliers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_student_of_the_same_depth_has_a_quarter_of_the_parameters_at_most(nam
     assert plan.costs.params <= 0.25 * plan.teacher_costs.params
 
 
-def test_a_plan_holds_what_its_student_is_made_of():
+def test_a_plan_has_the_parts_of_its_student():
     plan = planned("resnet18", 2)
     assert all(value.is_meta for value in plan.program.tensors.values())
     assert plan.deepened.program.tensors.keys() == plan.trace.weights.keys()

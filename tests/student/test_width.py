@@ -1,4 +1,4 @@
-"""Thinner: sizes, the rewritten program, and networks of every kind before and after."""
+"""Thinning: sizes, rewritten programs, and many kinds of networks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
 
 
 def literals(program: Program, name: str, position: int) -> list:
-    """What the calls have at this position, where they give it at all."""
+    """The arguments of the calls at this position, of those that have it."""
     calls = [node for node in program.graph.nodes if operation(node) == name]
     return [node.args[position] for node in calls if len(node.args) > position]
 
@@ -175,7 +175,7 @@ def test_concatenated_features_are_thinned_term_by_term():
     assert found["head.weight"] == (10, 8 + 3 * 4)
 
 
-def test_padded_shortcuts_are_thinned_with_what_they_are_added_to():
+def test_padded_shortcuts_are_thinned_with_their_branch():
     thin = thinned(behind_stem(PaddedShortcut(16, 32), 16, 32), 0.5)
     pads = [a for name in ("pad", "constant_pad_nd") for a in literals(thin, name, 1)]
     (pad,) = pads

@@ -1,4 +1,4 @@
-"""Costs as closed functions of sizes, against networks that are made; the largest within limits."""
+"""Costs as functions of sizes, compared with real networks; the largest sizes within limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan_of(name: str):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("width_mult", [0.1, 0.77])
-def test_the_closed_form_is_what_the_thinned_program_costs(name, width_mult):
+def test_the_table_has_the_costs_of_the_thinned_program(name, width_mult):
     plan = plan_of(name)
     deep = plan.deepened.program
     sizes = plan_sizes(plan.trace, width_mult)
@@ -41,7 +41,7 @@ def test_the_closed_form_is_what_the_thinned_program_costs(name, width_mult):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "swin_tiny_patch4_window7_224"])
-def test_a_single_axis_changes_the_costs_as_the_whole_table_says(name):
+def test_resizing_one_axis_gives_the_costs_of_the_whole_table(name):
     plan = plan_of(name)
     table = CostTable(plan.deepened.program, plan.trace)
     before = table.at(plan.sizes)
@@ -79,7 +79,7 @@ def test_bytes_are_those_of_a_state_dict():
     assert tally_of(plan.program).size == sum(4 * prod(value.shape) for value in values)
 
 
-def test_what_fits_as_it_is_stays_as_it_is():
+def test_a_teacher_within_the_limits_is_not_thinned():
     teacher = timm_program("resnet18")
     plan, fit = plan_within(teacher, Limits(params=1e9), (1.0,))
     assert plan.costs == plan.teacher_costs and fit.above is None

@@ -1,6 +1,6 @@
-"""Any timm model: a sample that covers the mechanisms, and, with `-m slow`, all of them.
+"""Students of a sample of timm models that covers all mechanisms, and of all with `-m slow`.
 
-What is measured is measured by the published sweep (`examples/benchmarks/coverage`).
+Measured by the published sweep (`examples/benchmarks/coverage`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ SAMPLE = (
     *("test_nfnet", "tnt_s_legacy_patch16_224", "visformer_tiny", "vit_small_patch8_224"),
     *("vit_tiny_r_s16_p8_224", "volo_d1_224", "xception41p"),
 )
-"""Packed and joined attention, its tables, several branches, groups, channels in the places of a
-map, unequal pieces, windows, overlapping patches, standardised weights, outputs as wide as the
-inside, convolutions and tokens in one network."""
+"""Packed and joined attention, its tables, several branches, groups, channels moved to spatial
+dimensions, unequal splits, windows, overlapping patches, standardized weights, outputs as wide as
+inner layers, convolutions and tokens in one network.
+"""
 
 
 def check(row: Row) -> None:
@@ -40,12 +41,12 @@ def test_the_sample_has_forty_models_that_timm_knows():
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_a_student_is_planned_as_thin_and_deep_as_asked(name):
+def test_a_student_has_the_requested_depth_and_width(name):
     (row,) = measure(name)
     check(row)
 
 
-def test_a_model_that_cannot_be_planned_says_why():
+def test_a_model_that_cannot_be_planned_has_a_notice():
     (row,) = measure("no_such_model")
     assert not row.captured
     assert "timm" in row.notice and "no_such_model" in row.notice

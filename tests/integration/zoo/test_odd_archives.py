@@ -1,4 +1,4 @@
-"""Archives that hold what they should not, and teachers that cannot be distilled: what is said."""
+"""Unusual archives, models other than of images, and the errors of unsupported teachers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def opened(path: Path, **settings: object) -> Teacher:
 
 
 def archive(module: nn.Module, path: Path, *examples: Tensor) -> Path:
-    """A traced archive, or without examples a scripted one."""
+    """A traced archive, or a scripted one if there are no examples."""
     return stored(module.eval(), examples, "traced" if examples else "scripted", path)
 
 
@@ -41,7 +41,7 @@ def archive(module: nn.Module, path: Path, *examples: Tensor) -> Path:
 
 
 def saved_on_a_gpu(path: Path, target: Path) -> Path:
-    """The archive as a GPU would have saved it: its code names that device."""
+    """The archive as saved on a GPU: its code names that device."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as copy:
         for entry in source.infolist():
             content = source.read(entry)
@@ -93,7 +93,7 @@ def test_a_size_that_the_view_does_not_allow_is_an_error_with_the_cause(tmp_path
 
 
 class FixedStates(nn.Module):
-    """Starts its LSTM from states of one batch size."""
+    """Starts its LSTM from states of a fixed batch size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class FixedStates(nn.Module):
 
 
 def test_states_of_one_batch_size_are_never_run_with_another(tmp_path):
-    """torch's LSTM would write past their end and the process end."""
+    """torch's LSTM would write out of bounds and crash the process."""
     module = FixedStates().eval()
     path = archive(module, tmp_path / "states.pt", torch.randn(2, 5, 4))
     teacher = opened(path, inputs=("5x4",))
@@ -128,7 +128,7 @@ def test_recurrent_calls_are_for_training_so_that_a_gpu_gives_gradients(make):
 
 
 class Reading(nn.Module):
-    """Reads a number, or a number of rows, out of its input."""
+    """Control flow or shapes that depend on the values of the input."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ OBSTACLES = {
 
 
 @pytest.mark.parametrize("name", OBSTACLES)
-def test_what_depends_on_the_values_is_refused_with_its_place(name, tmp_path):
+def test_control_flow_that_depends_on_values_is_refused_with_its_place(name, tmp_path):
     make, place = OBSTACLES[name]
     path = archive(make(), tmp_path / "teacher.pt")
     with pytest.raises(ObstacleError, match=re.escape(place)) as caught:
@@ -168,7 +168,7 @@ def test_what_depends_on_the_values_is_refused_with_its_place(name, tmp_path):
     assert "the same for every input" in caught.value.advice
 
 
-def test_a_branch_on_what_the_archive_holds_is_none_on_the_input(tmp_path):
+def test_a_branch_on_the_archives_own_tensors_is_allowed(tmp_path):
     module = Reading("own")
     teacher = opened(archive(module, tmp_path / "teacher.pt"), inputs=("4",))
     x = torch.randn(3, 4)
@@ -194,7 +194,7 @@ def test_a_module_in_memory_is_refused_as_its_archive_is(module, place, capfd):
 
 
 def quantized(kind: str) -> nn.Module:
-    """By torch's own eager quantization, weights alone or all."""
+    """torch's eager quantization of the weights only or of everything."""
     from torch.ao import quantization
 
     if kind == "weights":
@@ -224,7 +224,7 @@ def test_a_quantized_archive_is_refused_by_its_call(kind, settings, call, tmp_pa
 
 
 class WithLoss(nn.Module):
-    """Gives a number for the whole batch beside its scores."""
+    """Returns scores and one number for the whole batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ def test_an_output_without_rows_is_refused(way, tmp_path):
     ("module", "examples"),
     [
         (Mlp(), (torch.randn(2, 20),)),
-        (nn.Linear(224, 5), (torch.randn(2, 224),)),  # takes images of that size, to no purpose
+        (nn.Linear(224, 5), (torch.randn(2, 224),)),  # runs on images of this size, meaninglessly
         (Text(), (torch.randint(0, 2, (2, 12)),)),
         (TwoInputs(), (torch.randn(2, 3, 16, 16), torch.randn(2, 7))),
     ],

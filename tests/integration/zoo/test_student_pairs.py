@@ -32,14 +32,14 @@ OTHER_MEAN, OTHER_STD = (0.4, 0.3, 0.2), (0.3, 0.2, 0.1)
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A teacher, a student, and by hand what their pair and its regressor must be."""
+    """A teacher, a student, and their expected pair and regressor, derived by hand."""
 
     teacher: str
     student: str
     size: tuple[int, int] = (64, 64)
     """(height, width) of the teacher's images."""
     student_size: tuple[int, int] | None = None
-    """Where it differs: the student comes from a file that is of this size."""
+    """Input size of the student if it differs: its file has this size."""
     form: str = "timm"
     """"timm", "folder" or "torchscript"."""
     hint: tuple[str, tuple[int, ...]]
@@ -167,7 +167,7 @@ class Opened:
 
 @pytest.fixture(scope="module", params=CASES)
 def opened(request, tmp_path_factory) -> Opened:
-    """A pair with random weights; each is made once for the tests below."""
+    """A pair with random weights, made once for the tests below."""
     case = CASES[request.param]
     torch.manual_seed(0)
     source = student_source(case, tmp_path_factory.mktemp("student"))
@@ -262,14 +262,14 @@ def test_both_stages_take_steps_and_their_losses_fall(opened):
 
 
 def some_batch(plan: Planned) -> Batch:
-    """Two images of the larger of both sizes, as a run makes them."""
+    """Two images of the larger of both sizes, as in a run."""
     shape = max(model.interface.images.shape for model in (plan.teacher, plan.student))
     images = torch.randint(0, 256, (2, *shape), dtype=torch.uint8)
     return Batch(images, torch.arange(2), torch.arange(2))
 
 
 def take_steps(objective, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-    """Some steps on one batch: a loss that falls, finite gradients everywhere at the first one."""
+    """Takes some steps on one batch: the loss falls, gradients of the first step are finite."""
     objective.train()
     losses = []
     for step in range(4):
@@ -328,13 +328,13 @@ def test_a_student_that_runs_only_at_its_own_size_does_so(in_empty_folder):
 
 
 def test_a_timm_student_that_cannot_be_built_at_the_teachers_size_keeps_its_own():
-    """72 are 9 patches of 8, which this one cannot halve; its own size is 224."""
+    """72 is 9 patches of 8, which this model cannot halve; its own size is 224."""
     _, teacher, student = planned_shapes(recipe_of("test_resnet", "twins_svt_small"), (72, 72))
 
     assert (teacher, student) == ((3, 72, 72), (3, 224, 224))
 
 
-def test_the_size_that_was_asked_for_the_teacher_is_the_students_where_it_runs_at_it():
+def test_the_student_takes_the_size_requested_for_the_teacher_if_it_runs_at_it():
     asked = {"teacher__input_size": (1, 28, 28)}
 
     _, teacher, same = planned_shapes(
@@ -387,7 +387,7 @@ def test_a_student_that_cannot_be_opened_is_not_called_a_teacher(student, code):
     assert "teacher" not in caught.value.message
 
 
-def test_a_vector_cannot_guide_a_map_and_the_error_says_so():
+def test_a_vector_cannot_guide_a_map():
     named = {"hints__guided": ("fc",), "hints__hint": ("blocks.1",)}
 
     with pytest.raises(PlanError, match="no positions"):

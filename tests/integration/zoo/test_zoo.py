@@ -1,8 +1,6 @@
-"""Every tiny model of timm, from every kind of source: the lifted network is the source, bit by
-bit.
+"""Every tiny model of timm from every kind of source: the lifted network is bit-identical.
 
-The sources are the module itself, traced, scripted (where TorchScript can), frozen, and a `.pt2`
-from disk.
+Sources are the module itself, traced, scripted and frozen archives, and a `.pt2` file.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from fitcompress.graph.program import Program, run_program
 from fitcompress.graph.shapes import propagate_shapes
 
 ARCHIVES = ("traced", "scripted", "frozen")
-"""One kind of each model in every run of the tests, the next model another; all with -m slow."""
+"""By default each model is tested with one of them in turn; with -m slow, with all."""
 
 SOURCES = [
     pytest.param(name, source, marks=pytest.mark.slow)
@@ -53,7 +51,7 @@ def model_and_size(name: str, **options) -> tuple[nn.Module, int]:
 
 
 def captured(name: str, source: str, tmp_path) -> tuple[nn.Module, Program, int]:
-    """The source as torch runs it, our program of it, and its input size."""
+    """The source in torch, its program, and its input size."""
     module, side = model_and_size(name, scriptable=True if source == "scripted" else None)
     example = torch.randn(2, 3, side, side)
     if source == "timm":
@@ -72,7 +70,7 @@ def captured(name: str, source: str, tmp_path) -> tuple[nn.Module, Program, int]
 
 
 @pytest.mark.parametrize(("name", "source"), SOURCES)
-def test_the_lifted_network_is_the_source(name, source, tmp_path):
+def test_the_lifted_network_has_the_outputs_of_the_source(name, source, tmp_path):
     module, program, side = captured(name, source, tmp_path)
     network = build_network(program)
     for batch_size in (2, 3):
@@ -80,8 +78,8 @@ def test_the_lifted_network_is_the_source(name, source, tmp_path):
         with torch.no_grad():
             expected = module(x)
             lifted, reference = network(x), run_program(program, x)[0]
-        # Exact, but for frozen archives: their attention biases become parameters, for which
-        # torch takes another attention kernel; the others' may take other kernels themselves.
+        # Exact, except for archives: they may use other kernels, and attention biases of frozen
+        # ones become parameters, for which torch uses another attention kernel.
         bound = 1e-6 * expected.abs().max().item()
         assert (lifted - reference).abs().max().item() <= (bound if source == "frozen" else 0)
         assert (lifted - expected).abs().max().item() <= (bound if source in ARCHIVES else 0)

@@ -1,4 +1,4 @@
-"""Every tiny model of timm as a teacher: a plan, steps of both stages, an export that matches."""
+"""Every tiny model of timm as a teacher: plan, steps of both stages, and export."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from fitcompress.student.planner import Planned, plan_run
 
 NUM_CLASSES = 10
 TOLERANCES = {"test_nfnet": 5e-4}
-"""Of the export, where 1e-4 of the largest output is too little: without norms the outputs of an
-untrained nfnet are some 0.05, and float32 sums in another order move them by 6e-6 (1.07e-4)."""
+"""Of the export; the default is 1e-4 of the largest output. Outputs of an untrained nfnet, without
+norms, are about 0.05, and float32 sums in another order change them by 6e-6 (1.07e-4).
+"""
 
 
 def planned(name: str) -> tuple[Planned, Recipe]:
-    """The usual student of a model with random weights: twice as deep, 0.3 times as wide."""
+    """A student twice as deep and 0.3 times as wide as a model with random weights."""
     side = timm.get_pretrained_cfg(name).input_size[-1] if name in OWN_SIZE else SIDE
     settings = {
         "teacher.source": name,
