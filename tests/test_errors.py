@@ -20,18 +20,12 @@ CLASSES = [value for name in errors.__all__ if inspect.isclass(value := getattr(
 CODED = {kind.__name__ for kind in CLASSES} | {"Notice"}
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+){1,4}")
 WITHOUT_CODES_YET = {
-    "ablation",
     "api",
     "cli",
-    "data",
     "distillation",
-    "evaluation",
     "exporters",
-    "graph",
-    "recipe",
     "report",
     "run",
-    "training",
 }
 """Packages whose errors are not all converted."""
 
