@@ -1,4 +1,4 @@
-"""fitcompress: a trained image model in, a much smaller one that does the same job out.
+"""Compresses trained image models by knowledge distillation.
 
     import fitcompress
 
@@ -7,7 +7,7 @@
     report = fitcompress.distill(recipe)
     student = fitcompress.load("runs/r18")
 
-Names are loaded when they are first used, so that importing the package does not import torch.
+Names are imported on first use: importing the package does not import torch.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _HOME = {
     "teacher_from_module": "models.open",
     "train_teacher": "run.train_teacher",
 }
-"""The module that each public name is loaded from, at its first use."""
+"""The module of each public name."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Networks on disk and in memory: opening every kind of teacher, model folders.
+"""Models: teachers of every kind, weight files and model folders.
 
-Imports `recipe` and `graph`; knows nothing of data, students or training.
+Imports `recipe` and `graph`; does not depend on data, students or training.
 """

@@ -79,7 +79,7 @@ def capture_at_first_size(
     """The result of `capture` at the first size at which the network runs, and this size.
 
     Raises:
-        CaptureError: the network runs at none of the sizes; the error is that of the first size.
+        CaptureError: the network runs at none of the sizes; the error of the first size is raised.
     """
     first_error: CaptureError | None = None
     for size in sizes:

@@ -101,7 +101,7 @@ def insert_residual(
     Norm and activation are like the nearest ones in the graph. The new layer starts at zero and is
     named after y, such as `conv1_deeper`.
 
-    shapes: shapes of all values; that of y's weight may differ from its tensor's.
+    shapes: shapes of all values. The shape of y's weight may differ from its tensor's.
     """
     is_map, weight = operation(node) in _MAPS, _trained_weight(program, node)
     assert weight is not None, node
