@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fitcompress.interface import InputSpec, TensorSpec
     from fitcompress.models.open import teacher_from_module
     from fitcompress.recipe.recipe import Recipe, load_recipe, resolve_recipe
-    from fitcompress.report.ablation_facts import Ablation
+    from fitcompress.report.ablation_report import Ablation
     from fitcompress.report.comparison import Comparison
     from fitcompress.report.run_report import Report
     from fitcompress.run.distill import distill
@@ -69,7 +69,7 @@ __all__ = [
 __version__ = "0.2.0"
 
 _HOME = {
-    "Ablation": "report.ablation_facts",
+    "Ablation": "report.ablation_report",
     "Comparison": "report.comparison",
     "FitcompressError": "errors",
     "InputSpec": "interface",

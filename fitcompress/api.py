@@ -37,7 +37,8 @@ from fitcompress.models.open import open_teacher
 from fitcompress.recipe.fields import with_settings
 from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_from_preset
 from fitcompress.records.export_record import ExportRecord
-from fitcompress.report.ablation_facts import ABLATION, Ablation
+from fitcompress.report.ablation_facts import ABLATION
+from fitcompress.report.ablation_report import Ablation
 from fitcompress.report.comparison import Comparison
 from fitcompress.report.run_report import Report
 from fitcompress.run.distill import distill

@@ -1,10 +1,8 @@
-"""Numbers as people read them. Pure; knows nothing of reports."""
+"""Numbers and names as text. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 __all__ = [
     "bytes_text",
@@ -21,14 +19,13 @@ __all__ = [
     "runtime_name",
     "shape_text",
     "speed_text",
-    "speeds_text",
     "stage_title",
     "threads_text",
 ]
 
 
 def count_text(value: float) -> str:
-    """A count to three digits with k, M, G, T, P or E.
+    """A count with three digits and the suffix k, M, G, T, P or E.
 
     >>> count_text(25_557_032), count_text(999_999), count_text(431)
     ('25.6 M', '1.00 M', '431')
@@ -37,7 +34,7 @@ def count_text(value: float) -> str:
 
 
 def bytes_text(value: float) -> str:
-    """A size to three digits, in units of 1024.
+    """A size in bytes with three digits, in units of 1024.
 
     >>> bytes_text(1_500_000)
     '1.43 MiB'
@@ -46,7 +43,7 @@ def bytes_text(value: float) -> str:
 
 
 def integer_text(value: float) -> str:
-    """A whole number with thousands marked.
+    """A whole number with thousands separators.
 
     >>> integer_text(10000)
     '10,000'
@@ -55,7 +52,7 @@ def integer_text(value: float) -> str:
 
 
 def percent_text(share: float, digits: int = 1) -> str:
-    """A share of 0..1 in percent.
+    """A share (0..1) in percent.
 
     >>> percent_text(0.8812)
     '88.1 %'
@@ -64,7 +61,7 @@ def percent_text(share: float, digits: int = 1) -> str:
 
 
 def points_text(difference: float, digits: int = 1) -> str:
-    """A difference of shares in percentage points, signed.
+    """A difference of two shares in percentage points, signed.
 
     >>> points_text(-0.0213), points_text(-0.0213, 2), points_text(-0.0001)
     ('-2.1 points', '-2.13 points', '0.0 points')
@@ -74,7 +71,7 @@ def points_text(difference: float, digits: int = 1) -> str:
 
 
 def ratio_text(reference: float, value: float, less: str = "less", more: str = "more") -> str:
-    """How `value` compares with `reference`, in words that never claim more than two digits.
+    """The ratio of `value` to `reference`, with at most two digits.
 
     >>> ratio_text(100, 25), ratio_text(20, 40), ratio_text(100, 99)
     ('4.0x less', '2.0x more', 'the same')
@@ -87,33 +84,18 @@ def ratio_text(reference: float, value: float, less: str = "less", more: str = "
     return f"{_factor(ratio)}x {less}" if ratio > 1 else f"{_factor(1 / ratio)}x {more}"
 
 
-def speed_text(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """How fast a timed network is against another; no difference is claimed that is not shown.
+def speed_text(speedup: float, low: float, high: float) -> str:
+    """A speedup; "about as fast" if its interval from `low` to `high` includes 1.
 
-    >>> teacher = {"median_ms": 3.0}
-    >>> speed_text({"median_ms": 2.0, "speedup": 1.6, "speedup_range": [1.4, 1.7]}, teacher)
-    '1.6x faster'
-    >>> speed_text({"median_ms": 2.9, "speedup": 1.1, "speedup_range": [0.9, 1.2]}, teacher)
-    'about as fast'
+    >>> speed_text(1.6, 1.4, 1.7), speed_text(0.5, 0.4, 0.6), speed_text(1.1, 0.9, 1.2)
+    ('1.6x faster', '2.0x slower', 'about as fast')
     """
-    # The paired ratio where both took turns; it is steadier than the ratio of two medians.
-    speedup = own.get("speedup") or other["median_ms"] / own["median_ms"]
-    low, high = own.get("speedup_range") or (speedup, speedup)
     text = ratio_text(speedup, 1.0, "faster", "slower")
     return "about as fast" if low <= 1 <= high or text == "the same" else text
 
 
-def speeds_text(timed: Mapping[str, Mapping[str, Any]]) -> str:
-    """How fast a file is beside another one, by batch size.
-
-    >>> speeds_text({"1": {"speedup": 2.0}, "32": {"speedup": 0.5}})
-    'batch 1: 2.0x faster, batch 32: 2.0x slower'
-    """
-    return ", ".join(f"batch {batch}: {speed_text(own, {})}" for batch, own in timed.items())
-
-
 def ms_text(value: float) -> str:
-    """Milliseconds to three digits.
+    """Milliseconds with three digits.
 
     >>> ms_text(0.01234), ms_text(3.4567), ms_text(1234.5)
     ('0.0123 ms', '3.46 ms', '1,234 ms')
@@ -122,7 +104,7 @@ def ms_text(value: float) -> str:
 
 
 def rate_text(per_second: float) -> str:
-    """A number of images in a second.
+    """A throughput in images per second.
 
     >>> rate_text(9064.2), rate_text(3.14159)
     ('9,064', '3.14')
@@ -131,7 +113,7 @@ def rate_text(per_second: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A time in its two largest units.
+    """A duration in its two largest units.
 
     >>> duration_text(7.26), duration_text(95), duration_text(3725)
     ('7.3 s', '1 min 35 s', '1 h 2 min')
@@ -146,7 +128,7 @@ def duration_text(seconds: float) -> str:
 
 
 def p_text(p_value: float) -> str:
-    """A p-value to two digits.
+    """A p-value with two digits.
 
     >>> p_text(0.0314), p_text(2e-9)
     ('p = 0.031', 'p < 0.001')
@@ -166,7 +148,7 @@ def shape_text(shape: object) -> str:
 
 
 def runtime_name(runtime: str) -> str:
-    """The runtime as it is written.
+    """The name of a runtime in prose.
 
     >>> runtime_name("torch"), runtime_name("onnxruntime")
     ('PyTorch', 'ONNX Runtime')
@@ -174,20 +156,19 @@ def runtime_name(runtime: str) -> str:
     return {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}.get(runtime, runtime)
 
 
-def threads_text(timing: Mapping[str, Any]) -> str:
-    """What a latency was measured on.
+def threads_text(threads: int, device: str = "cpu") -> str:
+    """The threads of a CPU, or another device.
 
-    >>> threads_text({"threads": 1, "device": "cpu"}), threads_text({"device": "cuda"})
+    >>> threads_text(1), threads_text(2, "cuda")
     ('1 thread', 'cuda')
     """
-    device, threads = timing.get("device", "cpu"), timing.get("threads", 1)
     if device != "cpu":
-        return str(device)
+        return device
     return f"{threads} thread{'s' if threads != 1 else ''}"
 
 
 def stage_title(stage: str) -> str:
-    """The stage as people call it.
+    """The title of a stage.
 
     >>> stage_title("stage1"), stage_title("export")
     ('Stage 1: hint training', 'Export')
@@ -197,7 +178,7 @@ def stage_title(stage: str) -> str:
 
 
 _STAGE_TITLES = {
-    "teacher": "Teacher adapted to the data",
+    "teacher": "Teacher fine-tuned on the data",
     "stage1": "Stage 1: hint training",
     "stage2": "Stage 2: distillation",
     "baseline": "Baseline: no teacher",

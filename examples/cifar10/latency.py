@@ -32,16 +32,14 @@ def main() -> None:
         for name in ("student", "student.int8"):
             runners[name] = onnx_runner(given.run / f"exports/{name}.onnx")
         times = paired_latency(runners, num_runs=200, budget_s=20.0)
-    beside_float = {
-        record["format"]: record.get("latency", {}) for record in report.to_dict()["exports"]
-    }
+    beside_float = {record.format: record.latency or {} for record in report.exports}
     print("| file | batch | median ms | p95 ms | times faster | 95 % interval | report |")
     print("|---|---|---|---|---|---|---|")
     for name, batches in times.items():
         for batch, timing in batches.items():
-            said = report.model("student")["latency"]["onnxruntime"][batch]["speedup"]
+            said = report.model("student").timings["onnxruntime"][batch].speedup
             if name == "student.int8":
-                said *= beside_float["onnx-int8"][batch]["speedup"]
+                said *= beside_float["onnx-int8"][batch].speedup
             low, high = timing.speedup_range
             print(
                 f"| {name} | {batch} | {timing.median_ms:.2f} | {timing.p95_ms:.2f}"

@@ -27,7 +27,7 @@ from pathlib import Path
 import nets
 
 from fitcompress.errors import RunError
-from fitcompress.report.ablation_facts import Ablation
+from fitcompress.report.ablation_report import Ablation
 
 SUSTAINED = 10e12
 """Assumed floating-point operations per second of small networks at 32 pixels."""

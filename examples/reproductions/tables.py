@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 
-from fitcompress.report.ablation_facts import Ablation
+from fitcompress.report.ablation_report import Ablation
 
 
 def main() -> None:
@@ -33,8 +33,8 @@ def table(ablation: Ablation) -> str:
 
 def wrong(ablation: Ablation, arm: str, seed: int) -> int:
     """Number of wrong test images."""
-    accuracy = ablation.cells[arm, seed].results["student"]["accuracy"]
-    return round((1 - accuracy["top1"]) * accuracy["n"])
+    accuracy = ablation.cells[arm, seed].results.student.accuracy
+    return round((1 - accuracy.top1) * accuracy.n)
 
 
 if __name__ == "__main__":

@@ -148,4 +148,4 @@ def _claim_device(free: Any) -> None:
 def _train(recipe: Recipe) -> float:
     """Seconds that the stages of a run took."""
     report = distill(recipe, resume=True)
-    return float(sum(stage["seconds"] for stage in report.stages))
+    return float(sum(stage.seconds or 0.0 for stage in report.stages))

@@ -24,7 +24,8 @@ from fitcompress.ranks import num_processes
 from fitcompress.recipe.fields import differing_settings
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.records.ablation_record import AblationRecord, ArmRecord, QuestionRecord
-from fitcompress.report.ablation_facts import ABLATION, Ablation, cell_path
+from fitcompress.report.ablation_facts import ABLATION, cell_path
+from fitcompress.report.ablation_report import Ablation
 from fitcompress.rundir import RunDir
 from fitcompress.training.device import used_threads
 

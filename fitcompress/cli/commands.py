@@ -26,7 +26,7 @@ from fitcompress.cli.request import (
 from fitcompress.errors import TrainingError
 
 if TYPE_CHECKING:
-    from fitcompress.report.ablation_facts import Ablation
+    from fitcompress.report.ablation_report import Ablation
     from fitcompress.report.comparison import Comparison
     from fitcompress.report.run_report import Report
 

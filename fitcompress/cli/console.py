@@ -24,12 +24,12 @@ from fitcompress.formatting import (
     integer_text,
     percent_text,
     shape_text,
-    speeds_text,
+    speed_text,
 )
 from fitcompress.report.frontier_chart import draw_frontier
 
 if TYPE_CHECKING:
-    from fitcompress.report.ablation_facts import Ablation
+    from fitcompress.report.ablation_report import Ablation
     from fitcompress.report.comparison import Comparison
     from fitcompress.report.run_report import Report
 
@@ -200,7 +200,11 @@ def show_exports(exports: Sequence[Mapping[str, Any]], *, as_json: bool = False)
         if export.get("remark"):
             show_text(f"{export['format']}: {export['remark']}")
         if export.get("latency"):
-            show_text(f"{export['format']} compared with float32: {speeds_text(export['latency'])}")
+            speeds = ", ".join(
+                f"batch {batch}: {speed_text(own['speedup'], *own['speedup_range'])}"
+                for batch, own in export["latency"].items()
+            )
+            show_text(f"{export['format']} compared with float32: {speeds}")
 
 
 def show_eval(measured: Mapping[str, Any], *, as_json: bool = False) -> None:

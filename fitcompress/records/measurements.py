@@ -158,6 +158,17 @@ class Timing(Record):
     speedup_range: tuple[float, float] | None = None
     """Its 95 % interval."""
 
+    def speedup_over(self, other: Timing | None = None) -> tuple[float, float, float]:
+        """The measured speedup and its interval. If none was measured, the ratio of the medians of
+        `other` and this one, without an interval.
+        """
+        speedup = self.speedup
+        if not speedup:
+            assert other is not None, "no speedup was measured"
+            speedup = other.median_ms / self.median_ms
+        low, high = self.speedup_range or (speedup, speedup)
+        return speedup, low, high
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCosts(Record):

@@ -1,63 +1,74 @@
-"""Several runs side by side: the students' sizes, accuracy and speed, and what is shown to differ.
+"""Several runs side by side, with significance tests of the accuracies of their students.
 
-Knows no torch: the answers of a run are counts of right and wrong, and the tests are pure.
+Imports NumPy only where predictions are read, so that importing the module is fast.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitcompress.errors import RunError
 from fitcompress.evaluation.significance import holm, paired_test
 from fitcompress.formatting import bytes_text, integer_text, p_text, percent_text, points_text
+from fitcompress.records.json_record import Record
+from fitcompress.records.measurements import PairedTest
 from fitcompress.report.charts import Dots, Key, Line, Point
 from fitcompress.report.document import NONE, Cell, Document, Section, Sentence, Table
+from fitcompress.report.forms import render
 from fitcompress.report.headline import SIGNIFICANT
-from fitcompress.report.rendered import Rendered
 from fitcompress.report.rows import list_measures
 from fitcompress.report.run_report import Report
+from fitcompress.report.text import build_view
 from fitcompress.rundir import RunDir
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Comparison", "right_answers"]
+__all__ = ["Comparison", "NotTested", "right_answers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotTested(Record):
+    """Why two students cannot be compared by a test."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
-class Comparison(Rendered):
-    """Runs, and for each but the first a test of its student against the first one's."""
+class Comparison:
+    """Runs, and a test of the student of each run but the first against the first one's."""
 
     reports: tuple[Report, ...]
-    tests: tuple[dict[str, Any], ...]
-    """As `significance.paired_test`, with `p_holm`; or why there is none as `reason`."""
+    tests: tuple[PairedTest | NotTested, ...]
 
     @classmethod
     def load(cls, paths: Sequence[Path | str]) -> Comparison:
-        """The comparison of the runs in these directories, finished or not.
+        """Reads runs, finished or not.
 
         Raises:
-            RunError: fewer than two, one of them twice, or one is no run.
+            RunError: fewer than two paths, the same path twice, or one that holds no run.
         """
         reports = tuple(Report.load(Path(path)) for path in paths)
         different = {report.path.resolve() for report in reports}
         if len(different) < max(2, len(reports)):
             given = " and ".join(f"'{report.path}'" for report in reports) or "none"
             raise RunError(
-                f"comparing runs: expected two or more different ones, got {given}",
-                advice="`fitcompress report RUN` shows one",
+                f"comparing runs: expected two or more different runs, got {given}",
+                code="too-few-runs",
+                advice="Name another run, or show one with `fitcompress report RUN`.",
+                runs=[str(report.path) for report in reports],
             )
         first, *others = reports
-        return cls(reports, tuple(_with_holm([_tested(first, other) for other in others])))
+        return cls(reports, _with_holm([_tested(first, other) for other in others]))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the runs are called: their directories, with the path where two share a name."""
+        """The names of the runs: their directories, or whole paths if two have the same name."""
         shared = Counter(report.path.resolve().name for report in self.reports)
         return tuple(
             name if shared[name := report.path.resolve().name] == 1 else str(report.path)
@@ -66,26 +77,27 @@ class Comparison(Rendered):
 
     @property
     def html_path(self) -> Path:
-        """Where its page lies when nobody says where: with the first run."""
+        """Default path of the HTML page, in the first run."""
         return RunDir(self.reports[0].path).path / "comparison.html"
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison for scripts, ready for JSON."""
-        runs = [
-            {
-                "name": name,
-                "run": str(report.path),
-                "is_finished": report.is_finished,
-                "teacher_source": report.recipe.get("teacher", {}).get("source"),
-                **{network: report.model(network) for network in ("teacher", "student")},
-                "exports": [dict(record) for record in report.exports],
-            }
-            for name, report in zip(self.names, self.reports, strict=True)
-        ]
-        return {"runs": runs, "tests": [dict(test) for test in self.tests]}
+        runs = []
+        for name, report in zip(self.names, self.reports, strict=True):
+            written = report.to_dict()
+            runs.append(
+                {
+                    "name": name,
+                    "run": str(report.path),
+                    "is_finished": report.is_finished,
+                    "teacher_source": report.recipe.get("teacher", {}).get("source"),
+                    **{key: written[key] for key in ("teacher", "student", "exports")},
+                }
+            )
+        return {"runs": runs, "tests": [test.to_dict() for test in self.tests]}
 
     def document(self) -> Document:
-        """The report in words, tables and charts."""
+        """The comparison as sentences, tables and charts."""
         return Document(
             title="fitcompress runs",
             name=", ".join(str(report.path) for report in self.reports),
@@ -94,29 +106,42 @@ class Comparison(Rendered):
             sections=tuple(part for part in _sections(self) if not part.is_empty),
         )
 
+    def render(self, form: str = "text") -> str:
+        """The comparison as "text" (100 columns), "json", "md" or "html" (one file).
+
+        Raises:
+            RunError: `form` is none of these.
+        """
+        return render(self, form)
+
+    def __rich__(self) -> Any:
+        return build_view(self.document())
+
 
 # --- tests -------------------------------------------------------------------------------------
 
 
-def _tested(first: Report, other: Report) -> dict[str, Any]:
-    """McNemar's test of the other run's student against the first one's, or why there is none."""
-    digests = [report.results.get("data", {}).get("evaluation_digest") for report in (first, other)]
+def _tested(first: Report, other: Report) -> PairedTest | NotTested:
+    """McNemar's test of the other run's student against the first one's."""
+    data = [report.results.data for report in (first, other)]
+    digests = [facts.evaluation_digest if facts else None for facts in data]
     if None in digests:
-        return {"reason": "not known to be measured on the same images"}
+        return NotTested(reason="not known to be measured on the same images")
     if digests[0] != digests[1]:
-        return {"reason": "measured on other images"}
+        return NotTested(reason="measured on different images")
     one, two = right_answers(first), right_answers(other)
     if one is None or two is None or len(one) != len(two):
-        return {"reason": "no labels, or no predictions"}
-    return paired_test(int((one & ~two).sum()), int((two & ~one).sum()), len(one)).to_dict()
+        return NotTested(reason="no labels, or no predictions")
+    return paired_test(int((one & ~two).sum()), int((two & ~one).sum()), len(one))
 
 
 def right_answers(report: Report) -> npt.NDArray[np.bool_] | None:
-    """Which evaluation images a run's student has right, in their order; None where unknown."""
-    from safetensors.numpy import load_file  # and NumPy with it, which `--help` must not wait for
+    """Whether the run's student is right, for each evaluation image in order; None if unknown."""
+    from safetensors.numpy import load_file
 
     path = RunDir(report.path).predictions_path
-    if not path.is_file() or not (report.model("student") or {}).get("accuracy"):
+    student = report.results.student
+    if not path.is_file() or not student or not student.accuracy:
         return None
     tensors = load_file(path)
     order = tensors["student.ids"].argsort()
@@ -126,39 +151,48 @@ def right_answers(report: Report) -> npt.NDArray[np.bool_] | None:
     return right[order]
 
 
-def _with_holm(tests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    known = [test for test in tests if "p_value" in test]
-    adjusted = iter(holm([test["p_value"] for test in known]))
-    return [{**test, "p_holm": next(adjusted)} if "p_value" in test else test for test in tests]
+def _with_holm(tests: Sequence[PairedTest | NotTested]) -> tuple[PairedTest | NotTested, ...]:
+    known = [test.p_value for test in tests if isinstance(test, PairedTest)]
+    adjusted = iter(holm(known))
+    return tuple(
+        replace(test, p_holm=next(adjusted)) if isinstance(test, PairedTest) else test
+        for test in tests
+    )
 
 
-# --- words -------------------------------------------------------------------------------------
+# --- text --------------------------------------------------------------------------------------
 
 
-def _sentences(comparison: Comparison) -> list[Sentence]:
+def _sentences(comparison: Comparison) -> Iterator[Sentence]:
     first, *others = comparison.names
-    said = [
-        Sentence(f"The run {name} is unfinished; missing: {', '.join(report.missing)}.", True)
-        for name, report in zip(comparison.names, comparison.reports, strict=True)
-        if not report.is_finished
-    ]
+    for name, report in zip(comparison.names, comparison.reports, strict=True):
+        if not report.is_finished:
+            missing = ", ".join(report.missing)
+            yield Sentence(f"The run {name} is unfinished. Missing: {missing}.", True)
     for name, test in zip(others, comparison.tests, strict=True):
-        said.append(Sentence(f"Accuracy of {name} against {first}: {_verdict(test)}."))
-    return said
+        yield Sentence(f"Accuracy of {name} compared with {first}: {_verdict(test)}.")
 
 
-def _verdict(test: dict[str, Any]) -> str:
-    if "reason" in test:
-        return f"not tested ({test['reason']})"
-    found = f"{_difference(test)}, McNemar {p_text(test['p_holm'])} after Holm"
-    if test["p_holm"] > SIGNIFICANT or not test["difference"]:
-        return f"a difference is not shown ({found})"
-    return f"{'higher' if test['difference'] > 0 else 'lower'} ({found})"
+def _verdict(test: PairedTest | NotTested) -> str:
+    if isinstance(test, NotTested):
+        return f"not tested ({test.reason})"
+    p_value = _holm_of(test)
+    found = (
+        f"{points_text(test.difference)}, {_interval(test)},"
+        f" McNemar {p_text(p_value)} after Holm's correction"
+    )
+    if p_value > SIGNIFICANT or not test.difference:
+        return f"no significant difference ({found})"
+    return f"{'higher' if test.difference > 0 else 'lower'} ({found})"
 
 
-def _difference(test: dict[str, Any]) -> str:
-    interval = f"95 % interval {100 * test['low']:+.1f} to {100 * test['high']:+.1f}"
-    return f"{points_text(test['difference'])}, {interval}"
+def _holm_of(test: PairedTest) -> float:
+    assert test.p_holm is not None, "tests of a comparison are corrected"
+    return test.p_holm
+
+
+def _interval(test: PairedTest) -> str:
+    return f"95 % interval {100 * test.low:+.1f} to {100 * test.high:+.1f}"
 
 
 def _sections(comparison: Comparison) -> tuple[Section, ...]:
@@ -166,25 +200,29 @@ def _sections(comparison: Comparison) -> tuple[Section, ...]:
 
 
 def _students(comparison: Comparison) -> Section:
-    students = [report.model("student") or {"latency": {}} for report in comparison.reports]
-    rows = [(Cell("Teacher"), *(_teacher(report) for report in comparison.reports))]
+    students = [report.model("student") for report in comparison.reports]
+    rows = [(Cell("Teacher"), *map(_teacher, comparison.reports))]
     rows += [
-        (measure.label, *(measure.value(student) for student in students))
-        for measure in list_measures(students)
+        (
+            measure.label,
+            *(measure.value(student) if student else Cell(NONE) for student in students),
+        )
+        for measure in list_measures([student for student in students if student])
     ]
-    rows.append((Cell("Exports"), *(_exports(report) for report in comparison.reports)))
+    rows.append((Cell("Exports"), *map(_exports, comparison.reports)))
     hardware = {_hardware(report) for report in comparison.reports}
     note = (
-        "The times were measured on different hardware and say little about the students."
+        "Latencies were measured on different hardware and cannot be compared."
         if len(hardware) > 1
-        else "The times are those of each run; only those of one run were measured in turns."
+        else "Latencies are those of each run; only networks of the same run took turns."
     )
-    return Section("The students", note, Table(("", *comparison.names), tuple(rows)))
+    return Section("Students", note, Table(("", *comparison.names), tuple(rows)))
 
 
 def _teacher(report: Report) -> Cell:
-    accuracy = (report.model("teacher") or {}).get("accuracy")
-    return Cell(report.teacher_name, percent_text(accuracy["top1"]) if accuracy else "")
+    teacher = report.results.teacher
+    accuracy = teacher.accuracy if teacher else None
+    return Cell(report.teacher_name, percent_text(accuracy.top1) if accuracy else "")
 
 
 def _hardware(report: Report) -> tuple[Any, ...]:
@@ -192,8 +230,8 @@ def _hardware(report: Report) -> tuple[Any, ...]:
 
 
 def _exports(report: Report) -> Cell:
-    sizes = [bytes_text(record["size_bytes"]) for record in report.exports]
-    return Cell(", ".join(record["format"] for record in report.exports) or NONE, ", ".join(sizes))
+    sizes = [bytes_text(record.size_bytes) for record in report.exports]
+    return Cell(", ".join(record.format for record in report.exports) or NONE, ", ".join(sizes))
 
 
 def _tests(comparison: Comparison) -> Section:
@@ -201,21 +239,21 @@ def _tests(comparison: Comparison) -> Section:
     rows = tuple(
         (
             Cell(name),
-            Cell(points_text(test["difference"]), _difference(test).partition(", ")[2]),
-            Cell(integer_text(test["only_second"]), f"of {integer_text(test['n'])}"),
-            Cell(integer_text(test["only_first"])),
-            Cell(p_text(test["p_value"]).removeprefix("p = ")),
-            Cell(p_text(test["p_holm"]).removeprefix("p = ")),
+            Cell(points_text(test.difference), _interval(test)),
+            Cell(integer_text(test.only_second), f"of {integer_text(test.n)}"),
+            Cell(integer_text(test.only_first)),
+            Cell(p_text(test.p_value).removeprefix("p = ")),
+            Cell(p_text(_holm_of(test)).removeprefix("p = ")),
         )
         for name, test in zip(others, comparison.tests, strict=True)
-        if "p_value" in test
+        if isinstance(test, PairedTest)
     )
     note = (
-        "McNemar's exact test on the same images; Holm's correction for as many tests as there are."
+        "McNemar's exact test on the same images, and Holm's correction for the number of tests."
         " One training run each: other seeds may differ."
     )
-    columns = ("Run", f"Against {first}", "Only it right", f"Only {first}", "p", "p, Holm")
-    title = f"Top-1 against {first}" if rows else "Top-1"
+    columns = ("Run", f"vs {first}", "Only this run right", f"Only {first} right", "p", "p, Holm")
+    title = f"Top-1 compared with {first}" if rows else "Top-1"
     chart = _accuracies(comparison)
     return Section(
         title, note if rows else "", Table(columns, rows), charts=(chart,) if chart.names else ()
@@ -223,23 +261,21 @@ def _tests(comparison: Comparison) -> Section:
 
 
 def _accuracies(comparison: Comparison) -> Dots:
-    students = (report.model("student") or {} for report in comparison.reports)
+    students = (report.results.student for report in comparison.reports)
     known = {
-        name: accuracy
+        name: student.accuracy
         for name, student in zip(comparison.names, students, strict=True)
-        if (accuracy := student.get("accuracy"))
+        if student and student.accuracy
     }
     points = tuple(
-        Point(
-            found["top1"], 0, found["low"], found["high"], f"{name}: {percent_text(found['top1'])}"
-        )
+        Point(found.top1, 0, found.low, found.high, f"{name}: {percent_text(found.top1)}")
         for name, found in known.items()
     )
     return Dots("Top-1 of the students", tuple(known), (Line(Key("student", 2), points),))
 
 
 def _settings(comparison: Comparison) -> Section:
-    """The settings that are not the same in all runs."""
+    """The settings that differ between the runs."""
     flat = [_flat(report.recipe) for report in comparison.reports]
     names = dict.fromkeys(name for settings in flat for name in settings)
     rows = tuple(
@@ -248,17 +284,17 @@ def _settings(comparison: Comparison) -> Section:
         if name != "run.out" and len({_setting(settings, name) for settings in flat}) > 1
     )
     columns = ("Setting", *comparison.names)
-    return Section("Where the recipes differ", table=Table(columns, rows, is_numeric=False))
+    return Section("Recipe differences", table=Table(columns, rows, is_numeric=False))
 
 
-def _setting(settings: dict[str, Any], name: str) -> str:
-    """As it stands in a recipe."""
+def _setting(settings: Mapping[str, Any], name: str) -> str:
+    """A value as written in a recipe."""
     value = settings.get(name, NONE)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _flat(recipe: Any, prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
+def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings by dotted name."""
     found: dict[str, Any] = {}
     for name, value in recipe.items():
         if isinstance(value, dict):

@@ -1,7 +1,6 @@
-"""What a report says, as values: sentences and titled parts with tables, charts and pictures. Pure.
+"""The content of a report as values: sentences and sections with tables, charts and pictures. Pure.
 
-Everything is put into words once; the forms (text, Markdown, HTML) only draw. What a form cannot
-show it leaves out.
+All text is made once; text, Markdown and HTML only lay it out, and leave out what they cannot show.
 """
 
 from __future__ import annotations
@@ -9,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from fitcompress.report.charts import Chart
 
-__all__ = ["NONE", "Cell", "Document", "Picture", "Section", "Sentence", "Table", "in_words"]
+__all__ = ["NONE", "Cell", "Document", "Picture", "Section", "Sentence", "Table", "text_or_none"]
+
+_T = TypeVar("_T")
 
 NONE = "-"
-"""What stands where nothing is known."""
+"""Stands for an unknown value."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence, and whether it is a warning about all the others."""
+    """A sentence; a warning qualifies all the others."""
 
     text: str
     is_warning: bool = False
@@ -29,7 +30,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table: the thing itself, and what is said about it in smaller print."""
+    """A table cell: its text, and a detail in smaller print."""
 
     main: str
     detail: str = ""
@@ -37,7 +38,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows; the first names the row, the others are numbers if `is_numeric`."""
+    """Columns and rows. The first column names the row; the others are right-aligned numbers if
+    `is_numeric`.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -46,19 +49,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A small PNG file and the lines below it."""
+    """A small PNG file and its caption."""
 
     path: Path
     caption: tuple[Cell, ...]
-    """Each a label and, as its detail, what it says."""
+    """Labels, each with its text as the detail."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part: charts, pictures or a table that says the same, lines, text to copy as it is.
+    """A titled part of a report: a note, charts, a table, a list of lines and code to copy.
 
-    Where pictures can be shown they stand for the table. An appendix, a title and a text, is for
-    forms that have the room.
+    Pictures replace the table in forms that can show them. The appendix (a title and a text) is not
+    part of the text form.
     """
 
     title: str
@@ -71,14 +74,14 @@ class Section:
     pictures: tuple[Picture, ...] = ()
 
     @property
-    def has_words(self) -> bool:
-        """Whether there is something to show where nothing can be drawn."""
+    def has_text(self) -> bool:
+        """Whether there is anything to show without charts and pictures."""
         return bool(self.lines or self.code or (self.table and self.table.rows))
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show at all."""
-        return not (self.has_words or self.charts or self.pictures)
+        """Whether there is nothing to show."""
+        return not (self.has_text or self.charts or self.pictures)
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,15 @@ class Document:
     """A whole report."""
 
     title: str
-    """What kind of report."""
+    """The kind of report."""
     name: str
-    """What it is about: directories as they were named."""
+    """The reported directories, as given."""
     heading: str
-    """The same in short."""
+    """The short form of `name`."""
     sentences: tuple[Sentence, ...]
     sections: tuple[Section, ...]
 
 
-def in_words(value: Any, words: Callable[[Any], str]) -> str:
-    """The value as `words` puts it, or the mark for what is not known."""
-    return NONE if value is None else words(value)
+def text_or_none(value: _T | None, text: Callable[[_T], str]) -> str:
+    """The text of a value, or `NONE` if it is None."""
+    return NONE if value is None else text(value)

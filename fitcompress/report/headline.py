@@ -1,12 +1,11 @@
-"""The sentences on top of the report. Pure.
+"""The sentences at the top of a report. Pure.
 
-Nothing is called better, faster or smaller that was not shown to be.
+Only significant differences are called better, worse, faster or slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from fitcompress.formatting import (
     count_text,
@@ -19,16 +18,19 @@ from fitcompress.formatting import (
     runtime_name,
     speed_text,
 )
+from fitcompress.records.measurements import PairedTest, Share, Timing
+from fitcompress.records.run_results import ModelResult
 from fitcompress.report.document import Sentence
-from fitcompress.report.run_report import Report
+from fitcompress.report.run_facts import RunFacts
 
 __all__ = ["SIGNIFICANT", "accuracy_text", "evaluation_split", "headline"]
 
 SIGNIFICANT = 0.05
+"""The level of all significance tests."""
 
 
-def headline(report: Report) -> tuple[Sentence, ...]:
-    """What to know when one reads nothing else: all in one sentence, what warns of it, the rest."""
+def headline(report: RunFacts) -> tuple[Sentence, ...]:
+    """The summary in one sentence, warnings, and the details."""
     teacher, student = report.model("teacher"), report.model("student")
     sentences = [*_caveats(report)]
     if teacher and student:
@@ -40,177 +42,171 @@ def headline(report: Report) -> tuple[Sentence, ...]:
     return tuple(sentences)
 
 
-def accuracy_text(measured: Mapping[str, Any]) -> str:
+def accuracy_text(measured: Share) -> str:
     """An accuracy with its interval.
 
-    >>> accuracy_text({"top1": 0.881, "low": 0.866, "high": 0.895, "n": 2000})
+    >>> accuracy_text(Share(top1=0.881, low=0.866, high=0.895, n=2000))
     '88.1 % (95 % interval 86.6 to 89.5)'
     """
-    low, high = 100 * measured["low"], 100 * measured["high"]
-    return f"{percent_text(measured['top1'])} (95 % interval {low:.1f} to {high:.1f})"
+    return f"{percent_text(measured.top1)} (95 % interval {_bounds(measured)})"
 
 
-def evaluation_split(report: Report) -> str:
-    """The name of the split that was measured on."""
-    places = (report.results.get("headline_facts"), report.results.get("data"))
-    for place in (place for place in places if isinstance(place, Mapping)):
-        name = place.get("evaluation_split") or place.get("evaluation")
-        if name:
-            return str(name)
-    return "the evaluation split"
+def evaluation_split(report: RunFacts) -> str:
+    """The evaluation split by its name: "the test split"."""
+    facts, data = report.results.headline_facts, report.results.data
+    name = facts.evaluation_split or (data.evaluation_split if data else None)
+    return f"the {name} split" if name else "the evaluation split"
 
 
-def _summary(
-    report: Report, teacher: Mapping[str, Any], student: Mapping[str, Any]
-) -> Iterator[Sentence]:
-    """How much smaller, how much faster, how much accuracy was kept, in one sentence."""
+def _bounds(measured: Share) -> str:
+    return f"{100 * measured.low:.1f} to {100 * measured.high:.1f}"
+
+
+def _summary(report: RunFacts, teacher: ModelResult, student: ModelResult) -> Iterator[Sentence]:
+    """How much smaller and faster the student is, and how much accuracy it keeps."""
     if not report.is_finished:
         return
-    size = ratio_text(teacher["params"], student["params"], "smaller", "larger")
-    is_what = ["as large" if size == "the same" else size]
-    faster = [
-        (speed_text(own["1"], other["1"]), runtime_name(runtime))
+    size = ratio_text(teacher.params, student.params, "smaller", "larger")
+    claims = ["as large" if size == "the same" else size]
+    speeds = [
+        (speed_text(*own["1"].speedup_over(other["1"])), runtime_name(runtime))
         for runtime, own, other in _runtimes(teacher, student)
         if "1" in own and "1" in other
     ]
-    if faster:
-        (ratio, runtime), *others = faster
+    if speeds:
+        (ratio, runtime), *others = speeds
         more = "".join(f" and {ratio} in {runtime}" for ratio, runtime in others)
-        is_what.append(f"{ratio} on one image in {runtime}{more}")
-    text = f"Against {report.teacher_name} the student is {', '.join(is_what)}"
+        claims.append(f"{ratio} on one image in {runtime}{more}")
+    text = f"Compared with {report.teacher_name}, the student is {', '.join(claims)}"
     kept = _kept(report, teacher, student)
-    yield Sentence(f"{text}{',' if faster else ''} and {kept}." if kept else f"{text}.")
+    yield Sentence(f"{text}{',' if speeds else ''} and {kept}." if kept else f"{text}.")
 
 
-def _kept(report: Report, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
-    """What was kept of the accuracy, or without labels of the answers; with its interval."""
-    own, other = student.get("accuracy"), teacher.get("accuracy")
-    test, agreement = _test(report, "teacher_student"), report.results.get("agreement")
-    if own and other and other["top1"] and test:
-        is_shown = "" if test["p_value"] <= SIGNIFICANT else ", so a difference is not shown"
+def _kept(report: RunFacts, teacher: ModelResult, student: ModelResult) -> str:
+    """The share of the accuracy that is kept; without labels, the agreement with the teacher."""
+    own, other = student.accuracy, teacher.accuracy
+    test, agreement = report.results.tests.get("teacher_student"), report.results.agreement
+    if own and other and other.top1 and test:
+        verdict = "" if test.p_value <= SIGNIFICANT else ", not significant"
         return (
-            f"keeps {percent_text(own['top1'] / other['top1'])} of its accuracy (top-1"
-            f" {percent_text(own['top1'])} instead of {percent_text(other['top1'])}; difference"
-            f" {points_text(test['difference'])}, 95 % interval {100 * test['low']:+.1f} to"
-            f" {100 * test['high']:+.1f}{is_shown})"
+            f"keeps {percent_text(own.top1 / other.top1)} of its accuracy (top-1"
+            f" {percent_text(own.top1)} instead of {percent_text(other.top1)}; difference"
+            f" {points_text(test.difference)}, 95 % interval {100 * test.low:+.1f} to"
+            f" {100 * test.high:+.1f}{verdict})"
         )
-    return f"names the same class on {accuracy_text(agreement)} of the images" if agreement else ""
+    return (
+        f"predicts the same class for {accuracy_text(agreement)} of the images" if agreement else ""
+    )
 
 
-def _test(report: Report, name: str) -> Mapping[str, Any] | None:
-    """A test of two networks, where there were labels."""
-    found: Mapping[str, Any] | None = (report.results.get("tests") or {}).get(name)
-    return found
+_ByBatch = dict[str, Timing]
 
 
 def _runtimes(
-    teacher: Mapping[str, Any], student: Mapping[str, Any]
-) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Each runtime that both were timed in, with the student's times and the teacher's."""
-    for runtime, own in student["latency"].items():
-        if other := teacher["latency"].get(runtime):
+    teacher: ModelResult, student: ModelResult
+) -> Iterator[tuple[str, _ByBatch, _ByBatch]]:
+    """The runtimes in which both were timed, with the student's latencies and the teacher's."""
+    for runtime, own in student.timings.items():
+        if other := teacher.timings.get(runtime):
             yield runtime, own, other
 
 
-def _caveats(report: Report) -> Iterator[Sentence]:
+def _caveats(report: RunFacts) -> Iterator[Sentence]:
     if not report.is_finished:
         yield Sentence(f"This run is unfinished. Missing: {', '.join(report.missing)}.", True)
-    name, teacher = report.teacher_name, report.results.get("teacher") or {}
-    facts = report.results.get("headline_facts") or {}
-    weights = teacher.get("weights_from") or facts.get("teacher_weights")
-    is_adapted = teacher.get("adapted", facts.get("adapted", False))
+    name, facts = report.teacher_name, report.results.headline_facts
+    teacher = report.results.teacher
+    weights, is_adapted = facts.teacher_weights, facts.adapted
+    if teacher:
+        weights = teacher.weights_from or weights
+        is_adapted = is_adapted if teacher.adapted is None else teacher.adapted
     if weights == "random":
-        trained = " and was trained on this data only" if is_adapted else ""
+        trained = " and was trained only on this data" if is_adapted else ""
         yield Sentence(
-            f"Teacher started from random weights: {name} had no pretrained weights{trained}, "
-            "so these numbers say nothing about the pretrained one.",
+            f"The teacher started from random weights: {name} had no pretrained weights{trained},"
+            f" so these results say nothing about a pretrained {name}.",
             True,
         )
     elif is_adapted:
         yield Sentence(
-            f"The teacher is a copy of {name} that was first adapted to this data; "
-            "its cost is listed with the stages.",
+            f"The teacher is a copy of {name} that was first fine-tuned on this data; the cost of"
+            " fine-tuning is listed with the stages.",
             True,
         )
 
 
-def _size_sentences(
-    name: str, teacher: Mapping[str, Any], student: Mapping[str, Any]
-) -> Iterator[Sentence]:
-    parts = []
-    for key, what in (("params", "parameters"), ("flops", "FLOPs")):
-        before, after = teacher.get(key), student.get(key)
-        if before and after:
-            ratio = ratio_text(before, after, "fewer", "more")
-            parts.append(f"{what} {ratio} ({count_text(after)} instead of {count_text(before)})")
-    before, after = teacher.get("depth"), student.get("depth")
+def _size_sentences(name: str, teacher: ModelResult, student: ModelResult) -> Iterator[Sentence]:
+    parts = [
+        f"{what} {ratio_text(before, after, 'fewer', 'more')} ({count_text(after)} instead of"
+        f" {count_text(before)})"
+        for what, before, after in (
+            ("parameters", teacher.params, student.params),
+            ("FLOPs", teacher.flops, student.flops),
+        )
+        if before and after
+    ]
+    before, after = teacher.depth, student.depth
     if before and after:
-        parts.append(f"depth {ratio_text(before, after)} ({after} instead of {before} layers)")
+        ratio = ratio_text(before, after, "smaller", "larger")
+        parts.append(f"depth {ratio} ({after} instead of {before} layers)")
     if parts:
-        yield Sentence(f"Student against {name}: {', '.join(parts)}.")
+        yield Sentence(f"Size compared with {name}: {', '.join(parts)}.")
 
 
 def _accuracy_sentences(
-    report: Report, teacher: Mapping[str, Any], student: Mapping[str, Any]
+    report: RunFacts, teacher: ModelResult, student: ModelResult
 ) -> Iterator[Sentence]:
-    own, other = student.get("accuracy"), teacher.get("accuracy")
+    own, other, agreement = student.accuracy, teacher.accuracy, report.results.agreement
     if own:
-        where = f"{integer_text(own['n'])} images of {evaluation_split(report)}"
-        text = f"On {where} the student's top-1 is {accuracy_text(own)}"
+        images = f"{integer_text(own.n)} images of {evaluation_split(report)}"
+        text = f"On {images}, the student's top-1 accuracy is {accuracy_text(own)}"
         if other:
-            text += (
-                f", the teacher's {accuracy_text(other)}: {_against_teacher(report, own, other)}"
-            )
+            text += f" and the teacher's {accuracy_text(other)}: {_difference(report, own, other)}"
         yield Sentence(f"{text}.")
-    agreement = report.results.get("agreement")
     if agreement:
-        low, high = 100 * agreement["low"], 100 * agreement["high"]
-        share = percent_text(agreement["top1"])
+        share = percent_text(agreement.top1)
         yield Sentence(
-            f"Student and teacher name the same class on {share} ({low:.1f} to {high:.1f})."
+            f"Student and teacher predict the same class for {share} of the images (95 % interval"
+            f" {_bounds(agreement)})."
         )
 
 
-def _against_teacher(report: Report, own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    difference = own["top1"] - other["top1"]
-    test = _test(report, "teacher_student")
-    kept = f"{percent_text(own['top1'] / other['top1'])} of it kept" if other["top1"] > 0 else ""
-    if test and test["p_value"] > SIGNIFICANT:
-        shown = f"a difference is not shown (McNemar {p_text(test['p_value'])})"
-    else:
-        shown = f"McNemar {p_text(test['p_value'])}" if test else ""
-    return ", ".join(part for part in (points_text(difference), kept, shown) if part)
+def _difference(report: RunFacts, own: Share, other: Share) -> str:
+    test = report.results.tests.get("teacher_student")
+    details = [f"{percent_text(own.top1 / other.top1)} of it kept"] if other.top1 > 0 else []
+    if test:
+        verdict = "" if test.p_value <= SIGNIFICANT else "not significant, "
+        details.append(f"{verdict}McNemar {p_text(test.p_value)}")
+    return ", ".join((points_text(own.top1 - other.top1), *details))
 
 
-def _speed_sentences(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Iterator[Sentence]:
+def _speed_sentences(teacher: ModelResult, student: ModelResult) -> Iterator[Sentence]:
     for runtime, batches, others in _runtimes(teacher, student):
-        parts = []
-        for batch, own in batches.items():
-            if other := others.get(batch):
-                ratio = speed_text(own, other)
-                instead = f"{ms_text(own['median_ms'])} instead of {ms_text(other['median_ms'])}"
-                parts.append(f"batch {batch} {ratio} ({instead})")
+        parts = [
+            f"{speed_text(*own.speedup_over(other))} at batch {batch} ({ms_text(own.median_ms)}"
+            f" instead of {ms_text(other.median_ms)})"
+            for batch, own in batches.items()
+            if (other := others.get(batch))
+        ]
         if parts:
-            yield Sentence(f"Measured in {runtime_name(runtime)}: {', '.join(parts)}.")
+            yield Sentence(f"Latency in {runtime_name(runtime)}: {', '.join(parts)}.")
 
 
-def _baseline_sentences(report: Report, student: Mapping[str, Any]) -> Iterator[Sentence]:
-    baseline = report.model("baseline") or {}
-    own, other = student.get("accuracy"), baseline.get("accuracy")
-    if not own or not other:
-        return
-    test = _test(report, "student_baseline")
-    difference = own["top1"] - other["top1"]
-    measured = f"The same student trained without a teacher reaches {accuracy_text(other)}"
-    yield Sentence(f"{measured}: {_baseline_verdict(difference, test)}.")
+def _baseline_sentences(report: RunFacts, student: ModelResult) -> Iterator[Sentence]:
+    baseline = report.model("baseline")
+    own, other = student.accuracy, baseline.accuracy if baseline else None
+    if own and other:
+        test = report.results.tests.get("student_baseline")
+        reached = f"The same student trained without a teacher reaches {accuracy_text(other)}"
+        yield Sentence(f"{reached}: {_baseline_verdict(own.top1 - other.top1, test)}.")
 
 
-def _baseline_verdict(difference: float, test: Mapping[str, Any] | None) -> str:
-    points = f"{points_text(difference)} for the distilled one"
+def _baseline_verdict(difference: float, test: PairedTest | None) -> str:
+    points = f"{points_text(difference)} with distillation"
     if test is None:
         return f"{points}, not tested"
-    p_value = p_text(test["p_value"])
-    if test["p_value"] > SIGNIFICANT or difference == 0:
-        return f"that the teacher helped is not shown ({points}, McNemar {p_value})"
-    verdict = "the teacher helped" if difference > 0 else "the teacher did not help, it hurt"
-    return f"{verdict} ({points}, McNemar {p_value}; one run of each, other seeds may differ)"
+    p_value = p_text(test.p_value)
+    if test.p_value > SIGNIFICANT or difference == 0:
+        return f"the teacher made no significant difference ({points}, McNemar {p_value})"
+    verdict = "the teacher helped" if difference > 0 else "the teacher hurt"
+    return f"{verdict} ({points}, McNemar {p_value}; one run each, other seeds may differ)"

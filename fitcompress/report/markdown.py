@@ -16,7 +16,7 @@ def render_markdown(document: Document) -> str:
         mark = "**Note:** " if sentence.is_warning else ""
         lines.append(f"- {mark}{_escaped(sentence.text)}")
     for section in document.sections:
-        if section.has_words:
+        if section.has_text:
             lines += ["", f"## {_escaped(section.title)}", "", *_body(section)]
     return "\n".join(lines) + "\n"
 

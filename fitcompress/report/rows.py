@@ -1,10 +1,10 @@
-"""What is measured of a model, row by row and in words; every comparison is made of these. Pure."""
+"""The rows of a table that compares models. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from fitcompress.formatting import (
     bytes_text,
@@ -19,129 +19,138 @@ from fitcompress.formatting import (
     speed_text,
     threads_text,
 )
-from fitcompress.report.document import NONE, Cell
+from fitcompress.records.measurements import Share, Timing
+from fitcompress.records.run_results import ModelResult
+from fitcompress.report.document import NONE, Cell, text_or_none
 
-__all__ = ["Measure", "Model", "list_measures", "share_cell"]
-
-Model = Mapping[str, Any]
-"""As `Report.model` gives it."""
+__all__ = ["Measure", "list_measures", "share_cell", "speeds_text"]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One row: its label, its value for a model, and words on a second model against a first."""
+    """A row: its label, its cell for a model, and the text that compares a second model with a
+    first.
+    """
 
     label: Cell
-    value: Callable[[Model], Cell]
-    compare: Callable[[Model, Model], str]
+    value: Callable[[ModelResult], Cell]
+    compare: Callable[[ModelResult, ModelResult], str]
 
 
-def list_measures(models: Sequence[Model]) -> Iterator[Measure]:
-    """All rows about which something is known of one of the models."""
+def list_measures(models: Sequence[ModelResult]) -> Iterator[Measure]:
+    """The rows with a value for at least one of the models."""
     for measure in _every_measure(models):
         if any(measure.value(model).main != NONE for model in models):
             yield measure
 
 
-def share_cell(measured: Mapping[str, Any] | None) -> Cell:
-    """A share with its interval in small print."""
+def share_cell(measured: Share | None) -> Cell:
+    """A share, with its interval as the detail."""
     if not measured:
         return Cell(NONE)
-    interval = f"{100 * measured['low']:.1f} to {100 * measured['high']:.1f}"
-    return Cell(percent_text(measured["top1"]), interval)
+    interval = f"{100 * measured.low:.1f} to {100 * measured.high:.1f}"
+    return Cell(percent_text(measured.top1), interval)
 
 
-def _every_measure(models: Sequence[Model]) -> Iterator[Measure]:
+def speeds_text(timed: Mapping[str, Timing]) -> str:
+    """The speedups of a network by batch size: "batch 1: 2.0x faster, batch 32: 2.0x slower"."""
+    speeds = {batch: speed_text(*own.speedup_over()) for batch, own in timed.items()}
+    return ", ".join(f"batch {batch}: {speed}" for batch, speed in speeds.items())
+
+
+def _every_measure(models: Sequence[ModelResult]) -> Iterator[Measure]:
     yield Measure(
         Cell("Top-1", _interval_label(models)),
-        lambda model: share_cell(model.get("accuracy")),
+        lambda model: share_cell(model.accuracy),
         _accuracy_difference,
     )
     yield Measure(
-        Cell("Agrees with teacher", "same class"),
-        lambda model: share_cell(model.get("agreement")),
-        _divergence,
+        Cell("Agreement with teacher", "same class"),
+        lambda model: share_cell(model.agreement),
+        lambda _, after: f"KL {after.agreement.kl:.3f} nats" if after.agreement else "",
     )
     yield Measure(
         Cell("Calibration error", "ECE, 15 bins"),
-        lambda model: _cell(_inner(model, "calibration", "ece"), lambda ece: percent_text(ece, 2)),
+        lambda model: Cell(percent_text(model.calibration.ece, 2) if model.calibration else NONE),
         lambda *_: "",
     )
-    yield _plain("Parameters", "", ("params",), count_text)
-    yield _plain("MACs", "multiply-adds", ("macs",), count_text)
-    yield _plain("FLOPs", "2 x MACs", ("flops",), count_text)
-    yield _plain("Depth", "weighted layers", ("depth",), integer_text)
-    yield _plain("Size", "float32 weights", ("size_bytes",), bytes_text)
-    for batch in _keys(models, "peak_memory_bytes"):
-        yield _plain("Peak memory", f"batch {batch}", ("peak_memory_bytes", batch), bytes_text)
-    for runtime in _keys(models, "latency"):
-        batches = _keys([model.get("latency", {}) for model in models], runtime)
+    yield _number("Parameters", "", lambda model: model.params, count_text)
+    yield _number("MACs", "multiply-adds", lambda model: model.macs, count_text)
+    yield _number("FLOPs", "2 x MACs", lambda model: model.flops, count_text)
+    yield _number("Depth", "weighted layers", lambda model: model.depth, integer_text)
+    yield _number("Size", "float32 weights", lambda model: model.size_bytes, bytes_text)
+    for batch in _keys([model.peak_memory_bytes or {} for model in models]):
+        yield _peak_memory(batch)
+    for runtime in _keys([model.timings for model in models]):
+        batches = _keys([model.timings.get(runtime, {}) for model in models])
         for batch in batches:
             yield _latency(runtime, batch, models)
         if batches:
             yield _throughput(runtime, max(batches, key=int))
 
 
-def _plain(label: str, detail: str, path: Sequence[str], words: Callable[[float], str]) -> Measure:
-    def compare(before: Model, after: Model) -> str:
-        one, other = _inner(before, *path), _inner(after, *path)
+def _number(
+    label: str,
+    detail: str,
+    value: Callable[[ModelResult], float | None],
+    text: Callable[[float], str],
+) -> Measure:
+    def compare(before: ModelResult, after: ModelResult) -> str:
+        one, other = value(before), value(after)
         return ratio_text(one, other) if one and other else ""
 
-    return Measure(Cell(label, detail), lambda model: _cell(_inner(model, *path), words), compare)
+    return Measure(
+        Cell(label, detail), lambda model: Cell(text_or_none(value(model), text)), compare
+    )
 
 
-def _latency(runtime: str, batch: str, models: Sequence[Model]) -> Measure:
-    def value(model: Model) -> Cell:
-        own = _inner(model, "latency", runtime, batch)
-        if not own:
-            return Cell(NONE)
-        return Cell(ms_text(own["median_ms"]), f"p95 {ms_text(own['p95_ms'])}")
+def _peak_memory(batch: str) -> Measure:
+    def value(model: ModelResult) -> float | None:
+        return (model.peak_memory_bytes or {}).get(batch)
 
-    def compare(before: Model, after: Model) -> str:
-        one, other = (_inner(model, "latency", runtime, batch) for model in (before, after))
-        if not one or not other:
-            return ""
-        return speed_text(other, one)
+    return _number("Peak memory", f"batch {batch}", value, bytes_text)
 
-    found = (_inner(model, "latency", runtime, batch) for model in models)
-    some: Mapping[str, Any] = next(timing for timing in found if timing)
-    detail = f"median of {some['n']}, {threads_text(some)}"
+
+def _latency(runtime: str, batch: str, models: Sequence[ModelResult]) -> Measure:
+    def value(model: ModelResult) -> Cell:
+        own = _timing(model, runtime, batch)
+        return Cell(ms_text(own.median_ms), f"p95 {ms_text(own.p95_ms)}") if own else Cell(NONE)
+
+    def compare(before: ModelResult, after: ModelResult) -> str:
+        one, other = (_timing(model, runtime, batch) for model in (before, after))
+        return speed_text(*other.speedup_over(one)) if one and other else ""
+
+    some = next(timing for model in models if (timing := _timing(model, runtime, batch)))
+    detail = f"median of {some.n}, {threads_text(some.threads, some.device)}"
     return Measure(Cell(f"Batch {batch}, {runtime_name(runtime)}", detail), value, compare)
 
 
 def _throughput(runtime: str, batch: str) -> Measure:
-    path = ("latency", runtime, batch, "images_per_s")
+    def value(model: ModelResult) -> Cell:
+        own = _timing(model, runtime, batch)
+        return Cell(text_or_none(own.images_per_s if own else None, rate_text))
+
     label = Cell(f"Images/s, {runtime_name(runtime)}", f"batch {batch}")
-    return Measure(label, lambda model: _cell(_inner(model, *path), rate_text), lambda *_: "")
+    return Measure(label, value, lambda *_: "")
 
 
-def _cell(value: Any, words: Callable[[Any], str]) -> Cell:
-    return Cell(NONE if value is None else words(value))
+def _timing(model: ModelResult, runtime: str, batch: str) -> Timing | None:
+    return model.timings.get(runtime, {}).get(batch)
 
 
-def _inner(model: Model, *path: str) -> Any:
-    """What lies at the end of the path, or None."""
-    value: Any = model
-    for key in path:
-        value = (value or {}).get(key)
-    return value
+_V = TypeVar("_V")
 
 
-def _keys(models: Sequence[Model], name: str) -> list[str]:
-    """All keys of the mapping `name` of any model, in the order they come."""
-    return list(dict.fromkeys(key for model in models for key in model.get(name) or ()))
+def _keys(mappings: Sequence[Mapping[str, _V]]) -> list[str]:
+    """The keys of all mappings, in order and without repetitions."""
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
-def _interval_label(models: Sequence[Model]) -> str:
-    counts = {model["accuracy"]["n"] for model in models if model.get("accuracy")}
+def _interval_label(models: Sequence[ModelResult]) -> str:
+    counts = {model.accuracy.n for model in models if model.accuracy}
     return ", ".join(["95 % interval", *(f"n = {integer_text(n)}" for n in sorted(counts))])
 
 
-def _accuracy_difference(before: Model, after: Model) -> str:
-    one, other = before.get("accuracy"), after.get("accuracy")
-    return points_text(other["top1"] - one["top1"]) if one and other else ""
-
-
-def _divergence(_: Model, after: Model) -> str:
-    kl = _inner(after, "agreement", "kl")
-    return f"KL {kl:.3f} nats" if kl is not None else ""
+def _accuracy_difference(before: ModelResult, after: ModelResult) -> str:
+    one, other = before.accuracy, after.accuracy
+    return points_text(other.top1 - one.top1) if one and other else ""

@@ -1,10 +1,9 @@
-"""The report of a run as a document. Pure; what was found in the answers is in `findings`."""
+"""The report of a run as a document. Pure; its sections with charts are in `findings`."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from fitcompress.formatting import (
     bytes_text,
@@ -14,11 +13,13 @@ from fitcompress.formatting import (
     percent_text,
     rate_text,
     shape_text,
-    speeds_text,
     stage_title,
     threads_text,
 )
-from fitcompress.report.document import NONE, Cell, Document, Section, Table, in_words
+from fitcompress.records.export_record import ExportRecord
+from fitcompress.records.plan_summary import FrozenSizes, StageSide
+from fitcompress.records.run_results import EpochRecord, StageRecord
+from fitcompress.report.document import NONE, Cell, Document, Section, Table, text_or_none
 from fitcompress.report.findings import (
     calibration,
     classes,
@@ -28,18 +29,18 @@ from fitcompress.report.findings import (
     latencies,
 )
 from fitcompress.report.headline import evaluation_split, headline
-from fitcompress.report.rows import list_measures, share_cell
-from fitcompress.report.run_report import Report
+from fitcompress.report.rows import list_measures, share_cell, speeds_text
+from fitcompress.report.run_facts import RunFacts
 
-__all__ = ["build_document"]
+__all__ = ["build_run_document"]
 
 _SHOWN_NAMES = 3
 _MODEL_NAMES = {"teacher": "Teacher", "student": "Student", "baseline": "Baseline"}
 
 
-def build_document(report: Report) -> Document:
-    """Every part of the report that has something to show, in order."""
-    makers: tuple[Callable[[Report], Section], ...] = (
+def build_run_document(report: RunFacts) -> Document:
+    """The report with all sections that are not empty."""
+    makers: tuple[Callable[[RunFacts], Section], ...] = (
         _comparison,
         curves,
         disagreements,
@@ -66,23 +67,23 @@ def build_document(report: Report) -> Document:
     )
 
 
-def _comparison(report: Report) -> Section:
+def _comparison(report: RunFacts) -> Section:
     known = report.models
-    teacher, student = known.get("teacher", {}), known.get("student", {})
+    teacher, student = known.get("teacher"), known.get("student")
     rows = tuple(
         (
             measure.label,
             *(measure.value(model) for model in known.values()),
-            Cell(measure.compare(teacher, student)),
+            Cell(measure.compare(teacher, student) if teacher and student else ""),
         )
         for measure in list_measures(tuple(known.values()))
     )
     columns = ("", *(_MODEL_NAMES[name] for name in known), "Student vs teacher")
-    data = report.results.get("data") or {}
+    data = report.results.data
     notes = [f"Measured on {evaluation_split(report)}."] if report.is_finished else []
-    notes += [data["description"]] if data.get("description") else []
+    notes += [data.description] if data and data.description else []
     if "baseline" in known:
-        notes.append("Baseline: the same student, trained without a teacher.")
+        notes.append("Baseline: the same student trained without a teacher.")
     return Section("Comparison", _as_sentences(notes), Table(columns, rows))
 
 
@@ -90,36 +91,33 @@ def _as_sentences(notes: list[str]) -> str:
     return " ".join(note if note.endswith(".") else f"{note}." for note in notes)
 
 
-def _costs(report: Report) -> Section:
-    rows = tuple(
-        _cost_row(record, report.curves.get(record["stage"], [])) for record in report.stages
-    )
+def _costs(report: RunFacts) -> Section:
+    curves = report.curves
+    rows = tuple(_cost_row(record, curves.get(record.stage, [])) for record in report.stages)
     columns = ("Stage", "Time", "Images", "FLOPs", "Images/s", "Loss", "Top-1")
     note = (
-        "FLOPs: of all its training steps, the teacher's part once, the student's three times, and"
-        " those of one image. Loss and top-1 (on the tenth of the training images that is held"
-        " out): of the last epoch, and of the first."
+        "FLOPs: all training steps of the stage (the teacher's forward pass, and three times the"
+        " student's), and those of one image. Loss and top-1: of the last epoch and of the first;"
+        " top-1 is measured on the tenth of the training images that is held out."
     )
-    return Section("What each stage cost", note if report.curves else "", Table(columns, rows))
+    return Section("Cost of each stage", note if curves else "", Table(columns, rows))
 
 
-def _cost_row(record: Mapping[str, Any], epochs: list[dict[str, Any]]) -> tuple[Cell, ...]:
-    title = stage_title(record["stage"])
-    state = "" if record.get("is_finished") else "unfinished"
-    losses = [epoch["losses"]["loss"] for epoch in epochs if "loss" in epoch["losses"]]
-    top1 = [epoch["held_out"]["top1"] for epoch in epochs if "top1" in epoch["held_out"]]
-    num_epochs, waiting = record.get("epochs"), record.get("waiting_share")
+def _cost_row(record: StageRecord, epochs: Sequence[EpochRecord]) -> tuple[Cell, ...]:
+    losses = [epoch.losses["loss"] for epoch in epochs if "loss" in epoch.losses]
+    top1 = [epoch.held_out["top1"] for epoch in epochs if "top1" in epoch.held_out]
+    num_epochs, waiting = record.epochs, record.waiting_share
     return (
-        Cell(title, state),
-        Cell(in_words(record.get("seconds"), duration_text)),
+        Cell(stage_title(record.stage), "" if record.is_finished else "unfinished"),
+        Cell(text_or_none(record.seconds, duration_text)),
         Cell(
-            in_words(record.get("num_images"), integer_text),
+            text_or_none(record.num_images, integer_text),
             f"{num_epochs} epoch{'s' if num_epochs != 1 else ''}" if num_epochs else "",
         ),
-        _flops_cell(record.get("flops_per_image"), record.get("num_images")),
+        _flops_cell(record.flops_per_image, record.num_images),
         Cell(
-            in_words(record.get("images_per_s"), rate_text),
-            f"{waiting:.0%} wait" if waiting is not None else "",
+            text_or_none(record.images_per_s, rate_text),
+            f"{waiting:.0%} waiting" if waiting is not None else "",
         ),
         _last_of(losses, lambda loss: f"{loss:.3g}"),
         _last_of(top1, percent_text),
@@ -132,36 +130,28 @@ def _flops_cell(per_image: float | None, num_images: int | None) -> Cell:
     return Cell(count_text(per_image * num_images), f"{count_text(per_image)} each")
 
 
-def _architecture(report: Report) -> Section:
+def _architecture(report: RunFacts) -> Section:
+    stages = report.plan.stages if report.plan else ()
     rows = tuple(
-        (
-            Cell(str(stage.get("name", ""))),
-            _stage_cell(stage, "teacher"),
-            _stage_cell(stage, "student"),
-        )
-        for stage in report.plan.get("stages", ())
+        (Cell(stage.name), _side_cell(stage.teacher), _side_cell(stage.student)) for stage in stages
     )
-    note = "Blocks x width in each stage, with its parameters."
+    note = "The blocks of each stage, their output shape, and the parameters of the stage."
     return Section("Architecture", note, Table(("Stage", "Teacher", "Student"), rows))
 
 
-def _stage_cell(stage: Mapping[str, Any], name: str) -> Cell:
-    side = stage.get(name) or {}
-    if not side:
+def _side_cell(side: StageSide | None) -> Cell:
+    if side is None:
         return Cell(NONE)
-    params = side.get("params")
-    width = shape_text(side.get("width", "?"))
-    return Cell(
-        f"{side.get('blocks', '?')} x {width}", count_text(params) if params is not None else ""
-    )
+    blocks = f"{side.blocks} block{'s' if side.blocks != 1 else ''}"
+    return Cell(f"{blocks}, {shape_text(side.width)}", count_text(side.params))
 
 
-def _pairs(report: Report) -> Section:
+def _pairs(report: RunFacts) -> Section:
     rows = tuple(
         (
-            Cell(str(pair["hint"]), shape_text(pair.get("hint_shape", ""))),
-            Cell(str(pair["guided"]), shape_text(pair.get("guided_shape", ""))),
-            Cell(_regressor_text(pair.get("regressor"))),
+            Cell(pair.hint, shape_text(pair.hint_shape)),
+            Cell(pair.guided, shape_text(pair.guided_shape)),
+            Cell(pair.regressor or NONE),
         )
         for pair in report.pairs
     )
@@ -169,68 +159,55 @@ def _pairs(report: Report) -> Section:
     return Section("Hints", table=Table(columns, rows, is_numeric=False))
 
 
-def _regressor_text(regressor: object) -> str:
-    if isinstance(regressor, Mapping):
-        return ", ".join(f"{key} {shape_text(value)}" for key, value in regressor.items())
-    return str(regressor or NONE)
-
-
-def _exports(report: Report) -> Section:
+def _exports(report: RunFacts) -> Section:
     rows = tuple(_export_row(record) for record in report.exports)
-    sizes = dict.fromkeys(size for one in report.exports for size in one["checked_batches"])
+    sizes = dict.fromkeys(size for one in report.exports for size in one.checked_batches)
     batches = " and ".join(map(str, sizes))
     columns = ("File", "Size", "Largest difference", "Same top-1", "Top-1", "Speed")
     note = (
-        f"Each file was run on real images, at batch {batches}, and compared with the student in"
-        " PyTorch; its own top-1 is that on the evaluation images, run by what the format is for."
-        " Its speed is that in onnxruntime beside the student in float32, which took turns with it."
+        f"Each file was run on real images at batch {batches} and compared with the student in"
+        " PyTorch (largest difference, same top-1). Top-1: accuracy of the file itself on the"
+        " evaluation images. Speed: compared with the float32 student in ONNX Runtime; both took"
+        " turns."
     )
     return Section("Exports", note, Table(columns, rows))
 
 
-def _export_row(record: Mapping[str, Any]) -> tuple[Cell, ...]:
-    relative = record.get("max_rel_diff")
-    speed, _, others = in_words(record.get("latency"), speeds_text).partition(", ")
+def _export_row(record: ExportRecord) -> tuple[Cell, ...]:
+    speed, _, others = text_or_none(record.latency, speeds_text).partition(", ")
     return (
         Cell(
-            str(record.get("path", NONE)).replace("\\", "/").rsplit("/", 1)[-1],
-            ", ".join(str(record[key]) for key in ("format", "remark") if record.get(key)),
+            record.path.replace("\\", "/").rsplit("/", 1)[-1],
+            ", ".join(part for part in (record.format, record.remark) if part),
         ),
-        Cell(in_words(record.get("size_bytes"), bytes_text)),
-        Cell(
-            in_words(record.get("max_abs_diff"), lambda value: f"{value:.1e}"),
-            f"{relative:.1e} of the largest output" if relative is not None else "",
-        ),
-        Cell(in_words(record.get("top1_agreement"), percent_text)),
-        share_cell(record.get("accuracy")),
+        Cell(bytes_text(record.size_bytes)),
+        Cell(f"{record.max_abs_diff:.1e}", f"{record.max_rel_diff:.1e} of the largest output"),
+        Cell(percent_text(record.top1_agreement)),
+        share_cell(record.accuracy),
         Cell(speed, others),
     )
 
 
-def _frozen(report: Report) -> Section:
-    lines = tuple(_place_text(place) for place in report.plan.get("frozen", ()))
-    note = "Sizes that had to stay as they are in the teacher; the student is less thin there."
-    return Section("Frozen places", note, lines=lines)
+def _frozen(report: RunFacts) -> Section:
+    lines = tuple(_frozen_text(place) for place in (report.plan.frozen if report.plan else ()))
+    note = "Sizes that the student keeps from the teacher, where it cannot be made narrower."
+    return Section("Frozen sizes", note, lines=lines)
 
 
-def _place_text(place: object) -> str:
-    """One frozen place: `tensors` (or `place`) that keep `sizes` for a `reason`."""
-    if not isinstance(place, Mapping):
-        return str(place)
-    names = [str(name) for name in place.get("tensors") or [place.get("place", "")]]
-    shown = ", ".join(names[:_SHOWN_NAMES])
-    if len(names) > _SHOWN_NAMES:
-        shown += f" and {len(names) - _SHOWN_NAMES} more"
-    sizes = ", ".join(str(size) for size in place.get("sizes", ()))
-    head = f"{shown} (size {sizes})" if sizes else shown
-    return ": ".join(part for part in (head, str(place.get("reason", ""))) if part)
+def _frozen_text(place: FrozenSizes) -> str:
+    shown = ", ".join(place.tensors[:_SHOWN_NAMES])
+    if len(place.tensors) > _SHOWN_NAMES:
+        shown += f" and {len(place.tensors) - _SHOWN_NAMES} more"
+    sizes = f"size {', '.join(map(str, place.sizes))}" if place.sizes else ""
+    head = f"{shown} ({sizes})" if shown and sizes else shown or sizes
+    return ": ".join(part for part in (head, place.reason) if part)
 
 
-def _notices(report: Report) -> Section:
+def _notices(report: RunFacts) -> Section:
     return Section("Notices", lines=report.notices)
 
 
-def _reproduction(report: Report) -> Section:
+def _reproduction(report: RunFacts) -> Section:
     again = [
         "fitcompress",
         "distill",
@@ -241,8 +218,12 @@ def _reproduction(report: Report) -> Section:
     ]
     first = report.environment.get("command")
     code = f"{first}\n" if first else ""
-    note = "Run as first given, and from the stored recipe." if first else "From the stored recipe."
-    recipe = ("The recipe", report.recipe_text.strip())
+    note = (
+        "The original command, and the same from the stored recipe."
+        if first
+        else "From the stored recipe."
+    )
+    recipe = ("Recipe", report.recipe_text.strip())
     return Section(
         "Reproduce",
         note,
@@ -251,19 +232,21 @@ def _reproduction(report: Report) -> Section:
     )
 
 
-def _environment(report: Report) -> Section:
+def _environment(report: RunFacts) -> Section:
     known = report.environment
-    versions = {k: v for k, v in (known.get("versions") or {}).items() if v}
+    versions = {name: version for name, version in (known.get("versions") or {}).items() if version}
     hardware = [known.get(key) for key in ("device", "gpu", "cpu", "platform")]
-    threads = threads_text({"threads": known["threads"]}) if known.get("threads") else ""
+    threads = threads_text(known["threads"]) if known.get("threads") else ""
+    software = {"python": known.get("python"), **versions}
     lines = (
         ", ".join(str(part) for part in (*hardware, threads) if part),
-        ", ".join(f"{k} {v}" for k, v in {"python": known.get("python"), **versions}.items() if v),
+        ", ".join(f"{name} {version}" for name, version in software.items() if version),
     )
-    return Section("Made with", lines=tuple(line for line in lines if line))
+    return Section("Environment", lines=tuple(line for line in lines if line))
 
 
-def _last_of(values: list[Any], words: Callable[[Any], str]) -> Cell:
-    """The last value, and the first in small print."""
-    known = [words(value) for value in values if value is not None]
-    return Cell(known[-1], f"from {known[0]}" if len(known) > 1 else "") if known else Cell(NONE)
+def _last_of(values: Sequence[float], text: Callable[[float], str]) -> Cell:
+    """The last value, with the first as the detail."""
+    if not values:
+        return Cell(NONE)
+    return Cell(text(values[-1]), f"from {text(values[0])}" if len(values) > 1 else "")

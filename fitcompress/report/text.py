@@ -23,7 +23,7 @@ def build_view(document: Document) -> RenderableType:
         mark, style = ("! ", "yellow") if sentence.is_warning else ("  ", "")
         parts.append(_hanging(mark, sentence.text, style))
     for section in document.sections:
-        if section.has_words:
+        if section.has_text:
             parts += _section_parts(section)
     return Group(*parts)
 

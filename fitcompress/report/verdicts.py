@@ -1,11 +1,10 @@
-"""An ablation in words: a verdict on each question, tables and charts. Pure."""
+"""The report of an ablation as a document: a verdict on each question, tables and charts. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from fitcompress.formatting import (
     count_text,
@@ -15,177 +14,198 @@ from fitcompress.formatting import (
     percent_text,
     points_text,
 )
-from fitcompress.report.ablation_facts import REFERENCES, Ablation, summary_of
+from fitcompress.records.measurements import MeanInterval
+from fitcompress.report.ablation_facts import (
+    REFERENCES,
+    AblationFacts,
+    ArmTest,
+    PooledTest,
+    summary_of,
+)
 from fitcompress.report.charts import MeanRow, Means
-from fitcompress.report.document import NONE, Cell, Document, Section, Sentence, Table, in_words
+from fitcompress.report.document import (
+    NONE,
+    Cell,
+    Document,
+    Section,
+    Sentence,
+    Table,
+    text_or_none,
+)
 from fitcompress.report.headline import SIGNIFICANT
 
-__all__ = ["build_document", "verdict"]
+__all__ = ["build_ablation_document", "verdict"]
 
 
-def verdict(test: Mapping[str, Any]) -> str:
-    """What one test says of its question, and no more than it carries.
-
-    >>> test = {"subject": "hints", "mean": 0.004, "low": -0.001, "high": 0.009, "n": 5}
-    >>> verdict({**test, "p_holm": 0.09})
-    'hints: +0.40 points, 95 % interval -0.10 to +0.90, 5 seeds, p = 0.09 after Holm: not shown'
-    """
-    found = f"{test['subject']}: {points_text(test['mean'], 2)}"
-    if test["p_holm"] is None:
-        why = "with one seed" if test["n"] == 1 else f"with each of {test['n']} seeds alike"
-        return f"{found} {why}: nothing is shown"
-    words = f"{found}, 95 % interval {_bounds(test)}, {_counted(test['n'])}"
-    words += f", {p_text(test['p_holm'])} after Holm"
-    if test["p_holm"] > SIGNIFICANT:
-        return f"{words}: not shown"
-    return f"{words}: {'helped' if test['mean'] > 0 else 'hurt'}"
+def verdict(test: ArmTest) -> str:
+    """The answer that a test gives to its question."""
+    found = f"{test.subject}: {points_text(test.mean, 2)}"
+    if test.p_holm is None:
+        why = "one seed" if test.n == 1 else f"equal differences for all {test.n} seeds"
+        return f"{found} with {why}: not tested"
+    text = (
+        f"{found}, 95 % interval {_bounds(test)}, {_seeds_text(test.n)},"
+        f" {p_text(test.p_holm)} after Holm's correction"
+    )
+    if test.p_holm > SIGNIFICANT:
+        return f"{text}: not significant"
+    return f"{text}: {'helped' if test.mean > 0 else 'hurt'}"
 
 
-def _bounds(test: Mapping[str, Any]) -> str:
-    return f"{100 * test['low']:+.2f} to {100 * test['high']:+.2f}"
+def _bounds(test: ArmTest) -> str:
+    if test.low is None or test.high is None:
+        return ""
+    return f"{100 * test.low:+.2f} to {100 * test.high:+.2f}"
 
 
-def build_document(ablation: Ablation) -> Document:
-    """The report in words, tables and charts."""
+def _seeds_text(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
+
+
+def build_ablation_document(ablation: AblationFacts) -> Document:
+    """The report with all sections that are not empty."""
     return Document(
         title="fitcompress ablation",
         name=str(ablation.path),
-        heading=f"{Path(ablation.facts['teacher']).name}: what the student owes to its teacher",
+        heading=f"{Path(ablation.record.teacher).name}: what the teacher contributes",
         sentences=tuple(_sentences(ablation)),
         sections=tuple(part for part in _sections(ablation) if not part.is_empty),
     )
 
 
-def _sentences(ablation: Ablation) -> Iterator[Sentence]:
-    missing, total = ablation.missing, len(ablation.facts["cells"])
+def _sentences(ablation: AblationFacts) -> Iterator[Sentence]:
+    missing, total = ablation.missing, len(ablation.record.cells)
     if missing:
         yield Sentence(f"Unfinished: {len(missing)} of {total} runs are missing.", True)
     for (arm, seed), why in ablation.failed.items():
-        yield Sentence(f"{arm}, seed {seed}, failed: {why}.", True)
-    if ablation.facts["is_extended"]:
-        words = "Arms or seeds came later: adding until something shows will show something."
-        yield Sentence(words, True)
-    for verdict in ablation.verdicts:
-        yield Sentence(f"{verdict[0].upper()}{verdict[1:]}.")
+        yield Sentence(f"The run of {arm} with seed {seed} failed: {why}.", True)
+    if ablation.record.is_extended:
+        yield Sentence(
+            "Arms or seeds were added later: adding runs until a difference is significant makes"
+            " false positives more likely.",
+            True,
+        )
+    for test in ablation.answers:
+        text = verdict(test)
+        yield Sentence(f"{text[0].upper()}{text[1:]}.")
 
 
-def _sections(ablation: Ablation) -> Iterator[Section]:
+def _sections(ablation: AblationFacts) -> Iterator[Section]:
     yield _arms(ablation)
     yield _cells(ablation)
-    yield _tests("The questions", ablation.answers, _QUESTIONS_NOTE)
+    yield _tests("Questions", ablation.answers, _QUESTIONS_NOTE)
     yield _tests("Each arm against kd and bp", ablation.comparisons, _COMPARISONS_NOTE)
     yield Section(
-        "What the arms are",
+        "Definition of the arms",
         table=Table(
-            ("Arm", "Is", "Changes in the recipe"),
+            ("Arm", "Training", "Changes in the recipe"),
             tuple(
-                (Cell(arm["name"]), Cell(arm["meaning"]), Cell(", ".join(changes) or NONE))
-                for arm in ablation.facts["arms"]
-                for changes in [[f"{name}={now}" for name, now in arm["changes"].items()]]
+                (Cell(arm.name), Cell(arm.meaning), Cell(", ".join(changes) or NONE))
+                for arm in ablation.record.arms
+                for changes in [[f"{name}={value}" for name, value in arm.changes.items()]]
             ),
             is_numeric=False,
         ),
     )
 
 
-def _arms(ablation: Ablation) -> Section:
+def _arms(ablation: AblationFacts) -> Section:
     rows = []
-    known = {(test["arm"], test["against"]): test for test in ablation.comparisons}
+    known = {(test.arm, test.against): test for test in ablation.comparisons}
     for arm in ablation.arms:
         accuracies, cost = ablation.accuracies(arm), ablation.cost(arm)
         summary = summary_of(accuracies)
         if summary is None or cost is None:
             continue
-        interval = ""
-        if summary["low"] is not None and summary["high"] is not None:
-            interval = f"{100 * summary['low']:.1f} to {100 * summary['high']:.1f}"
         rows.append(
             (
-                Cell(arm, _counted(len(accuracies))),
-                Cell(percent_text(fmean(accuracies.values()), 2), interval),
-                Cell(in_words(summary["sd"], lambda sd: f"{100 * sd:.2f}")),
-                *(_against(known.get((arm, other))) for other in REFERENCES),
-                Cell(f"{cost['epochs']:.3g}"),
-                Cell(duration_text(cost["seconds"]), f"{count_text(cost['flops'])}FLOPs"),
+                Cell(arm, _seeds_text(len(accuracies))),
+                Cell(percent_text(fmean(accuracies.values()), 2), _interval(summary)),
+                Cell(text_or_none(summary.sd, lambda sd: f"{100 * sd:.2f}")),
+                *(_difference(known.get((arm, other))) for other in REFERENCES),
+                Cell(f"{cost.epochs:.3g}"),
+                Cell(duration_text(cost.seconds), f"{count_text(cost.flops)}FLOPs"),
             )
         )
-    held = (f"- {name}" for name in REFERENCES)
-    columns = ("Arm", "Top-1, mean", "sd", *held, "Epochs", "Training")
-    teacher = in_words(ablation.teacher_accuracy, lambda share: percent_text(share, 2))
+    columns = ("Arm", "Top-1, mean", "sd", *(f"vs {name}" for name in REFERENCES))
+    teacher = text_or_none(ablation.teacher_accuracy, lambda share: percent_text(share, 2))
     note = (
-        f"The teacher's top-1 is {teacher}."
-        " Means over seeds with Student's 95 % interval, in points; differences are paired by seed,"
-        " which decides the first weights, the order of the images and their augmentation. Epochs"
-        " are those of both stages. Time is that of training steps, without asking the teacher"
-        " where its answers are kept for all arms; FLOPs have the teacher's in each step."
+        f"The teacher's top-1 accuracy is {teacher}. Means over seeds with Student's 95 % interval,"
+        " in points. Differences are paired by seed, which determines the initial weights, the"
+        " order of the images and their augmentation. Epochs are those of both stages. The time is"
+        " that of the training steps, without computing teacher outputs that all arms share; FLOPs"
+        " include the teacher's forward pass in each step."
     )
-    return Section("The arms", note if rows else "", Table(columns, tuple(rows)))
+    table = Table((*columns, "Epochs", "Training"), tuple(rows))
+    return Section("Arms", note if rows else "", table)
 
 
-def _counted(number: int) -> str:
-    return f"{number} seed{'s' * (number != 1)}"
+def _interval(summary: MeanInterval) -> str:
+    if summary.low is None or summary.high is None:
+        return ""
+    return f"{100 * summary.low:.1f} to {100 * summary.high:.1f}"
 
 
-def _against(test: Mapping[str, Any] | None) -> Cell:
+def _difference(test: ArmTest | None) -> Cell:
     if test is None:
         return Cell(NONE)
-    return Cell(points_text(test["mean"], 2), "" if test["p_value"] is None else _bounds(test))
+    return Cell(points_text(test.mean, 2), "" if test.p_value is None else _bounds(test))
 
 
 _QUESTIONS_NOTE = (
-    "What is asked does not depend on what was found. p-values after Holm's correction for as many"
-    " tests as have one, the uncorrected ones below. The t-test is over seeds, and is what the"
-    " verdicts go by; McNemar's is over the predictions of all seeds together, in which an image"
-    " comes once a seed."
+    "The questions were fixed before the runs. p-values are after Holm's correction for the number"
+    " of tests in the table, with the uncorrected ones below. The verdicts use the t-test over"
+    " seeds. McNemar's test uses the predictions of all seeds together, so each image counts once"
+    " per seed."
 )
-_COMPARISONS_NOTE = "Holm's correction is over the p-values of this table."
+_COMPARISONS_NOTE = "Holm's correction is for the tests of this table."
 
 
-def _tests(title: str, tests: Sequence[Mapping[str, Any]], note: str = "") -> Section:
+def _tests(title: str, tests: Sequence[ArmTest], note: str) -> Section:
     rows = tuple(
         (
-            Cell(f"{test['arm']} - {test['against']}", _counted(test["n"])),
-            _against(test),
-            Cell(*_p_values(test)),
-            Cell(*_p_values(test["mcnemar"] or {})),
-            Cell(*_only(test["mcnemar"])),
+            Cell(f"{test.arm} - {test.against}", _seeds_text(test.n)),
+            _difference(test),
+            _p_values(test),
+            _p_values(test.mcnemar),
+            _only_right(test.mcnemar),
         )
         for test in tests
     )
-    columns = ("", "Difference", "p, t-test", "p, McNemar", "Only one right")
+    columns = ("Arms", "Difference", "p, t-test", "p, McNemar", "Only one right")
     return Section(title, note if rows else "", Table(columns, rows))
 
 
-def _p_values(test: Mapping[str, Any]) -> tuple[str, str]:
-    if test.get("p_value") is None:
-        return NONE, ""
-    corrected, own = (p_text(test[key]).removeprefix("p = ") for key in ("p_holm", "p_value"))
-    return corrected, own
+def _p_values(test: ArmTest | PooledTest | None) -> Cell:
+    if test is None or test.p_value is None or test.p_holm is None:
+        return Cell(NONE)
+    corrected, own = (p_text(value).removeprefix("p = ") for value in (test.p_holm, test.p_value))
+    return Cell(corrected, own)
 
 
-def _only(mcnemar: Mapping[str, Any] | None) -> tuple[str, str]:
-    if mcnemar is None:
-        return NONE, ""
-    counts = [integer_text(mcnemar[key]) for key in ("only_arm", "only_against")]
-    return " and ".join(counts), f"of {integer_text(mcnemar['n'])}"
+def _only_right(test: PooledTest | None) -> Cell:
+    if test is None:
+        return Cell(NONE)
+    counts = f"{integer_text(test.only_arm)} and {integer_text(test.only_against)}"
+    return Cell(counts, f"of {integer_text(test.n)}")
 
 
-def _cells(ablation: Ablation) -> Section:
+def _cells(ablation: AblationFacts) -> Section:
     known = {arm: ablation.accuracies(arm) for arm in ablation.arms}
     rows = tuple(
-        (Cell(arm), *(_percent(known[arm].get(seed)) for seed in ablation.seeds))
+        (Cell(arm), *(_percent_cell(known[arm].get(seed)) for seed in ablation.seeds))
         for arm in ablation.arms
         if known[arm]
     )
     columns = ("Arm", *(f"seed {seed}" for seed in ablation.seeds))
-    drawn = []
-    for arm, accuracies in known.items():
-        if summary := summary_of(accuracies):
-            values = tuple(accuracies.values())
-            drawn.append(MeanRow(arm, values, summary["low"], summary["high"]))
-    charts = (Means("Top-1 of every seed, mean and interval", tuple(drawn)),) if drawn else ()
-    return Section("Every seed", table=Table(columns, rows), charts=charts)
+    drawn = [
+        MeanRow(arm, tuple(accuracies.values()), summary.low, summary.high)
+        for arm, accuracies in known.items()
+        if (summary := summary_of(accuracies))
+    ]
+    charts = (Means("Top-1 of each seed, with mean and interval", tuple(drawn)),) if drawn else ()
+    return Section("All seeds", table=Table(columns, rows), charts=charts)
 
 
-def _percent(share: float | None) -> Cell:
-    return Cell(in_words(share, lambda known: percent_text(known, 2)))
+def _percent_cell(share: float | None) -> Cell:
+    return Cell(text_or_none(share, lambda known: percent_text(known, 2)))

@@ -26,7 +26,9 @@ from fitcompress.errors import DataError, LayerError, RecipeError, RunError, Tea
 from fitcompress.events import Event, Notice, StageFinished, StageStarted
 from fitcompress.models.teacher import fingerprint_of
 from fitcompress.recipe.recipe import Recipe
-from fitcompress.report.ablation_facts import Ablation, cell_path, compared
+from fitcompress.records.run_results import StageRecord
+from fitcompress.report.ablation_facts import cell_path
+from fitcompress.report.ablation_report import Ablation
 from fitcompress.report.verdicts import verdict
 from fitcompress.student import latency_search as budgets
 from fitcompress.student.latency_search import Latency
@@ -61,8 +63,8 @@ def run(
     )
 
 
-def stages_of(found: Ablation, arm: str) -> list[dict]:
-    return found.cells[arm, 0].results["stages"]
+def stages_of(found: Ablation, arm: str) -> tuple[StageRecord, ...]:
+    return found.cells[arm, 0].results.stages
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -94,10 +96,9 @@ def test_every_arm_trains_another_student(all_arms):
 
 
 def test_what_an_arm_does_not_need_is_not_paid_for(all_arms):
-    cost = {arm: all_arms.cost(arm)["flops"] for arm in all_arms.arms}
+    cost = {arm: all_arms.cost(arm).flops for arm in all_arms.arms}
     per_image = {
-        arm: {s["stage"]: s["flops_per_image"] for s in stages_of(all_arms, arm)}
-        for arm in all_arms.arms
+        arm: {s.stage: s.flops_per_image for s in stages_of(all_arms, arm)} for arm in all_arms.arms
     }
     assert cost["bp"] < cost["kd"] < cost["ht"] < cost["kd-long"]
     assert cost["shuffled"] == cost["rand-net"] == cost["ht"]
@@ -118,7 +119,7 @@ def test_the_report_has_every_form(all_arms):
     for form in ("text", "md", "html"):
         page = all_arms.render(form)
         assert all(arm in page for arm in ARMS)
-        assert "with one seed: nothing is shown" in page
+        assert "with one seed: not tested" in page
     assert "<svg" in all_arms.render("html")
 
 
@@ -141,7 +142,7 @@ def test_more_arms_and_seeds_are_added_and_nothing_is_trained_twice(images, tmp_
     ]
     assert found.arms == ("kd", "bp") and found.seeds == (0, 1)
     assert len(found.cells) == 4
-    assert "Arms or seeds came later" in found.render("text")
+    assert "Arms or seeds were added later" in found.render("text")
     again = ablate(recipe_of(images, out), teacher=toy_runs.toy_teacher(), resume=True)
     assert set(again.cells) == set(found.cells)
 
@@ -192,9 +193,9 @@ def test_an_arm_keeps_its_settings(images, tmp_path):
     out = tmp_path / "out"
     found = run(images, out, ["kd"], 1, "hot: stage2.tau=8", against="kd")
     (answer,) = found.answers
-    assert (answer["arm"], answer["against"]) == ("hot", "kd")
+    assert (answer.arm, answer.against) == ("hot", "kd")
     difference = found.accuracies("hot")[0] - found.accuracies("kd")[0]
-    assert answer["mean"] == pytest.approx(difference)
+    assert answer.mean == pytest.approx(difference)
     with pytest.raises(RecipeError) as caught:
         run(images, out, ["kd"], 2, "hot: stage2.tau=2", resume=True)
     assert (caught.value.code, caught.value.facts) == ("arm-conflict", {"arm": "hot"})
@@ -227,7 +228,7 @@ def test_a_student_within_a_latency_is_planned_once(images, tmp_path, monkeypatc
         student__target_latency="50%",
     )  # fmt: skip
     assert len(measured) == 1
-    sizes = {report.model("student")["params"] for report in more.cells.values()}
+    sizes = {report.model("student").params for report in more.cells.values()}
     assert len(found.cells) == 4 and len(more.cells) == 6 and len(sizes) == 1
 
 
@@ -349,7 +350,7 @@ def test_a_teacher_of_other_classes_is_adapted_once(images, tmp_path, monkeypatc
     )
     assert (found.path / "teacher/teacher/model.safetensors").is_file()
     for arm in found.arms:
-        assert {s["stage"] for s in stages_of(found, arm)} == {"stage2"}
+        assert {s.stage for s in stages_of(found, arm)} == {"stage2"}
 
 
 def test_runs_on_several_devices_are_those_of_one(images, tmp_path, monkeypatch):
@@ -382,7 +383,7 @@ def test_runs_on_several_devices_share_the_adapted_teacher(images, tmp_path, mon
         teacher__input_size="3,12,12",
     )
     for arm in found.arms:
-        assert {s["stage"] for s in stages_of(found, arm)} == {"stage2"}
+        assert {s.stage for s in stages_of(found, arm)} == {"stage2"}
 
 
 # --- what is found -----------------------------------------------------------------------------
@@ -408,12 +409,12 @@ def test_what_only_the_teacher_knows_is_found(mislabelled, tmp_path):
     """The labels say nothing, the teacher knows the classes: distillation must be seen to help."""
     found = run(mislabelled, tmp_path / "out", ["bp", "kd"], 4)
     (answer,) = found.answers
-    assert (answer["arm"], answer["against"], answer["n"]) == ("kd", "bp", 4)
-    assert answer["mean"] > 0.3
-    pooled = answer["mcnemar"]
-    assert answer["p_holm"] < 0.05 and pooled["p_holm"] < 1e-6
-    more = (pooled["only_arm"] - pooled["only_against"]) / pooled["n"]
-    assert more == pytest.approx(answer["mean"]), "seeds are of one size"
+    assert (answer.arm, answer.against, answer.n) == ("kd", "bp", 4)
+    assert answer.mean > 0.3
+    pooled = answer.mcnemar
+    assert answer.p_holm < 0.05 and pooled.p_holm < 1e-6
+    more = (pooled.only_arm - pooled.only_against) / pooled.n
+    assert more == pytest.approx(answer.mean), "seeds are of one size"
     assert found.verdicts[0].endswith("helped")
 
 
@@ -457,8 +458,8 @@ def test_nothing_is_found_where_nothing_is_known(images, tmp_path, monkeypatch):
         hints__regressor_when_equal=False,
         stage2__optim__lr=0.008,
     )
-    (answer,) = compared(found, [("hinted", "labels")])
-    assert answer["sd"] > 0, "all seeds agree: nothing could have been found"
-    assert answer["p_holm"] > 0.05
-    assert answer["low"] < 0 < answer["high"]
-    assert verdict({**answer, "subject": "hints"}).endswith("not shown")
+    (answer,) = found.compare([("hinted", "labels")])
+    assert answer.sd > 0, "all seeds agree: nothing could have been found"
+    assert answer.p_holm > 0.05
+    assert answer.low < 0 < answer.high
+    assert verdict(replace(answer, subject="hints")).endswith("not significant")

@@ -166,7 +166,7 @@ def test_what_needs_labels_is_left_out_without_them(tmp_path: Path) -> None:
         assert "Class by class" not in rendered
         assert "Calibration" not in rendered
         assert "Teacher right" not in rendered
-        assert "Where the student leaves the teacher" in rendered
+        assert "Disagreements with the teacher" in rendered
 
 
 def test_plain_numbers_leave_all_answers_out(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_plain_numbers_leave_all_answers_out(tmp_path: Path) -> None:
     run.write_json("results.json", kept)
     page = Report.load(run).render("html")
     assert "Learning curves" in page
-    for title in ("leaves the teacher", "in doubt", "Class by class", "Calibration"):
+    for title in ("Disagreements", "divergence", "Class by class", "Calibration"):
         assert title not in page
 
 

@@ -23,9 +23,9 @@ def with_test(name: str, p_value: float) -> dict[str, Any]:
 
 def test_the_first_sentence_says_how_much_smaller_faster_and_as_good(tmp_path: Path) -> None:
     assert texts(tmp_path)[0] == (
-        "Against resnet20 the student is 5.3x smaller, 1.6x slower on one image in PyTorch and 1.3x"
-        " faster in ONNX Runtime, and keeps 97.7 % of its accuracy (top-1 89.4 % instead of 91.5 %;"
-        " difference -2.1 points, 95 % interval -3.3 to -0.9)."
+        "Compared with resnet20, the student is 5.3x smaller, 1.6x slower on one image in PyTorch"
+        " and 1.3x faster in ONNX Runtime, and keeps 97.7 % of its accuracy (top-1 89.4 % instead"
+        " of 91.5 %; difference -2.1 points, 95 % interval -3.3 to -0.9)."
     )
 
 
@@ -35,14 +35,14 @@ def test_the_first_sentence_claims_no_difference_that_is_not_shown(tmp_path: Pat
     changed = {**student, "latency_ms": {"torch": {"1": unclear}}}
     first = texts(tmp_path, student=changed, **with_test("teacher_student", 0.3))[0]
     assert "5.3x smaller, about as fast on one image in PyTorch, and keeps" in first
-    assert first.endswith("95 % interval -3.3 to -0.9, so a difference is not shown).")
+    assert first.endswith("95 % interval -3.3 to -0.9, not significant).")
 
 
 def test_without_labels_the_first_sentence_tells_the_agreement(tmp_path: Path) -> None:
     changed = {name: {**results()[name], "accuracy": None} for name in ("teacher", "student")}
     tests = {"teacher_student": None}
     assert (
-        "and names the same class on 92.5 % (95 % interval 91.3 to 93.6) of the images"
+        "and predicts the same class for 92.5 % (95 % interval 91.3 to 93.6) of the images"
         in (texts(tmp_path, **changed, tests=tests)[0])
     )
 
@@ -62,18 +62,18 @@ def test_an_unfinished_run_is_not_summed_up(tmp_path: Path) -> None:
 def test_sizes_and_accuracy_are_told_with_interval_and_count(tmp_path: Path) -> None:
     joined = " ".join(texts(tmp_path))
     assert "parameters 5.3x fewer (51.2 k instead of 272 k)" in joined
-    assert "depth 2.0x more (40 instead of 20 layers)" in joined
+    assert "depth 2.0x larger (40 instead of 20 layers)" in joined
     assert (
-        "On 2,000 images of test the student's top-1 is 89.4 % (95 % interval 88.0 to 90.7)"
-        in joined
+        "On 2,000 images of the test split, the student's top-1 accuracy is 89.4 % (95 % interval"
+        " 88.0 to 90.7)" in joined
     )
     assert "-2.1 points, 97.7 % of it kept, McNemar p < 0.001" in joined
 
 
 def test_slower_is_called_slower(tmp_path: Path) -> None:
-    (torch_line,) = (line for line in texts(tmp_path) if "Measured in PyTorch" in line)
-    assert "batch 1 1.6x slower (3.60 ms instead of 2.20 ms)" in torch_line
-    assert "batch 32 1.8x faster" in torch_line
+    (torch_line,) = (line for line in texts(tmp_path) if "Latency in PyTorch" in line)
+    assert "1.6x slower at batch 1 (3.60 ms instead of 2.20 ms)" in torch_line
+    assert "1.8x faster at batch 32" in torch_line
 
 
 def test_a_larger_student_is_called_larger(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_a_larger_student_is_called_larger(tmp_path: Path) -> None:
     ("num_correct", "p_value", "expected"),
     [
         (1741, 0.012, "the teacher helped (+2.3 points"),
-        (1780, 0.4, "that the teacher helped is not shown (+0.4 points"),
-        (1830, 0.001, "the teacher did not help, it hurt (-2.1 points"),
+        (1780, 0.4, "the teacher made no significant difference (+0.4 points"),
+        (1830, 0.001, "the teacher hurt (-2.1 points"),
     ],
     ids=["better", "not shown", "worse"],
 )
@@ -100,14 +100,14 @@ def test_the_baseline_decides_whether_the_teacher_helped(
 
 def test_a_difference_that_is_not_shown_is_not_claimed(tmp_path: Path) -> None:
     lines = texts(tmp_path, **with_test("teacher_student", 0.3))
-    assert any("a difference is not shown (McNemar p = 0.3)" in line for line in lines)
+    assert any("not significant, McNemar p = 0.3" in line for line in lines)
 
 
 def test_random_teacher_weights_come_right_after_the_first_sentence(tmp_path: Path) -> None:
     teacher = {**results()["teacher"], "weights_from": "random"}
     warning = headline(Report.load(finished_run(tmp_path, teacher=teacher)))[1]
     assert warning.is_warning
-    assert warning.text.startswith("Teacher started from random weights: resnet20")
+    assert warning.text.startswith("The teacher started from random weights: resnet20")
 
 
 def test_a_teacher_that_came_as_it_is_gets_no_warning(tmp_path: Path) -> None:
@@ -123,4 +123,4 @@ def test_without_labels_only_agreement_is_told(tmp_path: Path) -> None:
     }
     joined = " ".join(texts(tmp_path, **changed, tests={"teacher_student": None}))
     assert "top-1" not in joined
-    assert "name the same class on 92.5 %" in joined
+    assert "predict the same class for 92.5 %" in joined

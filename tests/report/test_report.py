@@ -9,7 +9,7 @@ import pytest
 from helpers.report_runs import EXPORT, PLAN, finished_run, unfinished_run
 
 from fitcompress.errors import RunError
-from fitcompress.events import EpochFinished
+from fitcompress.events import EpochFinished, Notice
 from fitcompress.report.run_report import Report
 from fitcompress.rundir import RunDir
 
@@ -73,8 +73,8 @@ def test_a_resumed_epoch_counts_once(tmp_path: Path) -> None:
     )
     run.append_event(again)
     report = Report.load(run)
-    assert [row["losses"]["loss"] for row in report.curves["stage2"]] == [2.1, 1.0]
-    assert report.stages[1]["seconds"] == 12.5 + 9.0
+    assert [row.losses["loss"] for row in report.curves["stage2"]] == [2.1, 1.0]
+    assert report.stages[1].seconds == 12.5 + 9.0
 
 
 def test_stage_records_of_the_results_add_to_those_of_the_events(tmp_path: Path) -> None:
@@ -82,23 +82,47 @@ def test_stage_records_of_the_results_add_to_those_of_the_events(tmp_path: Path)
         tmp_path / "run", stages=[{"stage": "stage2", "seconds": 90.0, "num_images": 45000}]
     )
     stage2 = Report.load(run).stages[2]
-    assert (stage2["seconds"], stage2["images_per_s"], stage2["epochs"]) == (90.0, 500.0, 5)
+    assert (stage2.seconds, stage2.images_per_s, stage2.epochs) == (90.0, 500.0, 5)
 
 
 def test_notices_of_plan_and_events_appear_once(tmp_path: Path) -> None:
     run = unfinished_run(tmp_path / "run")
-    assert Report.load(run).notices == (*PLAN["notices"], "1 unreadable image was left out.")
+    run.append_event(Notice(topic="plan", message=PLAN["notices"][0], code="built-in-images"))
+    report = Report.load(run)
+    assert report.notices == (*PLAN["notices"], "1 unreadable image was left out.")
+    assert report.to_dict()["notice_codes"] == ["built-in-images", ""]
 
 
 def test_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError) as caught:
         Report.load(tmp_path)
+    assert caught.value.code == "run-missing"
 
 
 def test_an_unknown_form_is_an_error(tmp_path: Path) -> None:
     report = Report.load(unfinished_run(tmp_path / "run"))
-    with pytest.raises(RunError, match="no form 'htm'"):
+    with pytest.raises(RunError) as caught:
         report.render("htm")
+    assert caught.value.code == "report-form-unknown"
+    assert caught.value.facts["form"] == "htm"
+    assert "'html'" in caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("plan.json", '{"student": {}}', "record-incomplete"),
+        ("exports.json", '[{"format": "onnx"}]', "record-incomplete"),
+        ("recipe.toml", "not toml", "recipe-not-toml"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str, code: str) -> None:
+    run = finished_run(tmp_path / "run")
+    run.write_text(name, content)
+    with pytest.raises(RunError) as caught:
+        Report.load(run)
+    assert caught.value.code == code
+    assert name in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fitcompress.api import load_comparison
 from fitcompress.data.bundle import load_data
+from fitcompress.report.comparison import NotTested
 from fitcompress.run.distill import distill
 
 
@@ -88,6 +89,6 @@ def test_runs_on_the_same_images_are_compared_and_others_are_not(finished, image
 
     same, other = load_comparison([finished, tmp_path / "same", tmp_path / "other"]).tests
 
-    assert same["n"] == 30
-    assert 0 < same["p_holm"] <= 1
-    assert other == {"reason": "measured on other images"}
+    assert same.n == 30
+    assert 0 < same.p_holm <= 1
+    assert other == NotTested(reason="measured on different images")

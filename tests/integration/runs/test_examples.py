@@ -160,17 +160,19 @@ def test_the_grid_counts_what_is_there_and_what_failed():
 def test_a_table_has_errors_their_deviation_and_wrong_images():
     code = (
         "import tables\n"
+        "from types import SimpleNamespace\n"
         "class Run:\n"
-        "    def __init__(self, top1): self.results = {'student': {'accuracy': "
-        "{'top1': top1, 'n': 1000}}}\n"
+        "    def __init__(self, top1):\n"
+        "        accuracy = SimpleNamespace(top1=top1, n=1000)\n"
+        "        self.results = SimpleNamespace(student=SimpleNamespace(accuracy=accuracy))\n"
         "class Found:\n"
-        "    arms, verdicts = ('bp', 'kd'), ['not shown']\n"
+        "    arms, verdicts = ('bp', 'kd'), ['not significant']\n"
         "    cells = {('bp', 0): Run(.8), ('bp', 1): Run(.9)}\n"
         "    def accuracies(self, arm): return {'bp': {0: .8, 1: .9}, 'kd': {}}[arm]\n"
         "print(tables.table(Found()))\n"
     )
     _, _, row, _, verdict = run("-c", code, cwd=REPRODUCTIONS).splitlines()
-    assert (row, verdict) == ("| bp | 15.00 | 7.07 | 200, 100 |", "not shown")
+    assert (row, verdict) == ("| bp | 15.00 | 7.07 | 200, 100 |", "not significant")
 
 
 def test_studies_that_the_grid_does_not_know_are_refused():

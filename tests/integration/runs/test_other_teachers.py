@@ -212,7 +212,7 @@ def test_a_run_learns_outputs_that_are_no_classes_and_reports_no_accuracy(name, 
     results = json.loads((run / "results.json").read_text())
     assert results["student"]["accuracy"] is None and results["agreement"] is None
     assert results["student"]["calibration"] is None and "doubts" not in results
-    assert "in doubt" not in fitcompress.load_report(run).render("html")
+    assert "divergence" not in fitcompress.load_report(run).render("html")
     assert "baseline" not in results  # labels say nothing of such outputs
     losses = [stage["losses"]["loss"] for stage in results["stages"]]
     assert len(losses) == 2 and all(map(math.isfinite, losses))
