@@ -1,4 +1,4 @@
-"""Cuts a program at named nodes, and finds the node that a layer's name stands for.
+"""Cuts a program at named nodes, and finds the node of a layer by its name.
 
 A cut program returns the values at the cuts and contains only what they depend on, so that training
 up to a hint does not pay for the rest of the network.

@@ -1,5 +1,4 @@
-"""Programs for the tests of the graph: captured modules, timm models without weights, and how to
-run a changed copy."""
+"""Programs for the tests of `graph`: captured modules and timm models without weights."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ def timm_program(name: str, size: int | None = None) -> Program:
 
 
 def filled(program: Program, seed: int = 0) -> Program:
-    """A program on the meta device with random tensors in place of its empty ones."""
+    """A copy of a program on the meta device with random tensors."""
     generator = torch.Generator().manual_seed(seed)
 
     def fill(name: str, value: Tensor) -> Tensor:
@@ -57,7 +56,7 @@ def outputs(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def kept_places(algebra: AxisAlgebra, axis: Axis, kept: Mapping[Atom, list[int]]) -> list[int]:
-    """The indices of an axis that stay, found by writing each index out in those of its factors."""
+    """The kept indices of an axis, from the kept indices of its factors."""
     places = [0]
     for factor in algebra.normal(axis):
         if isinstance(factor, Atom):
@@ -74,8 +73,7 @@ def kept_places(algebra: AxisAlgebra, axis: Axis, kept: Mapping[Atom, list[int]]
 
 
 def unnamed(program: Program) -> Program:
-    """The same program as an archive without names shows it: tensors are numbered, nodes have no
-    owner."""
+    """The program as captured from a frozen archive: tensors are numbered, nodes have no owner."""
     copy = clone(program)
     names = {name: f"constant_{number}" for number, name in enumerate(program.tensors)}
     for node in copy.graph.nodes:

@@ -1,4 +1,4 @@
-"""Small networks, one for each way in which axes depend on each other."""
+"""Small networks, one for each way in which axes can depend on each other."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Dense(nn.Module):
 
 
 class Shuffle(nn.Module):
-    """Half of the channels pass, the others are convolved; then both are interleaved."""
+    """Half of the channels are convolved, then both halves are interleaved (ShuffleNet v2)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -102,8 +102,7 @@ class Excite(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the places of a map with the scale written out; q, k, v packed or
-    fused."""
+    """Self-attention over the places of a feature map, fused or with an explicit scale."""
 
     def __init__(self, width: int, heads: int, is_fused: bool = False) -> None:
         super().__init__()
@@ -140,7 +139,7 @@ class Gate(nn.Module):
 
 
 class UpDown(nn.Module):
-    """Down by a strided convolution, up by a transposed one, with a pass beside it."""
+    """A strided and a transposed convolution, with a shortcut around both."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -166,7 +165,7 @@ class Branches(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Maps along the places, then along the channels (8 x 8 places)."""
+    """Mixes 8 x 8 tokens, then channels (MLP-Mixer)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -184,7 +183,7 @@ class Mixer(nn.Module):
 
 
 def draw_network(random: Random) -> nn.Module:
-    """A few parts in a row, each of the kinds above."""
+    """A chain of a few of the parts above."""
     width = random.choice([16, 24, 32])
     parts: list[nn.Module] = [conv(3, width, random.choice([1, 3]))]
     has_mixed = False

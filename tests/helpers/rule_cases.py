@@ -1,4 +1,4 @@
-"""For every axis rule a call of its operation, and the sizes that it must leave free."""
+"""A call for every axis rule, and the sizes that the rule must leave free."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """One call: the shapes of its trained tensors, or tables; its arguments; the sizes that stay
-    free."""
+    """A call: the shapes of its trained tensors, or tables; its arguments; the sizes left free."""
 
     tensors: list
     arguments: Callable
     free: set[int]
     is_exact: bool = True
-    """Whether the call on the kept part of its tensors gives the kept part of its result."""
+    """Whether the call on the kept part of its tensors returns the kept part of its result."""
     plus: tuple[int, ...] | None = None
     """The shape of one more trained tensor that is added to the result."""
 
@@ -49,7 +48,7 @@ def reduced(*rest, is_exact=False):
 
 
 def convolved(rank, *rest, transposed=False):
-    """With `rest` all places stay, however many there are; else the edge is lost."""
+    """With `rest` the map keeps its size; otherwise its border is lost."""
     weight = (6, 4) if transposed else (4, 6)
     shapes = [(3, 6, *[7] * rank), (*weight, *[3] * rank), (4,)]
     free = {3, 4, 6, 7} if rest and rest[0] == [1, 1] else {3, 4, 6}

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 
 def attention(b: Drawing) -> None:
-    """Self-attention: packed or not, by a reshape or in pieces, written out or fused."""
+    """Self-attention, with packed or separate q, k, v, fused or with explicit products."""
     x = b.pick(3, lambda n: b.is_batch(n, 0) and not b.is_batch(n, 2) and not b.is_batch(n, 1))
     batch, length, _ = b.literals(x)
     heads, inner = b.choose([1, 2, 3, 4]), b.choose([2, 3, 5])
@@ -50,7 +50,7 @@ def fused(b: Drawing, q: Node, k: Node, v: Node) -> Node:
 
 
 def written_out(b: Drawing, q: Node, k: Node, v: Node) -> Node:
-    """With the scale on the queries, or on the product by either call."""
+    """Attention by explicit products, with the scale on the queries or on the product."""
     size, kind = b.shape(q)[-1], b.choose(["before", "mul", "div"])
     query = b.call("mul.Tensor", q, size**-0.5) if kind == "before" else q
     product = b.call("matmul.default", query, b.call("transpose.int", k, -2, -1))
@@ -63,7 +63,7 @@ def written_out(b: Drawing, q: Node, k: Node, v: Node) -> Node:
 
 
 def residual(b: Drawing) -> None:
-    """A norm, an activation and a map of the last dimension, around which the value passes."""
+    """A residual MLP along the last dimension, with a norm and an activation."""
     x = b.pick()
     width = b.shape(x)[-1]
     y = b.call("layer_norm.default", x, [width], b.weight(width), b.weight(width))
@@ -72,7 +72,7 @@ def residual(b: Drawing) -> None:
 
 
 def residual_map(b: Drawing) -> None:
-    """Two convolutions, or one of each channel alone, around which the value passes."""
+    """A residual block of two convolutions, the second depthwise or not."""
     x = places(b, b.choose([1, 2]))
     width, extents = b.shape(x)[1], b.rank(x) - 2
     options, y = ([1] * extents, [1] * extents, [1] * extents), x

@@ -1,9 +1,9 @@
-"""What thinning must hold of every call of a program.
+"""Checks that thinning is exact for every call of a program.
 
-For any indices that are kept of each free atom, every call on the kept parts of its operands must
-give the kept part of what the whole call gives. The whole call is run on operands that hold, where
-nothing was kept, a number that its result must not depend on: NaN, or where the call sums,
-multiplies or compares along an axis the number that leaves the result as it is.
+Whichever indices of each free atom are kept, a call on the kept parts of its operands must return
+the kept part of the whole call's result. The whole call runs on operands filled, where nothing was
+kept, with a number that its result must not depend on: NaN, or, if the call sums, multiplies or
+compares along an axis, the neutral element.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = ["Kept", "check_parts", "check_scales", "draw_kept", "thinned", "value
 Kept = Mapping[Atom, list[int]]
 
 UNDEFINED = {"empty", "empty_like", "rand_like", "randn_like", "argmax", "argmin"}
-"""Calls whose numbers are other ones each time, or count along an axis."""
+"""Calls whose values are random or uninitialized, or are indices along an axis."""
 
 MIXING = {
-    *("layer_norm", "rms_norm", "_fused_rms_norm", "group_norm", "instance_norm"),
-    *("std", "var", "var_mean", "std_mean", "median"),
-}
-"""Calls with statistics over an axis: what they give of NaN is not compared."""
+    "layer_norm", "rms_norm", "_fused_rms_norm", "group_norm", "instance_norm",
+    "std", "var", "var_mean", "std_mean", "median",
+}  # fmt: skip
+"""Calls with statistics over an axis: NaNs in their results are not compared."""
 
 FILLS = {
     **dict.fromkeys(CONTRACTIONS.keys() - {"embedding"}, 0.0),
@@ -51,7 +51,7 @@ FILLS = {
     "logsumexp": -math.inf,
     "amin": math.inf,
 }
-"""The number that a call along an axis does not notice."""
+"""The neutral element of a call along an axis."""
 
 
 def values_of(program: Program, inputs: list[Tensor]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def values_of(program: Program, inputs: list[Tensor]) -> dict[str, Any]:
 
 
 def indices(trace: AxisTrace, axes: list[Axis], kept: Kept) -> tuple[Tensor, ...]:
-    """For each dimension the indices that are kept, shaped to index all together."""
+    """The kept indices of each dimension, shaped to index together."""
     rank = len(axes)
     return tuple(
         torch.tensor(kept_places(trace.algebra, axis, kept)).view(
@@ -90,7 +90,7 @@ def part_of(trace: AxisTrace, axes: list[Axis], whole: Tensor, kept: Kept) -> Te
 def whole_around(
     trace: AxisTrace, axes: list[Axis], part: Tensor, kept: Kept, fill: float
 ) -> Tensor:
-    """A whole of which this is the part that was kept."""
+    """A tensor whose kept part is `part`, with `fill` elsewhere."""
     if not axes:
         return part
     shape = [trace.algebra.size(axis) for axis in axes]
@@ -100,7 +100,7 @@ def whole_around(
 
 
 def draw_kept(trace: AxisTrace, random: Random) -> dict[Atom, list[int]]:
-    """Any indices of any free atoms, at least one of each."""
+    """Random indices of each free atom, at least one of each."""
     return {
         atom: sorted(random.sample(range(atom.size), random.randrange(1, atom.size + 1)))
         for atom in sorted(free_weight_atoms(trace), key=lambda atom: atom.size)
@@ -124,7 +124,7 @@ def thinned(program: Program, trace: AxisTrace, kept: Kept) -> Program:
 def whole_call(
     node: Node, trace: AxisTrace, parts: Mapping[str, Any], kept: Kept, literals: Node
 ) -> list[Tensor]:
-    """What the whole call gives around the kept parts of its operands."""
+    """The results of the whole call around the kept parts of its operands."""
     fill = FILLS.get(operation(node), math.nan)
     if operation(node) in ("max", "min") and "dim" in str(node.target):
         fill = -math.inf if operation(node) == "max" else math.inf
@@ -155,7 +155,7 @@ def with_floats_of(args: Any, kwargs: Any, other: Node) -> Any:
 
 
 def assert_close(found: Tensor, expected: Tensor, what: str, may_be_unknown: bool) -> bool:
-    """Equal up to the order of sums in double precision; false when nothing is known."""
+    """Assert equality up to the order of sums in double precision; false if nothing is known."""
     assert found.shape == expected.shape, f"{what}: {found.shape}, not {expected.shape}"
     if may_be_unknown and expected.is_floating_point():
         known = ~expected.isnan()
@@ -178,7 +178,7 @@ def assert_close(found: Tensor, expected: Tensor, what: str, may_be_unknown: boo
 
 
 def check_parts(program: Program, trace: AxisTrace, kept: Kept) -> int:
-    """Check every call of the program; the number of those whose numbers could be compared."""
+    """Check every call of the program; returns how many could be compared by value."""
     thin = thinned(program, trace, kept)
     inputs = random_inputs(program, BATCH_SIZES[0])
     parts = values_of(program, inputs) | values_of(thin, inputs)
@@ -202,8 +202,8 @@ def check_parts(program: Program, trace: AxisTrace, kept: Kept) -> int:
 
 
 def is_undefined(node: Node, trace: AxisTrace, parts: Mapping[str, Any]) -> bool:
-    """Whether the whole call says nothing of the part: also where places are lost that stand beside
-    each other, and where attention loses places or makes its scale from a width that moved."""
+    """Whether the whole call does not determine the part: also for convolutions that lose places,
+    and for attention that loses places or derives its scale from a width that was thinned."""
     name = operation(node)
     if "conv" in name:
         moved = moved_dims(node.args[0], trace, parts)

@@ -1,4 +1,4 @@
-"""A program of ATen calls in the making; every value is shaped at two batch sizes as it is made."""
+"""A program of ATen calls under construction, with the shape of every value at two batch sizes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from fitcompress.graph.program import InputInfo, Program, prune
 __all__ = ["BATCH_SIZES", "Drawing", "Scale", "Unfit", "overload"]
 
 BATCH_SIZES = (11, 13)
-"""Values are shaped at both, so that a size that moves is known to hold the batch. The first is
-that of the analysis."""
+"""A size that differs between the two contains the batch. The first is that of the analysis."""
 
 _MOST_NUMBERS = 20_000
-"""The largest tensor that is drawn, at the first batch size."""
+"""Elements of the largest tensor that is drawn, at the first batch size."""
 
 _MOST_DIMS = 6
 
 
 class Unfit(Exception):
-    """A step found no value that it can work on."""
+    """A step found no value that it can use."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A literal that was made from a size: that of dimension `dim` of `value`, to this power."""
+    """A literal that is the size of dimension `dim` of `value`, to this power."""
 
     value: str
     dim: int
@@ -48,7 +47,7 @@ def overload(key: str) -> torch._ops.OpOverload:
 
 @dataclass
 class Drawing:
-    """A program in the making and what the steps need to know of it."""
+    """A program under construction, and what the steps need to know about it."""
 
     random: Random = field(default_factory=lambda: Random(0))
     graph: Graph = field(default_factory=Graph)
@@ -59,9 +58,9 @@ class Drawing:
     """Floating-point tensors that steps may read."""
     scales: dict[str, Scale] = field(default_factory=dict)
     block: int = 0
-    """The number of the step, under which its tensors are named."""
+    """The number of the step, from which its tensors get their names."""
     is_closed: bool = False
-    """Whether steps may only work on what is there."""
+    """Whether steps may only use existing values."""
     metas: dict[Node, tuple[Any, Any]] = field(default_factory=dict)
 
     # Values
@@ -70,7 +69,7 @@ class Drawing:
         """A call on earlier values.
 
         Raises:
-            Unfit: it refuses their shapes, or gives too many numbers.
+            Unfit: it does not accept their shapes, or its result is too large.
         """
         target = overload(key)
         metas = self._run(target, args, kwargs, 0), self._run(target, args, kwargs, 1)
@@ -109,7 +108,7 @@ class Drawing:
         return [self.item(node, index) for index in range(len(self.metas[node][0]))]
 
     def number(self, batches: int) -> Node:
-        """A node of so many times the batch size."""
+        """A node whose value is a multiple of the batch size."""
         source = self._placeholders()[0] if self.inputs else self.input(3)
         batch = self.graph.call_function(torch.ops.aten.sym_size.int, (source, 0))
         self._note(batch, BATCH_SIZES)
@@ -121,24 +120,24 @@ class Drawing:
     # Shapes
 
     def shape(self, node: Node) -> tuple[int, ...]:
-        """At the first batch size."""
+        """The shape at the first batch size."""
         return tuple(self.metas[node][0].shape)
 
     def rank(self, node: Node) -> int:
         return len(self.shape(node))
 
     def is_batch(self, node: Node, dim: int) -> bool:
-        """Whether the size of the dimension moves with the batch."""
+        """Whether the size of the dimension contains the batch."""
         one, other = self.metas[node]
         return one.shape[dim] != other.shape[dim]
 
     def fixed_dims(self, node: Node, at_least: int = 2) -> list[int]:
-        """The dimensions that have nothing to do with the batch, of this size or larger."""
+        """The dimensions without the batch, of this size or larger."""
         shape = self.shape(node)
         return [d for d in range(len(shape)) if not self.is_batch(node, d) and shape[d] >= at_least]
 
     def dim(self, node: Node, at_least: int = 2) -> int:
-        """One of these.
+        """One of the fixed dimensions.
 
         Raises:
             Unfit: there is none.
@@ -150,7 +149,7 @@ class Drawing:
         return self.choose([dim, dim - self.rank(node)])
 
     def literals(self, node: Node) -> list[int | Node]:
-        """The sizes as a call takes them: nodes where they hold the batch."""
+        """The sizes as arguments of a call: nodes for those that contain the batch."""
         return [
             self.number(size // BATCH_SIZES[0]) if self.is_batch(node, dim) else size
             for dim, size in enumerate(self.shape(node))
@@ -178,7 +177,7 @@ class Drawing:
         return torch.Generator().manual_seed(len(self.tensors))
 
     def input(self, *shape: int, dtype: torch.dtype = torch.float64) -> Node:
-        """An input of this shape behind the batch; one that is there already where it can be."""
+        """An input of this shape after the batch dimension; an existing one if possible."""
         for info, node in zip(self.inputs, self._placeholders(), strict=True):
             if info.shape == shape and info.dtype == dtype:
                 return node
@@ -199,7 +198,7 @@ class Drawing:
     # Choices
 
     def choose(self, options: Sequence[Any]) -> Any:
-        """One of them.
+        """A random option.
 
         Raises:
             Unfit: there are none.
@@ -221,10 +220,10 @@ class Drawing:
     def pick(
         self, rank: int | None = None, fits: Callable[[Node], bool] | None = None, lowest: int = 2
     ) -> Node:
-        """A value of this rank, or at least of the lowest; a new one where there is none.
+        """A value of this rank, or of at least the lowest; a new one if there is none.
 
         Raises:
-            Unfit: there is none that fits, and a new one does not fit either.
+            Unfit: neither an existing value nor a new one fits.
         """
         found = [
             node
@@ -240,7 +239,7 @@ class Drawing:
         return node
 
     def fresh(self, rank: int, *, is_map: bool = False) -> Node:
-        """A new value: a linear map or a convolution of an input, so that its width is free."""
+        """A new value: a linear layer or convolution of an input, so that its width is free."""
         if rank > 5:
             raise Unfit("of too many dimensions")
         if rank == 2 or (rank == 3 and not is_map and self.chance(0.5)):
@@ -254,7 +253,7 @@ class Drawing:
         return node
 
     def put(self, *nodes: Node) -> None:
-        """Let later steps read these, as numbers with a fraction."""
+        """Offer these values, as floats, to later steps."""
         for node in nodes:
             if not self.metas[node][0].is_floating_point():
                 node = self.call("to.dtype", node, torch.float64)
@@ -264,7 +263,7 @@ class Drawing:
     # The end
 
     def finish(self) -> Program:
-        """The program: values that nobody reads leave it, most of them summed up or mapped so that
+        """The program. Its outputs are the unused values, most of them reduced or mapped so that
         their sizes stay free."""
         self.block += 1
         if not self.pool:
@@ -288,7 +287,7 @@ class Drawing:
 
 
 def _is_like_a_batch(metas: Any) -> bool:
-    """Whether a size that does not move with the batch is a multiple of it."""
+    """Whether a size that does not contain the batch is a multiple of the batch size."""
     pairs = [metas] if isinstance(metas[0], Tensor) else zip(*metas, strict=True)
     return any(
         size == other and size % BATCH_SIZES[0] == 0

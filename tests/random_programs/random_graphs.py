@@ -1,5 +1,5 @@
-"""Random programs of ATen calls: a list of steps with a seed each, so that one shrinks by leaving
-steps out."""
+"""Random programs of ATen calls: lists of steps with a seed each, so that hypothesis can shrink a
+program by leaving steps out."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["COMMON", "RESIDUALS", "STEPS", "draw_chain", "draw_program", "random
 
 
 def draw_program(plan: Sequence[tuple[str, int]]) -> tuple[Program, dict[str, Scale]]:
-    """The program of named steps, each with its own seed, and its literals that were made from
-    sizes. A step that finds nothing to work on is left out."""
+    """The program of named steps, each with its own seed, and its literals derived from sizes.
+    Steps that find no value to use are skipped."""
     drawing = Drawing()
     for name, seed in plan:
         _try(drawing, STEPS[name], seed)
@@ -31,7 +31,7 @@ def draw_program(plan: Sequence[tuple[str, int]]) -> tuple[Program, dict[str, Sc
 
 
 def draw_chain(rank: int, plan: Sequence[tuple[str, int]]) -> Program:
-    """Residual blocks one behind the other, on tokens or maps, and a linear map at the end."""
+    """A chain of residual blocks, on tokens or feature maps, and a linear layer at the end."""
     drawing = Drawing()
     drawing.fresh(rank)
     drawing.is_closed = True
@@ -50,7 +50,7 @@ def _try(drawing: Drawing, step: Step, seed: int) -> None:
 
 
 def random_inputs(program: Program, batch_size: int) -> list[Tensor]:
-    """Inputs of the program's shapes; whole numbers are 0 or 1."""
+    """Inputs of the program's shapes; integers are 0 or 1."""
     generator = torch.Generator().manual_seed(1)
     return [
         torch.randint(0, 2, (batch_size, *info.shape), generator=generator)
@@ -66,15 +66,13 @@ def _as_list(dim: int) -> list[int]:
 
 _LIKE = torch.float64
 
+_UNARY = (
+    "relu", "gelu", "sigmoid", "tanh", "silu", "hardswish", "hardtanh", "abs", "alias", "clone",
+    "contiguous", "detach", "lift_fresh_copy", "rrelu", "ones_like", "zeros_like",
+)  # fmt: skip
+
 POINTWISE: dict[str, Step] = {
-    **{
-        f"{name}.default": unary(f"{name}.default")
-        for name in (
-            *("relu", "gelu", "sigmoid", "tanh", "silu", "hardswish", "hardtanh", "abs"),
-            *("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "rrelu"),
-            *("ones_like", "zeros_like"),
-        )
-    },
+    **{f"{name}.default": unary(f"{name}.default") for name in _UNARY},
     "to.dtype": unary("to.dtype", _LIKE),
     "_to_copy.default": unary("_to_copy.default", dtype=_LIKE),
     "full_like.default": unary("full_like.default", 2.0),
@@ -106,18 +104,15 @@ POINTWISE: dict[str, Step] = {
     "roll.default": steps.roll,
 }
 
+_REDUCE_SEVERAL = (
+    "sum.dim_IntList", "mean.dim", "amax.default", "amin.default", "logsumexp.default",
+    "nanmean.default", "nansum.default", "any.dims", "all.dims",
+)  # fmt: skip
+_REDUCE_ONE = ("prod.dim_int", "max.dim", "min.dim", "argmax.default", "argmin.default")
+
 REDUCTIONS: dict[str, Step] = {
-    **{
-        key: reduced(key)
-        for key in (
-            *("sum.dim_IntList", "mean.dim", "amax.default", "amin.default", "logsumexp.default"),
-            *("nanmean.default", "nansum.default", "any.dims", "all.dims"),
-        )
-    },
-    **{
-        key: reduced(key, several=False)
-        for key in (*("prod.dim_int", "max.dim", "min.dim", "argmax.default", "argmin.default"),)
-    },
+    **{key: reduced(key) for key in _REDUCE_SEVERAL},
+    **{key: reduced(key, several=False) for key in _REDUCE_ONE},
     **{
         f"{name}.correction": reduced(f"{name}.correction", correction=0)
         for name in ("var", "std", "var_mean", "std_mean")
@@ -301,12 +296,12 @@ STEPS: dict[str, Step] = {
 }
 
 COMMON = (
-    *("linear.default", "conv1d.default", "conv2d.default", "conv_transpose2d.input"),
-    *("scaled_dot_product_attention.default", "matmul.default", "einsum.default"),
-    *("batch_norm.default", "layer_norm.default", "group_norm.default", "relu.default"),
-    *("add.Tensor", "mul.Tensor", "glu.default", "a shuffle", "windows", "halves"),
-    *("reshape.default", "flatten.using_ints", "unflatten.int", "permute.default", "transpose.int"),
-    *("cat.default", "split.sizes", "chunk.default", "slice.Tensor", "expand.default"),
-    *("stack.default", "unbind.int", "mean.dim", "repeat.default", "pixel_shuffle.default"),
-)
+    "linear.default", "conv1d.default", "conv2d.default", "conv_transpose2d.input",
+    "scaled_dot_product_attention.default", "matmul.default", "einsum.default",
+    "batch_norm.default", "layer_norm.default", "group_norm.default", "relu.default",
+    "add.Tensor", "mul.Tensor", "glu.default", "a shuffle", "windows", "halves",
+    "reshape.default", "flatten.using_ints", "unflatten.int", "permute.default", "transpose.int",
+    "cat.default", "split.sizes", "chunk.default", "slice.Tensor", "expand.default",
+    "stack.default", "unbind.int", "mean.dim", "repeat.default", "pixel_shuffle.default",
+)  # fmt: skip
 """What networks are made of: half of all steps."""

@@ -1,4 +1,4 @@
-"""Steps of random programs that join values, take them apart and pick from them."""
+"""Steps of random programs that concatenate, split and index values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.fx import Node
 
 
 def cat(key: str) -> Step:
-    """A value with others that fit it, or with tokens of the same width."""
+    """A concatenation of a value with others that fit it, or with tokens of the same width."""
 
     def step(b: Drawing) -> None:
         x = b.pick()
@@ -26,7 +26,7 @@ def cat(key: str) -> Step:
 
 
 def beside(b: Drawing, x: Node, dim: int) -> Node:
-    """Something of the shape of `x` but along one dimension."""
+    """A value of the shape of `x` except along one dimension."""
     rest = [size for d, size in enumerate(b.shape(x)) if d != dim]
     fitting = [
         y
@@ -58,7 +58,7 @@ def unbind(b: Drawing) -> None:
 
 
 def split_evenly(key: str) -> Step:
-    """By the size of a piece."""
+    """A split by the size of a piece."""
 
     def step(b: Drawing) -> None:
         x = b.pick()
@@ -82,7 +82,7 @@ def split_by_sizes(key: str) -> Step:
 
 
 def chunk(key: str) -> Step:
-    """By the number of pieces."""
+    """A split by the number of pieces."""
 
     def step(b: Drawing) -> None:
         x = b.pick()
@@ -136,7 +136,7 @@ def narrow(b: Drawing) -> None:
 
 
 def halves(b: Drawing) -> None:
-    """Both parts of a value by slices, one of them changed, joined again."""
+    """Slices a value into two parts, changes one and concatenates them."""
     x = b.pick()
     dim = b.dim(x)
     at = b.random.randrange(1, b.shape(x)[dim])
@@ -146,7 +146,7 @@ def halves(b: Drawing) -> None:
 
 
 def places_of(b: Drawing, size: int, *shape: int) -> Node:
-    """A table of places below a size."""
+    """A table of indices below a size."""
     return b.table(torch.randint(0, size, shape, generator=torch.Generator().manual_seed(size)))
 
 

@@ -1,4 +1,4 @@
-"""Steps of random programs that compute: pointwise calls, norms, maps, contractions, attention."""
+"""Steps of random programs that compute: pointwise calls, norms, resampling, contractions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unary(key: str, *rest: Any, **kwargs: Any) -> Step:
 
 
 def first_of(key: str, *rest: Any) -> Step:
-    """The first result of a call with several."""
+    """The first result of a call with several results."""
 
     def step(b: Drawing) -> None:
         b.put(b.item(b.call(key, b.pick(), *rest), 0))
@@ -32,7 +32,7 @@ def first_of(key: str, *rest: Any) -> Step:
 
 
 def mate(b: Drawing, x: Node) -> Node:
-    """A value that broadcasts with `x`: one that is there, a part of `x`, or a weight."""
+    """A value that broadcasts with `x`: an existing one, a part of `x`, or a weight."""
     shape = b.shape(x)
     same = [y for y in b.pool if y is not x and b.shape(y) == shape]
     if same and b.chance(0.6):
@@ -56,7 +56,7 @@ def binary(key: str, *rest: Any) -> Step:
 
 
 def table(b: Drawing) -> None:
-    """Times numbers that are not trained, one for each index of a dimension."""
+    """A product with a table that is not trained, one number per index of a dimension."""
     x = b.pick()
     dim = b.dim(x)
     sizes = [size if d == dim else 1 for d, size in enumerate(b.shape(x))]
@@ -119,7 +119,7 @@ def roll(b: Drawing) -> None:
 
 
 def median(b: Drawing) -> None:
-    """Of a contiguous copy: torch 2.15 reads beyond an expanded tensor."""
+    """Takes a contiguous copy: torch 2.15 reads beyond an expanded tensor."""
     x = b.call("clone.default", b.pick(), memory_format=torch.contiguous_format)
     b.put(b.item(b.call("median.dim", x, b.signed(x, b.dim(x)), b.chance(0.5)), 0))
 
@@ -127,7 +127,7 @@ def median(b: Drawing) -> None:
 def reduced(
     key: str, *before: Any, several: bool = True, keeps: bool = True, **kwargs: Any
 ) -> Step:
-    """Reduces a dimension or more; with keepdim the result may meet its source again."""
+    """Reduces one or more dimensions; with keepdim the result may be combined with its source."""
 
     def step(b: Drawing) -> None:
         x = b.pick()
@@ -147,7 +147,7 @@ def reduced(
 
 
 def vector_norm(b: Drawing) -> None:
-    """With keepdim: torch 2.11 keeps a dimension of one on the meta device whatever it is told."""
+    """Uses keepdim: without it, torch 2.11 still keeps the dimension on the meta device."""
     x = b.pick()
     b.put(b.call("norm.ScalarOpt_dim", x, 2, [b.signed(x, b.dim(x, 1))], True))
 
@@ -196,7 +196,7 @@ def group_norm(b: Drawing) -> None:
 
 
 def places(b: Drawing, extents: int, *, lowest: int = 4) -> Node:
-    """A value whose last so many dimensions can be places."""
+    """A value whose trailing dimensions can be spatial."""
 
     def fits(node: Node) -> bool:
         dims = range(extents + 2)[-extents:]
@@ -257,7 +257,7 @@ def linear(b: Drawing) -> None:
 
 
 def computed_weight(b: Drawing) -> None:
-    """A linear map by a weight that is transposed or standardised before it is used."""
+    """A linear layer whose weight is transposed or standardized before use."""
     x = b.pick(fits=lambda node: not b.is_batch(node, b.rank(node) - 1))
     width, size = b.width(), b.shape(x)[-1]
     if b.chance(0.5):
@@ -278,7 +278,7 @@ def groups_of(b: Drawing, width: int) -> int:
 
 
 def convolved(key: str, extents: int) -> Step:
-    """With any groups, stride, padding and dilation."""
+    """A convolution with random groups, stride, padding and dilation."""
     transposed = "transpose" in key
 
     def step(b: Drawing) -> None:
@@ -317,7 +317,7 @@ def matmul(b: Drawing) -> None:
 
 
 def plain_product(key: str) -> Step:
-    """mm, mv and addmm: a matrix against a weight."""
+    """mm, mv and addmm: the product of a matrix and a weight."""
 
     def step(b: Drawing) -> None:
         x = b.pick(2)
@@ -332,7 +332,7 @@ def plain_product(key: str) -> Step:
 
 
 def batched_product(key: str) -> Step:
-    """bmm and baddbmm: a value against itself."""
+    """bmm and baddbmm: the product of a value with itself."""
 
     def step(b: Drawing) -> None:
         x = b.pick(3)
@@ -376,7 +376,7 @@ def embedding(b: Drawing) -> None:
 
 
 def one_hot(b: Drawing) -> None:
-    """The largest of a few looked up in a table."""
+    """The one-hot rows of an argmax, through a linear layer."""
     x = b.pick()
     dim = b.dim(x)
     rows = b.call("one_hot.default", b.call("argmax.default", x, dim), b.shape(x)[dim])

@@ -1,4 +1,4 @@
-"""What a program is made of: blocks on its spine, parameters and multiply-adds.
+"""Analysis of a program: the blocks on its spine, its parameters, multiply-adds and depth.
 
 Imports `graph` and `graph.axes`.
 """

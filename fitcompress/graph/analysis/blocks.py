@@ -6,7 +6,7 @@ starts at a segment with weights and extends over segments without weights and t
 lie in the same numbered module. A block whose output has the shape of its input can be repeated.
 
 The graph does not tell where a block ends, so two heuristics decide it. Both change only which
-layers are grouped and what they are called, never what the network computes:
+layers are grouped and how they are named, never what the network computes:
 
 - Names: weights below one numbered module (`layer1.2`, `blocks.0`) belong to one block
   (`_common_key`).

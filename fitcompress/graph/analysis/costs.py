@@ -86,7 +86,7 @@ def _may_be_weighted(node: Node) -> bool:
 
 
 def data_nodes(program: Program) -> set[Node]:
-    """The nodes whose values depend on an input; that of a standardized weight does not."""
+    """The nodes whose values depend on an input."""
     data: set[Node] = set()
     for node in program.graph.nodes:
         if node.op == "placeholder" or not data.isdisjoint(node.all_input_nodes):

@@ -1,4 +1,4 @@
-"""What the axis rules have found in a program so far, and the records that a trace is made of."""
+"""`TraceBuilder`, which axis rules add their findings to, and the records of a trace."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class TraceBuilder:
         return [self._contracted[node] for node in nodes if node in self._contracted]
 
     def learn(self, axis: Axis) -> None:
-        """Record that weights alone give the indices of `axis` their meaning: it is the result of
-        a contraction."""
+        """Record that `axis` is the result of a contraction: its indices have no meaning apart from
+        the weights."""
         self._learned.append(axis)
 
     def read(self, axis: Axis) -> None:

@@ -89,8 +89,8 @@ def _weight_axes(trace: TraceBuilder) -> dict[str, Axes]:
 
 
 def _freeze_tables(trace: TraceBuilder, program: Program) -> None:
-    """Freeze the axes of tables, except where a table meets channels that a weight gives: there it
-    loses the same ones."""
+    """Freeze the axes of tables, except those unified with the output channels of a weight, which
+    are thinned with the weight."""
     tables, learned = _tables(program), trace.learned_atoms
     for axes in (axes for name, axes in _weight_axes(trace).items() if name in tables):
         for atom in (atom for axis in axes for atom in trace.algebra.atoms(axis)):
@@ -112,13 +112,13 @@ def _tables(program: Program) -> frozenset[str]:
 
 
 def _check_sizes(algebra: AxisAlgebra, node: Node, value: Value, shape: Shape) -> None:
-    """Assert that the rule gave the sizes that the operation gives."""
+    """Assert that the axes from the rule have the sizes of the operation's result."""
     if shape and isinstance(shape[0], tuple):
         for item, own in zip(value, shape, strict=True):
             _check_sizes(algebra, node, item, own)
     else:
         found = tuple(algebra.size(axis) for axis in value)
-        assert found == shape, f"{node.format_node()}: rule gave {found}, the operation {shape}"
+        assert found == shape, f"{node.format_node()}: {found} by its rule, {shape} when run"
 
 
 def _mark_batch(

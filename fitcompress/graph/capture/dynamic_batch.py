@@ -1,4 +1,4 @@
-"""Makes the batch size of a captured graph dynamic where the graph holds it as a number."""
+"""Makes the batch size of a captured graph dynamic."""
 
 from __future__ import annotations
 
@@ -285,8 +285,8 @@ _FACTORY_CALLS = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.d
 
 
 def _place_of_batch(sizes: Sequence[int], leading: int, batch_size: int) -> int:
-    """The dimension of a row-major shape that holds the batch; the product of the dimensions
-    before the batch is `leading`.
+    """The dimension of a row-major shape that contains the batch, given the product `leading` of
+    the dimensions before the batch.
     """
     before = 1
     for dim, size in enumerate(sizes):
@@ -295,7 +295,7 @@ def _place_of_batch(sizes: Sequence[int], leading: int, batch_size: int) -> int:
         if before < leading < before * size:
             return dim
         before *= size
-    raise ValueError(f"no dimension of {list(sizes)} can hold the batch of {batch_size}")
+    raise ValueError(f"no dimension of {list(sizes)} can contain the batch of {batch_size}")
 
 
 def _check(program: Program, freed: Program, batch_size: int) -> None:

@@ -149,7 +149,7 @@ _TENSOR_FORMS = {
 
 def _use_written_sizes(node: Node) -> None:
     """Rewrites `chunk` and `split` to explicit sizes, since thinned pieces may differ in size. The
-    batch dimension, whose size is unknown, is left as it is."""
+    batch dimension, whose size is unknown, does not change."""
     pieces, (source, _, *rest) = node.meta["val"], node.args
     dim: Any = rest[0] if rest else node.kwargs.get("dim", 0)
     if dim % pieces[0].ndim > 0:

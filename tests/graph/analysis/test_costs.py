@@ -140,9 +140,8 @@ def test_depth_follows_the_longest_branch():
     assert measure_costs(captured(Branches(), (3, 5, 5))).depth == 3
 
 
-def test_what_is_done_to_weights_is_no_depth():
-    """A weight that is standardised, or computed by a product of weights, counts once: where it
-    meets the data."""
+def test_calls_on_weights_alone_do_not_add_depth():
+    """A normalized weight, or a product of weights, counts once, where it meets the data."""
     module = Function(lambda x, a, b: F.linear(x, F.normalize(a @ b)), (5, 3), (3, 7))
     assert measure_costs(captured(module, (7,))).depth == 1
 

@@ -1,5 +1,4 @@
-"""Every axis rule by itself: one call on free tensors, thinned along each of its free atoms, and
-run."""
+"""Every axis rule alone: one call on free tensors is thinned along each free atom and run."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ def overload_named(key: str):
 
 
 def build(case: Case, target) -> tuple[Program, Node]:
-    """A program of one call on tensors of its own; only sums leave it, so that its outputs freeze
-    nothing."""
+    """A program of one call on its own tensors, whose outputs are sums, which freeze nothing."""
     graph = Graph()
     graph.placeholder("x")
     tensors: dict[str, Tensor] = {}
@@ -85,7 +83,7 @@ def axes_of_results(trace: AxisTrace, name: str):
 
 
 def thinnings(trace: AxisTrace):
-    """Each free atom one thinner, then all together; the last indices are kept."""
+    """Each free atom reduced by one, then all together; the last indices are kept."""
     atoms = sorted(free_weight_atoms(trace), key=lambda atom: atom.size)
     for chosen in [[atom] for atom in atoms] + [atoms]:
         yield {atom: list(range(1, atom.size)) for atom in chosen}
@@ -100,7 +98,7 @@ def test_every_rule_is_for_an_operation_that_exists():
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_the_call_takes_every_size_that_its_rule_leaves_free(key):
+def test_the_call_accepts_every_size_that_its_rule_leaves_free(key):
     case = CASES[key]
     program, call = build(case, overload_named(key))
     trace = trace_axes(program)
@@ -124,18 +122,16 @@ def test_the_call_takes_every_size_that_its_rule_leaves_free(key):
                 torch.testing.assert_close(found, keep(trace, axes, before, kept))
 
 
-@pytest.mark.parametrize("key", CASES)
-def test_a_call_that_is_not_thinned_stays_as_it_was(key):
+@pytest.mark.parametrize("key", [key for key in CASES if "rand" not in key and "empty" not in key])
+def test_a_call_that_is_not_thinned_is_unchanged(key):
     program, call = build(CASES[key], overload_named(key))
     thin = thin_program(program, trace_axes(program), {})
     thin.tensors.update({name: program.tensors[name] for name in thin.tensors})
-    if "rand" in key or "empty" in key:
-        return
     for one, other in zip(result_of(program, call.name), result_of(thin, call.name), strict=True):
         assert torch.equal(one, other)
 
 
-def test_an_operation_without_a_rule_freezes_what_it_touches_and_is_named():
+def test_an_operation_without_a_rule_freezes_its_arguments_and_is_named():
     case = Case([(3, 4, 4), (5, 4)], lambda a, b: (a,), {5})
     program, _ = build(case, torch.ops.aten.linalg_inv.default)
     trace = trace_axes(program)
@@ -196,8 +192,8 @@ def test_a_convolution_fixes_its_places_and_kernel(reason):
     assert found == {reason}
 
 
-def test_what_is_put_beside_places_is_places():
-    """Learned tokens in front of a map's: their number is a position's, not a width."""
+def test_axes_concatenated_with_places_are_places():
+    """Learned tokens in front of those of a feature map: their number counts places."""
     graph = Graph()
     x = graph.placeholder("x")
     tokens = graph.create_node("get_attr", "tokens")

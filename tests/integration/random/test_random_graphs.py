@@ -1,4 +1,4 @@
-"""Random programs of ATen calls: thinned exactly, made into students, counted, deepened, run."""
+"""Random programs of ATen calls are thinned exactly, planned as students, counted and deepened."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def single(program: Program) -> Program:
 
 
 def check_student(program: Program, width_mult: float) -> None:
-    """A student that inherits runs at two batch sizes; at full width it is the teacher."""
+    """A student with inherited weights runs at two batch sizes; at full width it is the teacher."""
     teacher = single(program)
     plan = plan_student(teacher, depth_mult=1, width_mult=width_mult)
     student = replace(plan.program, tensors=initial_tensors(plan, init="inherit", seed=0))
@@ -79,7 +79,7 @@ def check_student(program: Program, width_mult: float) -> None:
 
 
 def check_costs(program: Program) -> None:
-    """Twice the multiply-adds are what torch counts for a sample of two."""
+    """The multiply-adds are half the FLOPs that torch counts, per sample of a batch of two."""
     inputs = random_inputs(program, 2)
     with FlopCounterMode(display=False) as counter:
         values = values_of(program, inputs)
@@ -92,8 +92,8 @@ def check_costs(program: Program) -> None:
 
 
 def uncounted(node: Node, values: dict[str, Any]) -> int:
-    """The multiply-adds of a product with a vector, or of a sum over one index, where torch makes
-    no matrix product of it."""
+    """The multiply-adds of a product with a vector, or of a sum over one index, that torch computes
+    without a matrix product."""
     name = operation(node)
     if name not in ("mv", "matmul", "einsum"):
         return 0
@@ -106,8 +106,8 @@ def uncounted(node: Node, values: dict[str, Any]) -> int:
 
 
 def check_deeper(program: Program, *, is_residual: bool = False) -> None:
-    """A deepened program runs; where all blocks, or all that is new, is residual it computes the
-    same."""
+    """A deepened program runs; its outputs do not change if its blocks are residual or it has no
+    copied blocks."""
     shallow = single(program)
     deepened = deepen_program(shallow, 2)
     verify_program(deepened.program, shallow)
@@ -130,13 +130,13 @@ Plan = Sequence[tuple[str, int]]
 
 
 def plans(names: Sequence[str] = tuple(STEPS), often: Sequence[str] = COMMON) -> st.SearchStrategy:
-    """Steps with their seeds, half of them what networks are made of."""
+    """Steps with their seeds; half of the steps are common in networks."""
     name = st.one_of(st.sampled_from(often), st.sampled_from(names))
     return st.lists(st.tuples(name, st.integers(0, 10**6)), min_size=1, max_size=16)
 
 
 def checked(plan: Plan, seed: int) -> tuple[Program, Kept, int]:
-    """A program of which some part is kept, and how many of its calls were compared."""
+    """A checked program, the indices kept, and how many of its calls were compared."""
     program, scales = draw_program(plan)
     trace = trace_axes(program)
     kept = draw_kept(trace, Random(seed))
@@ -146,7 +146,7 @@ def checked(plan: Plan, seed: int) -> tuple[Program, Kept, int]:
 
 
 def dealt(random: Random) -> Iterator[Plan]:
-    """Plans in which every step comes up, and as many of the common ones."""
+    """Plans that contain every step once, and as many of the common ones."""
     names = random.sample(list(STEPS), len(STEPS))
     while names:
         hand = [names.pop() for _ in range(min(6, len(names)))]
@@ -157,7 +157,7 @@ def dealt(random: Random) -> Iterator[Plan]:
 
 @pytest.fixture(scope="module")
 def sample() -> list[tuple[Program, Kept, int]]:
-    """Programs that are checked as they are drawn: every step was dealt three times."""
+    """Checked programs, in which every step is dealt three times."""
     plans = [plan for seed in range(3) for plan in dealt(Random(seed))]
     return [checked(plan, seed) for seed, plan in enumerate(plans)]
 
@@ -174,7 +174,7 @@ def test_operations_without_a_rule_are_drawn_and_freeze(sample):
 
 
 def test_the_sample_is_worth_checking(sample):
-    """Most calls are compared by their numbers, and most programs lose something."""
+    """Most calls are compared by value, and most programs are thinned."""
     calls = sum(
         isinstance(node.target, OpOverload)
         for program, *_ in sample
@@ -247,7 +247,7 @@ def test_a_rule_that_forgets_the_order_is_found(name, monkeypatch):
             checked([("linear.default", seed), (f"{name}.default", seed)], seed)
 
 
-def test_a_scale_that_does_not_follow_its_size_is_found():
+def test_a_scale_that_is_not_derived_from_its_size_is_found():
     program, scales = draw_program([("scaled_dot_product_attention.default", 0)])
     trace = trace_axes(program)
     kept = {atom: [0] for atom in free_weight_atoms(trace)}
