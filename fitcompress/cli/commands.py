@@ -68,7 +68,7 @@ def _fitcompress(
         ),
     ] = False,
 ) -> None:
-    """Compress a trained image model into a much smaller one, and measure what it costs.
+    """Compress a trained image model into a much smaller one, and compare the two.
 
     A thinner, deeper student is derived from the teacher, trained in two stages
     (hint training and knowledge distillation, as in FitNets) and evaluated.

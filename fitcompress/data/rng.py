@@ -68,5 +68,5 @@ def to_uniform(bits: Bits) -> npt.NDArray[np.float64]:
 
 def to_beta(bits: Bits, alpha: float) -> npt.NDArray[np.float64]:
     """Random bits, shape (N,), to Beta(alpha, alpha) numbers in [0, 1], shape (N,)."""
-    generators = (np.random.Generator(np.random.Philox(key=int(word))) for word in bits)
+    generators = (np.random.Generator(np.random.Philox(key=int(key))) for key in bits)
     return np.array([generator.beta(alpha, alpha) for generator in generators], dtype=np.float64)

@@ -199,8 +199,8 @@ def test_a_flag_of_distill_sets_what_it_names_and_nothing_else(pipeline, words, 
 
     assert result.exit_code == 0, result.output
     base = recipe_from_preset("hinton" if "hinton" in words else "modern")
-    asked = {"teacher.source": "resnet18", "run.out": "runs/x", **expected}
-    assert recipe_of(pipeline) == with_settings(base, asked)
+    expected = {"teacher.source": "resnet18", "run.out": "runs/x", **expected}
+    assert recipe_of(pipeline) == with_settings(base, expected)
 
 
 def test_flags_override_a_recipe_file(pipeline):

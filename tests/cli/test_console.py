@@ -18,13 +18,13 @@ def screen(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line.rstrip() for line in captured.out.splitlines()]
 
 
-def test_a_plan_without_hints_says_so(capsys):
+def test_a_plan_without_hint_pairs(capsys):
     console.show_plan({**PLAN, "pairs": [], "stages": [], "frozen": [], "notices": []})
 
     assert screen(capsys)[-1] == "no hint pairs"
 
 
-def test_a_plan_says_if_its_hints_are_not_trained(capsys):
+def test_a_plan_marks_hints_that_are_not_trained(capsys):
     console.show_plan({**PLAN, "learns_hints": False})
 
     assert "Hints (not trained; enable with --hint-epochs)" in screen(capsys)
