@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import urllib.parse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -188,7 +187,7 @@ def _is_about_split(error: Exception, split: str) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()[:300]
+    return " ".join(str(error).split())[:300]
 
 
 def _root(name: _Name) -> str | None:

@@ -116,8 +116,8 @@ class StudentRecipe:
     """The student: its depth and width, or the targets that decide them, and its first weights."""
 
     depth_mult: float | None = None
-    """Depth multiplier: blocks of the student / blocks of the teacher. None: 2, or less if a target
-    requires it."""
+    """Depth multiplier: layers on the longest path, relative to the teacher. None: 2, or less if a
+    target requires it."""
     width_mult: float | None = None
     """Width multiplier for channels, heads and groups. None: 0.3, or the largest that the targets
     allow."""
