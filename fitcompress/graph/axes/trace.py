@@ -59,7 +59,7 @@ def trace_axes(program: Program) -> AxisTrace:
             _check_sizes(trace.algebra, node, value, shape)
             _mark_batch(trace.algebra, batch, value, shape, other_shapes[node.name])
     for node in output_nodes(program.graph):
-        for axis in trace.values[node]:
+        for axis in trace.values[node] or ():
             trace.algebra.freeze(axis, OUTPUT)
     _freeze_tables(trace, program)
     values = {node.name: value for node, value in trace.values.items()}

@@ -3,8 +3,8 @@
 Calls are recorded before torch decomposes them, so control flow, inlined functions and flags are
 those of normal use. Sizes are recorded as numbers; recordings at two batch sizes tell which of them
 depend on the batch. This is the only file that uses private parts of torch's tracer, and the only
-one that registers global module hooks (for the duration of a run, to know which module makes a
-call); `distillation.hooks` registers hooks on single modules.
+one that registers global module hooks: for the duration of a run, to know which module makes a
+call.
 """
 
 from __future__ import annotations
