@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         evaluate,
         export,
         inspect,
-        load,
         load_comparison,
         load_report,
         plan,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from fitcompress.errors import FitcompressError
     from fitcompress.interface import InputSpec, TensorSpec
     from fitcompress.models.open import teacher_from_module
+    from fitcompress.models.saved import load
     from fitcompress.recipe.recipe import Recipe, load_recipe, resolve_recipe
     from fitcompress.report.ablation_report import Ablation
     from fitcompress.report.comparison import Comparison
@@ -82,7 +82,7 @@ _HOME = {
     "evaluate": "api",
     "export": "api",
     "inspect": "api",
-    "load": "api",
+    "load": "models.saved",
     "load_comparison": "api",
     "load_recipe": "recipe.recipe",
     "load_report": "api",

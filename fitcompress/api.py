@@ -1,20 +1,15 @@
-"""The order of the steps, and nothing else. Layer: above everything but the console.
-
-    teacher spec -> Teacher -> Network (graph) -> StudentPlan -> student Network -> HintPairs
-        -> stage 1 -> stage 2 -> artifacts -> Report
-
-Each function here is one command. Progress leaves as events.
+"""The public functions, each of them one command; those that train a student are in `run` and
+`ablation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch import nn
 
 from fitcompress.data.bundle import DataBundle, load_data
 from fitcompress.data.class_order import match_classes
@@ -27,12 +22,9 @@ from fitcompress.exporters.formats import FORMATS, export_model
 from fitcompress.exporters.from_run import accuracy_of, source_of
 from fitcompress.exporters.latency import beside_float
 from fitcompress.exporters.onnx_session import open_onnx
-from fitcompress.graph.cut import cut_program
-from fitcompress.graph.lift import build_network, share_leaves
-from fitcompress.graph.program import output_nodes
-from fitcompress.graph.shapes import propagate_shapes
+from fitcompress.graph.lift import build_network
 from fitcompress.interface import Interface
-from fitcompress.models.model import Model, is_model_folder, load_model, make_model
+from fitcompress.models.model import is_model_folder, load_model, make_model
 from fitcompress.models.open import open_teacher
 from fitcompress.recipe.fields import with_settings
 from fitcompress.recipe.recipe import Recipe, load_recipe, recipe_from_preset
@@ -53,7 +45,6 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
-    "load",
     "load_comparison",
     "load_report",
     "plan",
@@ -71,13 +62,13 @@ _DEMO = {
 
 
 def plan(recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
-    """What the student would be: `plan --json`. Needs neither data nor weights."""
+    """The planned student: `plan --json`. Needs neither data nor weights."""
     teacher = open_teacher(recipe.teacher, emit=emit, meta=True)
     return plan_run(teacher, recipe, emit=emit, meta=True).summary.to_dict()
 
 
 def plan_frontier(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, float]]:
-    """What students of several depths and widths cost: `plan --pareto --json`."""
+    """The costs and latencies of students of several depths and widths: `plan --pareto --json`."""
     teacher = open_teacher(recipe.teacher, emit=emit, meta=True)
     return frontier(teacher.program, teacher.interface, emit=emit)
 
@@ -99,7 +90,10 @@ def inspect(recipe: Recipe, *, emit: Emit = ignore) -> list[dict[str, Any]]:
 
 
 def evaluate(model: str, recipe: Recipe, *, emit: Emit = ignore) -> dict[str, Any]:
-    """The accuracy of any model (a folder, a teacher, an ONNX file) on the evaluation split."""
+    """The accuracy of a model on the evaluation split of the recipe's data: `eval --json`.
+
+    model: a run, a model folder, an ONNX file, or any source of a teacher.
+    """
     with used_threads(recipe.run.threads):
         data = load_images(recipe, emit)
         network, interface = _open_any(model, recipe, data, emit)
@@ -136,21 +130,28 @@ def export(
     force: bool = False,
     emit: Emit = ignore,
 ) -> list[dict[str, Any]]:
-    """Writes the student of a run in other formats, each checked on real images, its accuracy
-    measured on the evaluation split, and of other ONNX files than the plain one how fast they are
-    beside it: `exports.json`.
+    """Writes the student of a run in other formats: `exports.json`.
 
-    opset: of ONNX; None is the exporter's own choice.
+    Each file is checked on real images, and its accuracy measured on the evaluation split. ONNX
+    files other than the plain one are timed against it.
+
+    Args:
+        run: a run directory; by default the one below `runs/` with the latest activity.
+        formats: of `FORMATS`.
+        opset: the ONNX opset; by default the exporter chooses.
+        force: replace existing files.
 
     Raises:
-        RunError: the run has no student yet.
-        ExportError: a file exists already, or does not compute what the student computes.
+        RunError: the run has no trained student.
+        ExportError: a file exists, or does not compute what the student computes.
     """
     directory = RunDir.open(run) if run else RunDir.newest()
     if not is_model_folder(directory.student_path):
         raise RunError(
             f"exporting the run '{directory.path}': its student is not trained yet",
-            advice=f"finish it with `fitcompress distill --resume --out {directory.path}`",
+            code="run-unfinished",
+            advice=f"Finish it with `fitcompress distill --resume --out {directory.path}`.",
+            path=str(directory.path),
         )
     recipe = load_recipe(directory.recipe_path)
     model = load_model(directory.student_path)
@@ -177,8 +178,9 @@ def _known_exports(directory: RunDir) -> dict[str, ExportRecord]:
 
 
 def load_report(run: Path | None = None) -> Report | Ablation:
-    """The report of a run, finished or not; of the newest under `runs/` when none is named; of all
-    runs of an ablation.
+    """The report of a run or an ablation, finished or not.
+
+    run: its directory; by default the one below `runs/` with the latest activity.
     """
     found = run or _newest()
     if (found / ABLATION).is_file():
@@ -187,7 +189,7 @@ def load_report(run: Path | None = None) -> Report | Ablation:
 
 
 def _newest() -> Path:
-    """Of the runs and ablations below `runs/` the one in which something happened last."""
+    """The run or ablation below `runs/` with the latest activity."""
     root = Path("runs")
     times = {path.parent: path.stat().st_mtime for path in root.glob(f"*/{ABLATION}")}
     runs = (RunDir(path.parent) for path in root.glob("*/recipe.toml"))
@@ -196,79 +198,15 @@ def _newest() -> Path:
 
 
 def load_comparison(runs: Sequence[Path]) -> Comparison:
-    """Runs side by side, and whether their students' accuracies differ from the first one's."""
+    """A comparison of runs, with tests of each student's accuracy against the first one's."""
     return Comparison.load(runs)
 
 
 def demo(out: Path, *, emit: Emit = ignore) -> Report:
-    """The whole road on the built-in images: a small teacher, its student, the same student without
-    it, an export.
+    """Runs the full pipeline on the built-in images: trains a small teacher, its student and a
+    baseline, and exports the student.
     """
     recipe = with_settings(recipe_from_preset("modern"), {**_DEMO, "run.out": str(out)})
     distill(recipe, emit=emit)
     export(out, ["onnx"], emit=emit)
     return Report.load(RunDir.open(out))
-
-
-def load(path: Path | str) -> GraphModule:
-    """The network in a model folder, or the student of a run, in eval mode on the CPU.
-
-    Its `interface` (a `Interface`) says which images it takes and what its outputs
-    mean. As timm's models do it has `pretrained_cfg`, from which `timm.data.resolve_data_config`
-    makes the transforms, `num_classes`, and, where a block of it gives maps or tokens,
-    `forward_features`, which returns those of the last one. No pickle is read, no code from the
-    folder is run, and the teacher is not needed.
-
-    Raises:
-        TeacherError: the folder holds no model, or a damaged one.
-    """
-    run = RunDir(Path(path))
-    model = load_model(run.student_path if run.is_run() else run.path)
-    network: Any = model.network  # an nn.Module takes any attribute
-    network.interface = model.interface
-    network.num_classes = _num_classes(model)
-    if model.interface.input is not None:
-        network.pretrained_cfg = _pretrained_cfg(model.interface, network.num_classes)
-    if features := _features(model):
-        network.forward_features = features
-    return model.network
-
-
-def _num_classes(model: Model) -> int:
-    """Scores in a row of the first output; 0 where that is no row of scores."""
-    shape = propagate_shapes(model.program)[output_nodes(model.program.graph)[0].name]
-    return 0 if model.interface.kind_of(shape) == "values" else int(shape[1])
-
-
-def _pretrained_cfg(interface: Interface, num_classes: int) -> dict[str, Any]:
-    spec = interface.images
-    return {
-        "architecture": interface.origin.get("teacher", "student"),
-        "input_size": spec.shape,
-        "mean": spec.mean,
-        "std": spec.std,
-        "interpolation": spec.interpolation,
-        "crop_pct": spec.crop_pct,
-        "num_classes": num_classes,
-        "label_names": interface.class_names or None,
-    }
-
-
-def _features(model: Model) -> Callable[[Tensor], Tensor] | None:
-    """The network up to the end of its last block that gives maps or tokens."""
-    shapes = propagate_shapes(model.program, 2)
-    ends = [members[-1] for _, members in model.blocks if members]
-    ends = [name for name in ends if isinstance(shapes.get(name), tuple) and len(shapes[name]) >= 3]
-    if not ends:
-        return None
-    order = {node.name: place for place, node in enumerate(model.program.graph.nodes)}
-    end = max(ends, key=order.__getitem__)
-    cut = cut_program(model.program, [end], with_output=False)
-    part = share_leaves(model.network, cut)
-
-    def forward_features(*inputs: Tensor) -> Tensor:
-        value = part(*inputs)
-        features: Tensor = value if isinstance(value, Tensor) else value[0]
-        return features
-
-    return forward_features

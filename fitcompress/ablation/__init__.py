@@ -1,1 +1,4 @@
-"""Ablations: one student trained with and without parts of the teacher's supervision."""
+"""Ablations: a student trained with and without parts of the teacher's supervision.
+
+Imports `run`, and what the runs share below it.
+"""

@@ -1,4 +1,4 @@
-"""Losses and scores reach a tracker, by stage, as they come."""
+"""Losses and scores are logged to a tracker by stage, as they come."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fitcompress.run.trackers import log_to_tracker
 
 
 class Kept(GeneralTracker):
-    """A tracker that keeps what it is told."""
+    """A tracker that stores what is logged to it."""
 
     name, requires_logging_directory = "kept", True
     made: list[Kept] = []  # noqa: RUF012
@@ -72,16 +72,28 @@ def test_epochs_and_steps_are_logged_and_passed_on(tmp_path, monkeypatch):
     assert len(seen) == 3
 
 
-def test_a_tracker_that_is_not_there_is_named(tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     class Absent(Kept):
         def start(self):
             raise ModuleNotFoundError("No module named 'wandb'")
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Absent)
-    with pytest.raises(RunError, match="logging to wandb") as caught:
+    with pytest.raises(RunError) as caught:
         log_to_tracker("wandb", tmp_path, {}, print)
+    assert (caught.value.code, caught.value.facts) == ("tracker-not-installed", {"tool": "wandb"})
     assert "pip install wandb" in caught.value.advice
 
 
-def test_without_a_tracker_nothing_is_between(tmp_path):
+def test_a_tracker_that_does_not_start_is_named(tmp_path, monkeypatch):
+    class Broken(Kept):
+        def start(self):
+            raise OSError("no route to host")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Broken)
+    with pytest.raises(RunError, match="no route to host") as caught:
+        log_to_tracker("wandb", tmp_path, {}, print)
+    assert (caught.value.code, caught.value.facts) == ("tracker-failed", {"tool": "wandb"})
+
+
+def test_without_a_tracker_the_listener_is_returned(tmp_path):
     assert log_to_tracker("none", tmp_path, {}, print) is print

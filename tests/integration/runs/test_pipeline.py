@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import nn
 
 import fitcompress
 from fitcompress.api import evaluate, export, inspect, load_report
+from fitcompress.data.bundle import load_data
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import make_dataset
 from fitcompress.errors import RunError, TeacherError
@@ -133,8 +135,8 @@ def test_results_are_those_of_the_stored_predictions_and_of_the_stored_student(f
 def test_every_form_of_the_report_names_the_models(finished, form):
     text = load_report(finished).render(form)
 
-    assert "student" in text.lower()
-    assert "baseline" in text.lower() or "without a teacher" in text
+    for name in ("teacher", "student", "baseline"):
+        assert name in text.lower()
 
 
 def test_events_tell_the_stages_in_order_and_the_notices(images, tmp_path):
@@ -145,8 +147,10 @@ def test_events_tell_the_stages_in_order_and_the_notices(images, tmp_path):
     notices = [event for event in events if isinstance(event, Notice)]
     assert tuple(stages[:4]) == STAGES
     assert [e.stage for e in events if isinstance(e, EpochFinished)].count("stage2") == 2
-    assert "48 training" in notices[0].message or "training images" in notices[0].message
-    assert any("will take about" in notice.message and "MB" in notice.message for notice in notices)
+    assert notices[0].code == "data-loaded"
+    assert ": 43 training images, 5 more held out" in notices[0].message  # of 48
+    (estimate,) = [notice for notice in notices if notice.code == "training-estimate"]
+    assert re.fullmatch(r"training will take about .+ on cpu and write \d+ MB", estimate.message)
 
 
 def test_a_finished_run_is_resumed_by_reading_it(finished, images):
@@ -161,7 +165,7 @@ def test_a_finished_run_is_resumed_by_reading_it(finished, images):
     )
 
     assert report.is_finished
-    assert "finished already" in events[-1].message
+    assert [event.code for event in events] == ["run-finished"]
     assert (finished / "student/model.safetensors").stat().st_mtime_ns == before
 
 
@@ -169,8 +173,9 @@ def test_a_run_is_not_overwritten_unless_forced(images, tmp_path):
     recipe = toy_recipe(images, tmp_path / "run", stage1__epochs=0, stage2__epochs=1)
     distill(recipe, teacher=toy_teacher())
 
-    with pytest.raises(RunError, match="already holds a run"):
+    with pytest.raises(RunError) as caught:
         distill(recipe, teacher=toy_teacher())
+    assert caught.value.code == "run-exists"
     assert distill(recipe, teacher=toy_teacher(), force=True).is_finished
 
 
@@ -283,7 +288,7 @@ def test_an_inherited_thinner_student_has_statistics_of_its_own(images, tmp_path
     means = [value for name, value in tensors.items() if name.endswith("running_mean")]
     network = fitcompress.load(tmp_path / "run")
     views = make_dataset(
-        fitcompress.data.load_data(recipe.data, seed=0, emit=print).train,
+        load_data(recipe.data, seed=0, emit=print).train,
         SPEC,
         augment="none",
         seed=0,
@@ -318,14 +323,16 @@ def test_every_format_is_written_and_known_to_the_report(images, tmp_path):
 
 
 def test_an_unfinished_run_is_not_exported_but_reported(images, tmp_path):
-    with pytest.raises(TeacherError):
+    with pytest.raises(TeacherError) as near_chance:
         distill(toy_recipe(images, tmp_path / "run"), teacher=toy_teacher(zeroed()))
+    assert near_chance.value.code == "teacher-near-chance"
 
-    with pytest.raises(RunError, match="not trained yet") as caught:
+    with pytest.raises(RunError) as caught:
         export(tmp_path / "run")
     report = load_report(tmp_path / "run").to_dict()
 
-    assert "--resume" in caught.value.advice
+    assert caught.value.code == "run-unfinished"
+    assert caught.value.facts == {"path": str(tmp_path / "run")}
     assert not report["is_finished"]
     assert report["student"]["params"] > 0, "the plan is known"
     assert "stage 2 (distillation)" in report["missing"]
