@@ -207,7 +207,7 @@ def _three_digits(value: float) -> str:
 
 
 def first_line(error: Exception, *, with_type: bool = False) -> str:
-    """The first line of the error's message, at most 300 characters; its type where it has none.
+    """The first line of an error's message, at most 300 characters; its type if it has no message.
 
     >>> first_line(ValueError("too large\\nat line 3")), first_line(ValueError(), with_type=True)
     ('too large', 'ValueError')

@@ -1,4 +1,4 @@
-"""What the charts of a report show, as values; `drawing` draws them. Pure."""
+"""The content of charts as values; `drawing` draws them. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Key:
-    """A name in the legend, and how it is drawn: one of the page's four colours, or 0 for gray."""
+    """An entry of the legend: its name and one of the page's four colors, or 0 for gray."""
 
     name: str
     color: int
@@ -30,10 +30,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Point:
-    """A place, the interval of its value where it has one, and what is said when one points at it.
-
-    In `Dots` only the value counts.
-    """
+    """A value, its interval if it has one, and its tooltip. `Dots` do not use `x`."""
 
     value: float
     x: float = 0
@@ -44,7 +41,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points that belong together."""
+    """Connected points."""
 
     key: Key
     points: tuple[Point, ...]
@@ -52,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Lines:
-    """Values over something; shares are shown in percent."""
+    """A line chart; shares are shown in percent."""
 
     title: str
     x_label: str
@@ -64,13 +61,13 @@ class Lines:
 
     @property
     def legend(self) -> tuple[Key, ...]:
-        """Its keys in order."""
+        """The entries in order."""
         return tuple(line.key for line in self.lines)
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Measured values in a row of their own, with the median and 95th percentile marked."""
+    """A row of measured values, with the median and 95th percentile marked."""
 
     label: str
     key: Key
@@ -81,7 +78,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Strips:
-    """Distributions one below the other, over one axis that starts at 0."""
+    """A strip plot: distributions below each other over one axis that starts at 0."""
 
     title: str
     x_label: str
@@ -89,44 +86,44 @@ class Strips:
 
     @property
     def legend(self) -> tuple[Key, ...]:
-        """Its keys in order."""
+        """The entries in order."""
         return tuple(dict.fromkeys(strip.key for strip in self.strips))
 
 
 @dataclass(frozen=True)
 class Dots:
-    """Shares with their intervals for each of some names, one row a name."""
+    """A dot plot: shares with their intervals, one row for each name."""
 
     title: str
     names: tuple[str, ...]
     lines: tuple[Line, ...]
-    """Each with a point for every name."""
+    """Each with one point for each name."""
 
     @property
     def legend(self) -> tuple[Key, ...]:
-        """Its keys in order."""
+        """The entries in order."""
         return tuple(line.key for line in self.lines)
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Counts in rows, each made of the same parts."""
+    """A stacked bar chart of counts."""
 
     title: str
     x_label: str
     names: tuple[str, ...]
     parts: tuple[tuple[Key, tuple[int, ...]], ...]
-    """Of each part its share of every row."""
+    """Each part with its counts, one for each row."""
 
     @property
     def legend(self) -> tuple[Key, ...]:
-        """Its keys in order; a single part needs none."""
+        """The entries in order; none for a single part."""
         return tuple(key for key, _ in self.parts) if len(self.parts) > 1 else ()
 
 
 @dataclass(frozen=True)
 class MeanRow:
-    """Shares of one kind, and the interval of their mean where it has one."""
+    """Shares, and the interval of their mean if it has one."""
 
     name: str
     values: tuple[float, ...]
@@ -136,14 +133,14 @@ class MeanRow:
 
 @dataclass(frozen=True)
 class Means:
-    """Shares in rows, every one of them, with their mean and its interval."""
+    """All shares of each row, with their mean and its interval."""
 
     title: str
     rows: tuple[MeanRow, ...]
 
     @property
     def legend(self) -> tuple[Key, ...]:
-        """The mean, and what it is of."""
+        """The mean and the single values."""
         return Key("mean", 2), Key("one seed", 0)
 
 

@@ -1,7 +1,7 @@
-"""Charts as SVG that lives inside a page: drawn by matplotlib, coloured and lettered by the page.
+"""Charts as SVG for an HTML page, drawn by matplotlib.
 
-Colours come out as CSS variables, so that one drawing serves light and dark; letters stay text, in
-the page's font. The same chart gives the same bytes. Only who draws a page imports this module.
+Colors become CSS variables, so that a chart follows the light and dark theme of the page, and text
+uses the page's font. The same chart gives the same bytes. Only `page` imports this module.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from fitcompress.report.charts import (
 __all__ = ["draw_svg"]
 
 _WIDTH = 5.0
-"""Inches, 360 units of the drawing: a phone shows them at about their size."""
+"""Inches; 360 units of the SVG, about the width of a phone."""
 _ROW = 0.34
 _MOST_BESIDE, _MOST_ABOVE = 20, 54
-"""Letters of a name in front of a row, and above it."""
+"""Maximum number of characters of a name beside a row, and above it."""
 _VARIABLES = {
     "#5b6675": "soft",
     "#dde2e8": "line",
@@ -50,7 +50,7 @@ _VARIABLES = {
     "#15803d": "series-3",
     "#7e22ce": "series-4",
 }
-"""Each colour of the light page, by which matplotlib draws, and the page's name for it."""
+"""The page's CSS variable of each color of its light theme, which matplotlib draws with."""
 _COLORS = {name: color for color, name in _VARIABLES.items()}
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -76,13 +76,13 @@ _SETTINGS = {
     "path.simplify": False,
 }
 _UNCUT: dict[str, Any] = {"marker": "o", "clip_on": False}
-"""Marks at the edge are whole, and the drawing needs no clip paths."""
+"""Markers at the edge are not cut off, and the SVG needs no clip paths."""
 
 
 def draw_svg(chart: Chart, name: str) -> str:
-    """The chart as one `<svg>` element; no two with different names share an id."""
+    """The chart as an `<svg>` element; elements with different names share no id."""
     with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's own matplotlibrc says
+        mpl.rcdefaults()  # ignores the user's matplotlibrc
         cast(Any, mpl.rcParams).update(_SETTINGS | {"svg.hashsalt": name})
         hints = _Hints()
         figure = _DRAWERS[type(chart)](chart, hints)
@@ -93,10 +93,10 @@ def draw_svg(chart: Chart, name: str) -> str:
 
 
 class _Hints(dict[str, Sequence[str]]):
-    """What is said when one points at the marks of a group, by the group's id."""
+    """The tooltips of each group of markers, by the id of the group."""
 
     def of(self, points: Iterable[Point]) -> str:
-        """The id for a group of marks of these points."""
+        """A new id for the markers of these points."""
         name = f"hints-{len(self)}"
         self[name] = [point.hint for point in points]
         return name
@@ -150,7 +150,7 @@ def _draw_strips(chart: Strips, hints: _Hints) -> Figure:
 
 
 def _beyond(strip: Strip, end: float) -> str:
-    """What is said of the calls that took longer than the axis shows."""
+    """Text for calls that took longer than the axis shows."""
     longer = [value for value in strip.values if value > end]
     return f" ({len(longer)} more, to {ms_text(max(longer))})" if longer else ""
 
@@ -169,7 +169,7 @@ def _draw_dots(chart: Dots, hints: _Hints) -> Figure:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Names in front of rows of shares."""
+    """Writes the names beside the rows of a chart of shares."""
     axes.set_yticks(range(len(names)), [_shortened(name, _MOST_BESIDE) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(_percent())
@@ -244,14 +244,14 @@ def _percent() -> FuncFormatter:
 
 
 def _name_row(axes: Axes, row: float, name: str) -> None:
-    """Writes above a row; names in front of the rows would leave a phone no room for them."""
+    """Writes a name above a row: beside it there is too little room on a phone."""
     text = axes.text(0, row, _shortened(name, _MOST_ABOVE), va="bottom", color=_COLORS["soft"])
-    text.set_in_layout(False)  # else a long one takes the room of the rows
+    text.set_in_layout(False)  # a long name would take the room of the rows
     axes.set_yticks([])
 
 
 def _spread(number: int) -> float:
-    """Places in -1..1 that neighbours do not share: multiples of the golden ratio."""
+    """A vertical offset in -1..1, unlike those of its neighbors: multiples of the golden ratio."""
     return 2 * ((number * 0.6180339887) % 1) - 1
 
 
@@ -259,11 +259,11 @@ def _shortened(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-# --- from matplotlib's file to the page's element ----------------------------------------------
+# --- from matplotlib's SVG to an element of the page ----------------------------------------------
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _DROPPED = tuple(f"{{{_SVG}}}{tag}" for tag in ("metadata", "style", "clipPath"))
-"""Notes, rules that would hold for the whole page, and edges that nothing crosses."""
+"""Metadata, style rules that would apply to the whole page, and unused clip paths."""
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
@@ -288,12 +288,12 @@ def _tidied(file: str, title: str, hints: _Hints) -> str:
         if element.get("id") not in known:
             element.attrib.pop("id", None)
         for name, value in element.attrib.items():
-            element.set(name, _as_page_has_it(name, value))
+            element.set(name, _themed(name, value))
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _as_page_has_it(name: str, value: str) -> str:
-    """An attribute with the page's colours and font, and no more digits than can be seen."""
+def _themed(name: str, value: str) -> str:
+    """An attribute with the page's colors and font, and without invisible digits."""
     if name == "style":
         for color, variable in _VARIABLES.items():
             value = value.replace(color, f"var(--{variable}, {color})")

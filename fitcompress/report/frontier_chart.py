@@ -1,4 +1,4 @@
-"""What students of several depths and widths cost, as a picture. Knows no torch."""
+"""Draws the costs of students of several depths and widths."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["draw_frontier"]
 
 
 def draw_frontier(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draws FLOPs and latency over parameters, a line for each depth, into a file whose suffix is
-    its format (.svg, .png, .pdf).
+    """Draws FLOPs and latency over parameters, one line for each depth.
 
-    rows: as `pipeline.plan_frontier` gives them.
+    rows: the result of `fitcompress.plan_frontier`.
+    path: its suffix is the format (.svg, .png, .pdf).
     """
     from matplotlib.figure import Figure  # takes a second; only this needs it
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter

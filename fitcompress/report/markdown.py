@@ -1,4 +1,4 @@
-"""A document as GitHub-flavoured Markdown."""
+"""Renders a document as GitHub-flavored Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["render_markdown"]
 
 
 def render_markdown(document: Document) -> str:
-    """The document without its charts and pictures."""
+    """The document as Markdown, without charts and pictures."""
     lines = [f"# {document.title}: {_escaped(document.name)}", ""]
     for sentence in document.sentences:
         mark = "**Note:** " if sentence.is_warning else ""
@@ -53,7 +53,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _escaped(text: str) -> str:
-    """The text without what Markdown would take for markup; layer names are full of underscores."""
+    """Escapes Markdown markup; layer names are full of underscores."""
     for character in ("\\", "|", "_", "*", "<", "`"):
         text = text.replace(character, f"\\{character}")
     return text

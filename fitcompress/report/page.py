@@ -1,4 +1,4 @@
-"""A document as one HTML page that asks nothing from anywhere and runs no script."""
+"""Renders a document as one HTML page without scripts and external resources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["render_html"]
 
 
 def render_html(document: Document) -> str:
-    """The document with its charts and pictures, in one file."""
+    """The document as HTML, with its charts and pictures in the same file."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -39,5 +39,5 @@ def render_html(document: Document) -> str:
 
 
 def _source(picture: Picture) -> str:
-    """The picture itself, as an address."""
+    """The picture as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(picture.path.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""A document on the terminal, drawn by rich."""
+"""Renders a document for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WIDTH = 100
 
 
 def build_view(document: Document) -> RenderableType:
-    """What a rich console prints for a document."""
+    """The document for a rich console."""
     title = Text(f"{document.title}: {document.name}", style="bold")
     parts: list[RenderableType] = [title, Text()]
     for sentence in document.sentences:
@@ -29,7 +29,7 @@ def build_view(document: Document) -> RenderableType:
 
 
 def render_text(document: Document) -> str:
-    """The document as plain lines of at most 100 columns."""
+    """The document as plain text of 100 columns; only commands are longer."""
     console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, legacy_windows=False)
     with console.capture() as captured:
         console.print(build_view(document))
@@ -49,7 +49,7 @@ def _section_parts(section: Section) -> list[RenderableType]:
 
 
 def _hanging(mark: str, text: str, style: str = "") -> RichTable:
-    """A mark and a text whose further lines stand below its first."""
+    """A mark, and a text whose lines are aligned below each other."""
     row = RichTable.grid()
     row.add_row(Text(mark, style=style), Text(text, style=style))
     return row
@@ -63,7 +63,7 @@ def _draw_table(table: Table) -> RichTable:
             column, justify="right" if is_right else "left", overflow="fold", no_wrap=index == 0
         )
     for row in table.rows:
-        # A remark on the row stands beside its name when nothing else needs a second line.
+        # The detail of the name stays on its line if no other cell needs a second one.
         is_flat = not any(cell.detail for cell in row[1:])
         drawn.add_row(_draw_cell(row[0], ", " if is_flat else "\n"), *map(_draw_cell, row[1:]))
     return drawn

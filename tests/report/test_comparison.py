@@ -1,4 +1,4 @@
-"""Runs side by side: whose numbers, tested when, and called better when."""
+"""Runs side by side: their numbers, tests and verdicts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_only_significant_differences_are_called_one(three: Comparison) -> None:
     assert "Accuracy of c compared with a: no significant difference (-4.2 points" in text
 
 
-def test_a_difference_that_only_the_uncorrected_test_shows_is_not_called_one(
+def test_a_difference_needs_a_significant_corrected_p_value(
     tmp_path: Path,
 ) -> None:
     first, better = answers(2, 11)
@@ -81,7 +81,7 @@ def test_a_difference_that_only_the_uncorrected_test_shows_is_not_called_one(
     ],
     ids=["other images", "older run", "unlabelled"],
 )
-def test_what_cannot_be_tested_is_said_and_not_tested(
+def test_the_reason_for_a_missing_test_is_shown(
     tmp_path: Path, changes: dict[str, Any], digest: str, reason: str
 ) -> None:
     first, second = answers(1, 40)
@@ -137,7 +137,7 @@ def test_times_from_other_hardware_are_marked(tmp_path: Path) -> None:
     assert "different hardware" in Comparison.load([one, two]).render()
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(in_empty_folder: Path) -> None:
+def test_runs_with_the_same_name_are_shown_by_path(in_empty_folder: Path) -> None:
     paths = [run_with(Path(folder) / "run", [True]) for folder in ("x", "y")]
     assert Comparison.load(paths).names == (str(Path("x/run")), str(Path("y/run")))
 

@@ -1,4 +1,4 @@
-"""Charts as SVG: what is drawn where, in the page's colours, the same every time."""
+"""Charts as SVG: positions, the page's colors, and the same bytes every time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def texts(root: ElementTree.Element) -> list[str]:
 
 
 def marks(root: ElementTree.Element) -> list[tuple[float, float, str]]:
-    """Place and hint of each mark that has one."""
+    """Position and tooltip of each marker that has one."""
     return [
         (float(mark.attrib["x"]), float(mark.attrib["y"]), title.text or "")
         for mark in root.iter(f"{SVG}use")
@@ -56,21 +56,21 @@ def marks(root: ElementTree.Element) -> list[tuple[float, float, str]]:
 
 
 @pytest.mark.parametrize("chart", CHARTS.values(), ids=CHARTS)
-def test_a_drawing_takes_colours_and_letters_from_the_page(chart: Chart) -> None:
+def test_a_chart_uses_the_colors_and_font_of_the_page(chart: Chart) -> None:
     svg = draw_svg(chart, "x")
-    colours = re.findall(r"(?:fill|stroke): ([^;\"]+)", svg)
-    assert colours
-    assert all(c == "none" or re.fullmatch(r"var\(--[\w-]+, #\w{6}\)", c) for c in colours)
+    colors = re.findall(r"(?:fill|stroke): ([^;\"]+)", svg)
+    assert colors
+    assert all(c == "none" or re.fullmatch(r"var\(--[\w-]+, #\w{6}\)", c) for c in colors)
     root = ElementTree.fromstring(svg)
     assert "font-family" not in svg
     assert "DejaVu" not in svg
     assert root.attrib["aria-label"] == chart.title
     assert not {"width", "height"} & set(root.attrib), "the page says how large it is"
-    assert not list(root.iter(f"{SVG}style")), "it would hold for the whole page"
+    assert not list(root.iter(f"{SVG}style")), "it would apply to the whole page"
 
 
 @pytest.mark.parametrize("chart", CHARTS.values(), ids=CHARTS)
-def test_a_drawing_asks_for_nothing_but_itself(chart: Chart) -> None:
+def test_a_chart_has_no_external_references(chart: Chart) -> None:
     root = drawn(chart)
     ids = {element.attrib["id"] for element in root.iter() if "id" in element.attrib}
     links = {use.attrib[f"{XLINK}href"] for use in root.iter(f"{SVG}use")}
@@ -78,7 +78,7 @@ def test_a_drawing_asks_for_nothing_but_itself(chart: Chart) -> None:
     assert "url(" not in draw_svg(chart, "x")
 
 
-def test_drawings_on_one_page_share_no_id() -> None:
+def test_charts_on_one_page_share_no_id() -> None:
     def ids(name: str) -> set[str]:
         return set(re.findall(r' id="([^"]+)"', draw_svg(CHARTS["lines"], name)))
 
@@ -109,7 +109,7 @@ def test_the_same_chart_gives_the_same_bytes_in_another_process() -> None:
     assert b"202" not in re.sub(rb"[\d.]*\.[\d]+", b"", runs[0]), "no date"
 
 
-def test_what_the_user_set_for_plots_of_their_own_is_left_alone() -> None:
+def test_the_users_matplotlib_settings_are_ignored_and_kept() -> None:
     expected = draw_svg(CHARTS["lines"], "x")
     with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
         assert draw_svg(CHARTS["lines"], "x") == expected
@@ -143,7 +143,7 @@ def test_calls_beyond_the_axis_are_counted() -> None:
     assert label == "PyTorch <1> (1 more, to 90.0 ms)"
 
 
-def test_names_in_front_of_rows_are_cut_and_names_above_bars_are_counted() -> None:
+def test_long_names_beside_rows_are_cut_and_bars_show_their_counts() -> None:
     shown = texts(drawn(CHARTS["dots"]))
     assert "x" * 19 + "\N{HORIZONTAL ELLIPSIS}" in shown
     assert "<b>" in shown

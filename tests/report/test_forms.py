@@ -130,7 +130,7 @@ def test_the_page_shows_every_part_and_the_charts(report: Report) -> None:
     assert page.tags.count("img") == 2
 
 
-def test_pictures_that_are_gone_leave_their_table(report: Report) -> None:
+def test_without_pictures_their_table_is_shown(report: Report) -> None:
     for path in (report.path / "thumbnails").iterdir():
         path.unlink()
     page = read_page(report)
@@ -138,7 +138,7 @@ def test_pictures_that_are_gone_leave_their_table(report: Report) -> None:
     assert "KL, nats" in " ".join(page.words)
 
 
-def test_many_classes_are_cut_to_those_that_lost_most(tmp_path: Path) -> None:
+def test_of_many_classes_those_with_the_largest_loss_are_shown(tmp_path: Path) -> None:
     names = [f"class {k:02}" for k in range(30)]
     classes = [
         {"name": name, "teacher": share(180, 200), "student": share(180 - (7 * k) % 30, 200)}
@@ -151,7 +151,7 @@ def test_many_classes_are_cut_to_those_that_lost_most(tmp_path: Path) -> None:
     assert "The 20 of 30 classes where the student lost most." in text
 
 
-def test_what_needs_labels_is_left_out_without_them(tmp_path: Path) -> None:
+def test_sections_that_need_labels_are_left_out_without_them(tmp_path: Path) -> None:
     none = {"accuracy": None, "calibration": None}
     changed = {name: {**results()[name], **none} for name in ("teacher", "student", "baseline")}
     unknown = {"teacher_right": None, "student_right": None}
@@ -169,7 +169,7 @@ def test_what_needs_labels_is_left_out_without_them(tmp_path: Path) -> None:
         assert "Disagreements with the teacher" in rendered
 
 
-def test_plain_numbers_leave_all_answers_out(tmp_path: Path) -> None:
+def test_outputs_without_classes_leave_out_all_predictions(tmp_path: Path) -> None:
     none = {"accuracy": None, "calibration": None}
     whole = results()
     changed = {name: {**whole[name], **none} for name in ("teacher", "student", "baseline")}
@@ -195,13 +195,13 @@ def test_only_the_page_imports_matplotlib(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_page_knows_dark_phones_and_paper(report: Report) -> None:
+def test_the_page_has_styles_for_dark_mode_phones_and_paper(report: Report) -> None:
     page = report.render("html")
     for rule in ("prefers-color-scheme: dark", "width=device-width", "@media print"):
         assert rule in page
 
 
-def test_names_from_outside_cannot_write_into_the_page(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     run = unfinished_run(tmp_path / "run")
     bad = "<script>alert(1)</script>|`*_"
     run.write_json(

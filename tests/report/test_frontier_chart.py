@@ -1,4 +1,4 @@
-"""The picture of what students cost."""
+"""The chart of the costs of students."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("suffix, head", [(".svg", b"<?xml"), (".png", b"\x89PNG")])
-def test_it_is_written_in_the_format_of_its_name(tmp_path, suffix, head):
+def test_the_suffix_is_the_format(tmp_path, suffix, head):
     draw_frontier(ROWS, tmp_path / f"f{suffix}")
     assert (tmp_path / f"f{suffix}").read_bytes().startswith(head)
 

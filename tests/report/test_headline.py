@@ -1,4 +1,4 @@
-"""The headline claims what was shown, and no more."""
+"""The headline claims only significant differences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_first_sentence_says_how_much_smaller_faster_and_as_good(tmp_path: P
     )
 
 
-def test_the_first_sentence_claims_no_difference_that_is_not_shown(tmp_path: Path) -> None:
+def test_the_first_sentence_claims_no_insignificant_difference(tmp_path: Path) -> None:
     student = results()["student"]
     unclear = {**timing(3.6, 1.2), "speedup_range": [0.9, 1.3]}
     changed = {**student, "latency_ms": {"torch": {"1": unclear}}}
@@ -38,7 +38,7 @@ def test_the_first_sentence_claims_no_difference_that_is_not_shown(tmp_path: Pat
     assert first.endswith("95 % interval -3.3 to -0.9, not significant).")
 
 
-def test_without_labels_the_first_sentence_tells_the_agreement(tmp_path: Path) -> None:
+def test_without_labels_the_first_sentence_reports_agreement(tmp_path: Path) -> None:
     changed = {name: {**results()[name], "accuracy": None} for name in ("teacher", "student")}
     tests = {"teacher_student": None}
     assert (
@@ -47,19 +47,19 @@ def test_without_labels_the_first_sentence_tells_the_agreement(tmp_path: Path) -
     )
 
 
-def test_plain_numbers_are_summed_up_by_size_and_speed(tmp_path: Path) -> None:
+def test_without_class_scores_the_summary_is_size_and_speed(tmp_path: Path) -> None:
     changed = {name: {**results()[name], "accuracy": None} for name in ("teacher", "student")}
     first = texts(tmp_path, **changed, tests={}, agreement=None)[0]
     assert first.endswith("1.3x faster in ONNX Runtime.")
 
 
-def test_an_unfinished_run_is_not_summed_up(tmp_path: Path) -> None:
+def test_an_unfinished_run_has_no_summary(tmp_path: Path) -> None:
     first = headline(Report.load(unfinished_run(tmp_path / "run")))[0]
     assert first.is_warning
     assert first.text.startswith("This run is unfinished")
 
 
-def test_sizes_and_accuracy_are_told_with_interval_and_count(tmp_path: Path) -> None:
+def test_sizes_and_accuracy_have_intervals_and_counts(tmp_path: Path) -> None:
     joined = " ".join(texts(tmp_path))
     assert "parameters 5.3x fewer (51.2 k instead of 272 k)" in joined
     assert "depth 2.0x larger (40 instead of 20 layers)" in joined
@@ -88,7 +88,7 @@ def test_a_larger_student_is_called_larger(tmp_path: Path) -> None:
         (1780, 0.4, "the teacher made no significant difference (+0.4 points"),
         (1830, 0.001, "the teacher hurt (-2.1 points"),
     ],
-    ids=["better", "not shown", "worse"],
+    ids=["better", "not significant", "worse"],
 )
 def test_the_baseline_decides_whether_the_teacher_helped(
     tmp_path: Path, num_correct: int, p_value: float, expected: str
@@ -98,7 +98,7 @@ def test_the_baseline_decides_whether_the_teacher_helped(
     assert expected in lines[-1]
 
 
-def test_a_difference_that_is_not_shown_is_not_claimed(tmp_path: Path) -> None:
+def test_an_insignificant_difference_is_called_so(tmp_path: Path) -> None:
     lines = texts(tmp_path, **with_test("teacher_student", 0.3))
     assert any("not significant, McNemar p = 0.3" in line for line in lines)
 
@@ -110,14 +110,14 @@ def test_random_teacher_weights_come_right_after_the_first_sentence(tmp_path: Pa
     assert warning.text.startswith("The teacher started from random weights: resnet20")
 
 
-def test_a_teacher_that_came_as_it_is_gets_no_warning(tmp_path: Path) -> None:
+def test_a_pretrained_teacher_that_was_not_adapted_gets_no_warning(tmp_path: Path) -> None:
     teacher = {**results()["teacher"], "adapted": False}
     assert not any(
         s.is_warning for s in headline(Report.load(finished_run(tmp_path, teacher=teacher)))
     )
 
 
-def test_without_labels_only_agreement_is_told(tmp_path: Path) -> None:
+def test_without_labels_only_agreement_is_reported(tmp_path: Path) -> None:
     changed = {
         name: {**results()[name], "accuracy": None} for name in ("teacher", "student", "baseline")
     }

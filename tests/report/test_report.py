@@ -16,7 +16,7 @@ from fitcompress.rundir import RunDir
 MODEL_KEYS = {"params", "macs", "flops", "depth", "size_bytes", "accuracy", "latency_ms"}
 
 
-def test_the_json_holds_what_scripts_were_promised(tmp_path: Path) -> None:
+def test_the_json_keeps_its_contract(tmp_path: Path) -> None:
     value = json.loads(Report.load(finished_run(tmp_path / "run")).render("json"))
     for name in ("teacher", "student", "baseline"):
         assert set(value[name]) >= MODEL_KEYS
@@ -39,7 +39,7 @@ def test_the_json_holds_what_scripts_were_promised(tmp_path: Path) -> None:
     assert value["student"]["calibration"]["bins"]
 
 
-def test_an_unfinished_run_tells_what_is_there_and_what_is_not(tmp_path: Path) -> None:
+def test_an_unfinished_run_reports_what_it_has_and_what_is_missing(tmp_path: Path) -> None:
     value = Report.load(unfinished_run(tmp_path / "run")).to_dict()
     assert value["missing"] == ["stage 2 (distillation)", "the measured results"]
     assert value["student"]["params"] == PLAN["student"]["params"]
@@ -55,7 +55,8 @@ def test_a_run_without_stage_1_does_not_miss_it(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path)
     run.write_text("recipe.toml", "[stage1]\nepochs = 0\n")
     missing = Report.load(run).missing
-    assert len(missing) == 3 and not [words for words in missing if "stage 1" in words]
+    assert len(missing) == 3
+    assert not any("stage 1" in part for part in missing)
 
 
 def test_a_run_with_nothing_but_its_recipe_renders_in_every_form(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_notices_of_plan_and_events_appear_once(tmp_path: Path) -> None:
     assert report.to_dict()["notice_codes"] == ["built-in-images", ""]
 
 
-def test_no_run_is_an_error(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         Report.load(tmp_path)
     assert caught.value.code == "run-missing"
