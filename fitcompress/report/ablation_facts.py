@@ -15,6 +15,7 @@ from fitcompress.records.ablation_record import AblationRecord
 from fitcompress.records.json_record import Record
 from fitcompress.records.measurements import MeanInterval
 from fitcompress.report.comparison import right_answers
+from fitcompress.report.run_facts import read_record
 from fitcompress.report.run_report import Report
 from fitcompress.rundir import RunDir
 
@@ -101,7 +102,8 @@ class AblationFacts:
         Raises:
             RunError: the directory holds none.
         """
-        written = RunDir(Path(path)).read_json(ABLATION)
+        root = RunDir(Path(path))
+        written = root.read_json(ABLATION)
         if not written:
             raise RunError(
                 f"opening the ablation '{path}': the directory has no {ABLATION}",
@@ -109,7 +111,7 @@ class AblationFacts:
                 advice="Name the directory given to `fitcompress ablate --out`.",
                 path=str(path),
             )
-        return cls(Path(path), AblationRecord.from_dict(written))
+        return cls(root.path, read_record(AblationRecord, root, ABLATION, written))
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from fitcompress.records.plan_summary import PairSummary, PlanSummary
 from fitcompress.records.run_results import EpochRecord, ModelResult, RunResults, StageRecord
 from fitcompress.rundir import RunDir
 
-__all__ = ["NETWORKS", "RunFacts"]
+__all__ = ["NETWORKS", "RunFacts", "read_record"]
 
 NETWORKS = ("teacher", "student", "baseline")
 """The networks of a run."""
@@ -51,9 +51,9 @@ class RunFacts:
             recipe=recipe,
             recipe_text=recipe_text,
             environment=run.read_json("environment.json") or {},
-            plan=_record(PlanSummary, run, "plan.json", plan) if plan else None,
-            results=_record(RunResults, run, "results.json", results or {}),
-            exports=tuple(_record(ExportRecord, run, "exports.json", each) for each in exports),
+            plan=read_record(PlanSummary, run, "plan.json", plan) if plan else None,
+            results=read_record(RunResults, run, "results.json", results or {}),
+            exports=tuple(read_record(ExportRecord, run, "exports.json", each) for each in exports),
             events=tuple(run.read_events()),
         )
 
@@ -155,7 +155,8 @@ class RunFacts:
 _R = TypeVar("_R", bound=Record)
 
 
-def _record(cls: type[_R], run: RunDir, name: str, value: Mapping[str, Any]) -> _R:
+def read_record(cls: type[_R], run: RunDir, name: str, value: Mapping[str, Any]) -> _R:
+    """The record in the JSON of a run's file `name`, which an error names."""
     try:
         return cls.from_dict(value)
     except RunError as error:
