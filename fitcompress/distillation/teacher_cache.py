@@ -1,9 +1,8 @@
-"""What a frozen teacher says about every view of a data set, kept in files. Layer: training.
+"""Cached outputs of the frozen teacher for every view of a data set.
 
-A view that comes again gets the same answer, so it need not be asked for again. Outputs lie in
-shards of consecutive samples, one `.npy` file for each view, output and shard; a file gets its name
-when it is whole, so what was written before a kill is used after it. Rows are read through the
-memory map by whoever makes batches, worker processes too.
+Each view, output and shard (a range of samples) has a `.npy` file. Files are written atomically, so
+a killed run continues with the next shard. Loaders, worker processes included, read rows through a
+memory map.
 """
 
 from __future__ import annotations
@@ -29,74 +28,74 @@ __all__ = [
     "CachedOutputs",
     "ForwardTeacher",
     "cache_layout",
+    "cache_paths",
     "claim_folder",
-    "paths_of",
     "verify_outputs",
     "write_outputs",
 ]
 
 ForwardTeacher = Callable[[Batch], tuple[Tensor, ...]]
-"""What the teacher says about a batch: one tensor (N, ...) for each output, on any device."""
+"""From a batch to the teacher's outputs (N, ...), on any device."""
 
 _SHARD_BYTES = 2**26
-"""Large enough that a file costs little, small enough that a kill loses seconds of work."""
+"""Large enough to make few files, small enough that a kill loses seconds of work."""
 _LAYOUT = "layout.json"
 _TOLERANCE = 0.01
-"""Of an answer's norm: other kernels for another batch size, and 10-bit factors on GPUs (TF32)."""
+"""Share of an output's norm: kernels depend on the batch size, and TF32 rounds to 10 bits."""
 
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """How the answers of a data set lie in their folder. All are float32."""
+    """The sizes of a cache. All values are float32."""
 
     num_samples: int
     num_views: int
     shapes: tuple[tuple[int, ...], ...]
-    """Of each output, without the batch."""
+    """The shape of each output, without the batch."""
 
     @property
     def sample_bytes(self) -> int:
-        """Of one view of one sample."""
+        """Bytes per view and sample."""
         return 4 * sum(map(math.prod, self.shapes))
 
     @property
     def num_bytes(self) -> int:
-        """Of all files together, but for their headers."""
+        """Bytes of all files, without their headers."""
         return self.sample_bytes * self.num_samples * self.num_views
 
     @property
     def shard_size(self) -> int:
-        """Samples in a shard; the last one may have fewer."""
+        """Samples per shard; the last one may have fewer."""
         return max(1, _SHARD_BYTES // max(1, self.sample_bytes))
 
     @property
     def num_shards(self) -> int:
-        """For each view and output."""
+        """Shards per view and output."""
         return -(-self.num_samples // self.shard_size)
 
 
 def cache_layout(forward_teacher: ForwardTeacher, data: Views, num_views: int) -> CacheLayout:
-    """The layout of the answers to `data`, found by asking about one sample."""
-    answers = forward_teacher(data.batch([0]))
-    return CacheLayout(len(data), num_views, tuple(tuple(value.shape[1:]) for value in answers))
+    """The layout of a cache for `data`; runs the teacher on one sample."""
+    outputs = forward_teacher(data.batch([0]))
+    return CacheLayout(len(data), num_views, tuple(tuple(value.shape[1:]) for value in outputs))
 
 
-def paths_of(folder: Path, layout: CacheLayout) -> Iterator[Path]:
-    """All files of the answers."""
+def cache_paths(folder: Path, layout: CacheLayout) -> Iterator[Path]:
+    """The files of a complete cache."""
     for view in range(layout.num_views):
         for shard in range(layout.num_shards):
             yield from _shard_paths(folder, layout, view, shard)
 
 
 class CachedOutputs:
-    """Reads kept answers; pickles to a worker as a path."""
+    """Reads a cache; pickles to a worker process as a path."""
 
     def __init__(self, folder: Path, layout: CacheLayout) -> None:
         self.folder, self.layout = folder, layout
         self._shards: dict[Path, npt.NDArray[np.float32]] = {}
 
     def __call__(self, ids: Sequence[int], view: int) -> tuple[Tensor, ...]:
-        """The answers to a view of some samples: float32 (N, ...) for each output."""
+        """The outputs for one view of some samples, float32 (N, ...) each."""
         shards, rows = np.divmod(np.asarray(ids), self.layout.shard_size)
         found = [np.empty((len(rows), *shape), np.float32) for shape in self.layout.shapes]
         for shard in np.unique(shards):
@@ -123,14 +122,16 @@ def write_outputs(
     batch_size: int,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[int]:
-    """Asks about every view of every sample that `folder` has no answer to, and yields after each
-    batch the number of views that are answered by now: whoever stops taking loses one shard.
+    """Runs the teacher on all views that are not cached yet; yields the number of views processed
+    so far after each batch. A caller that stops early loses the current shard.
 
-    `data` is left at the view that came last.
-    share: (index, number) of the process that writes each `number`-th shard from `index` on.
+    Modifies the epoch of `data`.
+
+    Args:
+        share: (index, number): this process writes every `number`-th shard, from `index` on.
 
     Raises:
-        RunError: the disk is full or may not be written to, or the folder holds other answers.
+        RunError: the folder cannot be written, or has a cache of another layout.
     """
     claim_folder(folder, layout)
     num_done = 0
@@ -140,8 +141,8 @@ def write_outputs(
             start = shard * layout.shard_size
             ids = range(start, min(start + layout.shard_size, layout.num_samples))
             paths = _shard_paths(folder, layout, view, shard)
-            is_other_s = (view * layout.num_shards + shard) % share[1] != share[0]
-            if is_other_s or all(path.is_file() for path in paths):
+            is_of_other_rank = (view * layout.num_shards + shard) % share[1] != share[0]
+            if is_of_other_rank or all(path.is_file() for path in paths):
                 num_done += len(ids)
                 yield num_done
                 continue
@@ -157,46 +158,47 @@ def write_outputs(
 
 
 def claim_folder(folder: Path, layout: CacheLayout) -> None:
-    """Notes in a folder how the answers in it lie, or compares that with what is noted.
+    """Makes the folder of a cache and stores its layout, or compares it with the stored one.
 
     Raises:
-        RunError: they lie in another way.
+        RunError: the layouts differ.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, written = folder / _LAYOUT, json.loads(json.dumps(asdict(layout)))
-    del written["num_views"]  # there may come more
+    del written["num_views"]  # views may be added
     if not path.is_file():
         write_json(path, written)
     elif json.loads(path.read_text(encoding="utf-8")) != written:
-        raise _other_answers(folder)
+        raise _other_cache(folder)
 
 
 def verify_outputs(
-    forward_teacher: ForwardTeacher, data: Views, answers: CachedOutputs, num_samples: int = 8
+    forward_teacher: ForwardTeacher, data: Views, cached: CachedOutputs, num_samples: int = 8
 ) -> None:
-    """Holds some kept answers against what the teacher says now.
+    """Compares some cached outputs with the teacher's current ones.
 
     Raises:
-        RunError: they differ by more than rounding: the images or the teacher are other ones.
+        RunError: they differ by more than rounding, so the images or the teacher have changed.
     """
     data.set_epoch(0)
     ids = np.linspace(0, len(data) - 1, min(num_samples, len(data))).astype(int).tolist()
-    for kept, said in zip(answers(ids, 0), forward_teacher(data.batch(ids)), strict=True):
-        expected = said.float().cpu()
-        if (kept - expected).norm() > _TOLERANCE * expected.norm() + 1e-6:
-            raise _other_answers(answers.folder)
+    for stored, output in zip(cached(ids, 0), forward_teacher(data.batch(ids)), strict=True):
+        expected = output.float().cpu()
+        if (stored - expected).norm() > _TOLERANCE * expected.norm() + 1e-6:
+            raise _other_cache(cached.folder)
 
 
-def _other_answers(folder: Path) -> RunError:
+def _other_cache(folder: Path) -> RunError:
     return RunError(
-        f"reading the teacher's answers in {str(folder)!r}: they are not this teacher's to these"
-        " images",
-        advice="remove the folder, or name another one (--cache-teacher)",
+        f"reading the teacher cache {str(folder)!r}: it is of another teacher or other images",
+        code="teacher-cache-mismatch",
+        advice="Remove the folder, or choose another one with --cache-teacher.",
+        path=str(folder),
     )
 
 
 def _shard_paths(folder: Path, layout: CacheLayout, view: int, shard: int) -> list[Path]:
-    """One for each output."""
+    """One path per output."""
     return [_shard_path(folder, view, output, shard) for output in range(len(layout.shapes))]
 
 

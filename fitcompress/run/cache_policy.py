@@ -1,7 +1,4 @@
-"""Whether the teacher's answers are kept, where, and what that costs. Layer: pipeline.
-
-Knows recipes and run directories; the files themselves are `training.answers`.
-"""
+"""Whether and where to cache the teacher's outputs; `teacher_cache` handles the files."""
 
 from __future__ import annotations
 
@@ -20,8 +17,8 @@ from fitcompress.distillation.teacher_cache import (
     CacheLayout,
     ForwardTeacher,
     cache_layout,
+    cache_paths,
     claim_folder,
-    paths_of,
     verify_outputs,
     write_outputs,
 )
@@ -40,14 +37,16 @@ __all__ = ["TeacherCache", "remove_cache"]
 
 _DECISIONS = "cache.json"
 _FREE_SHARE = 0.9
-"""Of the free disk, at most."""
-_WORTH_SAYING = 1e6
-"""Bytes from which the disk that is taken is announced."""
+"""Share of the free disk space that a cache may take."""
+_NOTABLE_BYTES = 1e6
+"""Size from which a cache is announced."""
+_KEY_SETTINGS = ("data.source", "data.limit", "teacher.")
+"""Prefixes of the settings that identify the data and the teacher."""
 
 
 @dataclass(frozen=True)
 class TeacherCache:
-    """Keeps answers for one stage of a run."""
+    """Caches the teacher's outputs for one stage of a run."""
 
     stage: str
     recipe: Recipe
@@ -55,64 +54,71 @@ class TeacherCache:
     device: str
     emit: Emit
     subject: str
-    """What is asked, and what is asked of it: the teacher's fingerprint, the layers."""
+    """Identifies the teacher and its layers: a fingerprint and node names."""
 
     def attach(self, objective: TeachingObjective, data: Views, split: str, epochs: int) -> None:
-        """Gives `data` the teacher's answers to its views, if they come again often enough and fit.
+        """Sets `data.teacher_outputs` to cached outputs, if views repeat and the cache fits on the
+        disk. Writes the cache if there is none. A resumed run keeps its first decision.
 
-        split: "train" or "held out". What was decided once holds when the run is resumed.
+        Args:
+            split: "train" or "held out".
+            epochs: of the stage.
 
         Raises:
-            RunError: the disk is full, or the files hold other answers.
+            RunError: the disk is full, or the cache is of another teacher or other images.
             Interrupted: stopped by a signal; finished files are kept.
         """
         run = self.recipe.run
         if run.cache_teacher == "off" or run.shard or not len(data):
-            return  # a teacher in shards answers all processes together, as they train
+            return  # a sharded teacher needs all ranks for every batch
         group = ProcessGroup(start_accelerator(self.device, "fp32"))
         forward_teacher = partial(_forward_teacher, objective, self.device)
         layout = cache_layout(forward_teacher, data, min(data.num_views or 1, epochs))
-        is_kept = group.is_first and self._decide(data, layout, split, epochs)
-        if group.all_gather(is_kept)[0]:
-            data.teacher_outputs = self._answers(forward_teacher, data, layout, split, group)
+        is_cached = group.is_first and self._decide(data, layout, split, epochs)
+        if group.all_gather(is_cached)[0]:
+            data.teacher_outputs = self._cached_outputs(forward_teacher, data, layout, split, group)
 
     def _decide(self, data: Views, layout: CacheLayout, split: str, epochs: int) -> bool:
-        """What was decided when the run began, or is now."""
+        """The stored decision of the run, or a new one."""
         decisions = self.run.read_json(_DECISIONS) or {}
         name = f"{self.stage} {split}"
         if name not in decisions:
-            decisions[name] = self._is_worth_it(data, layout, split, epochs)
+            decisions[name] = self._is_worthwhile(data, layout, split, epochs)
             self.run.write_json(_DECISIONS, decisions)
         return bool(decisions[name])
 
-    def _is_worth_it(self, data: Views, layout: CacheLayout, split: str, epochs: int) -> bool:
+    def _is_worthwhile(self, data: Views, layout: CacheLayout, split: str, epochs: int) -> bool:
         is_shared = self.recipe.run.cache_teacher != "auto"
         if data.num_views is None or (data.num_views >= epochs and not is_shared):
             if is_shared:
                 self._notice(
-                    f"{self.stage}: every epoch has new views of the {split} images, so no answer"
-                    " of the teacher is kept (--views K makes them come again)"
+                    "views-not-repeated",
+                    f"every epoch has new views of the {split} images, so the teacher's outputs"
+                    " are not cached (--views K repeats views)",
                 )
             return False
-        root = self._root
-        root.mkdir(parents=True, exist_ok=True)
-        limit = min(self.recipe.run.cache_gb * 1e9, _FREE_SHARE * shutil.disk_usage(root).free)
+        self._root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._root).free
+        limit = min(self.recipe.run.cache_gb * 1e9, _FREE_SHARE * free)
         size = f"{layout.num_bytes / 1e6:,.0f} MB"
         if layout.num_bytes > limit:
             self._notice(
-                f"{self.stage}: the teacher's answers to the {split} images would take {size}, more"
-                f" than {limit / 1e6:,.0f} MB (run.cache_gb, free disk): it runs in every epoch"
+                "teacher-cache-too-large",
+                f"caching the teacher's outputs for the {split} images would take {size}, more than"
+                f" {limit / 1e6:,.0f} MB (run.cache_gb, free disk space), so the teacher runs in"
+                " every epoch",
             )
             return False
-        if layout.num_bytes >= _WORTH_SAYING:
+        if layout.num_bytes >= _NOTABLE_BYTES:
             count = layout.num_samples * layout.num_views
             self._notice(
-                f"{self.stage}: the teacher is asked once about {count:,} views of the {split}"
-                f" images instead of in each of {epochs} epochs; its answers take {size}"
+                "teacher-cached",
+                f"the teacher runs once on {count:,} views of the {split} images instead of in each"
+                f" of {epochs} epochs; its cached outputs take {size}",
             )
         return True
 
-    def _answers(
+    def _cached_outputs(
         self,
         forward_teacher: ForwardTeacher,
         data: Views,
@@ -123,13 +129,14 @@ class TeacherCache:
         name = f"{self.stage} {split}"
         folder = self._root / f"{name.replace(' ', '-')}-{self._key(data)[:16]}"
         claim_folder(folder, layout)
-        answers = CachedOutputs(folder, layout)
-        is_whole = all(group.all_gather(all(path.is_file() for path in paths_of(folder, layout))))
-        if not is_whole:
-            self._write(forward_teacher, data, folder, layout, name, (group.rank, group.world_size))
+        outputs = CachedOutputs(folder, layout)
+        is_complete = all(path.is_file() for path in cache_paths(folder, layout))
+        if not all(group.all_gather(is_complete)):
+            share = (group.rank, group.world_size)
+            self._write(forward_teacher, data, folder, layout, name, share)
             group.barrier()
-        verify_outputs(forward_teacher, data, answers)
-        return answers
+        verify_outputs(forward_teacher, data, outputs)
+        return outputs
 
     def _write(
         self,
@@ -140,7 +147,7 @@ class TeacherCache:
         name: str,
         share: tuple[int, int],
     ) -> None:
-        stage, size = f"teacher's answers, {name}", self.recipe.data.batch_size
+        stage, size = f"teacher outputs, {name}", self.recipe.data.batch_size
         steps = -(-layout.num_samples // size)
         started = time.monotonic()
         self.emit(StageStarted(stage=stage, num_epochs=layout.num_views, num_steps_per_epoch=steps))
@@ -166,40 +173,39 @@ class TeacherCache:
         return self.run.cache_path if place == "auto" else Path(place).expanduser()
 
     def _key(self, data: Views) -> str:
-        """All that the answers to a view depend on, as a digest; the images by name, number and
-        labels.
+        """A digest of everything that the outputs depend on; images count by the name of their data
+        set, their number and their labels.
         """
-        settings = flat_settings(self.recipe)
-        chosen = {name: value for name, value in settings.items() if name.startswith(_DECIDING)}
+        run, settings = self.recipe.run, flat_settings(self.recipe)
+        chosen = {name: value for name, value in settings.items() if name.startswith(_KEY_SETTINGS)}
+        # The digest is of this tuple's repr: any change here, nesting included, orphans every cache
+        # that was written before.
         facts = (
-            *(
-                self.subject,
-                self.stage,
-                sorted(chosen.items()),
-                data.spec,
-                (data.augment, data.padding),
-                data.mixup,
-            ),
-            *(data.seed, len(data), data.images.num_bytes),
-            (self.recipe.run.teacher_precision, self.recipe.run.teacher_layout),
+            self.subject,
+            self.stage,
+            sorted(chosen.items()),
+            data.spec,
+            (data.augment, data.padding),
+            data.mixup,
+            data.seed,
+            len(data),
+            data.images.num_bytes,
+            (run.teacher_precision, run.teacher_layout),
         )
         return hashlib.sha256(repr(facts).encode() + data.labels.tobytes()).hexdigest()
 
-    def _notice(self, message: str) -> None:
-        self.emit(Notice(topic="training", message=message))
-
-
-_DECIDING = ("data.source", "data.limit", "teacher.")
+    def _notice(self, code: str, message: str) -> None:
+        self.emit(Notice(topic="training", code=code, message=f"{self.stage}: {message}"))
 
 
 def _forward_teacher(
     objective: TeachingObjective, device: str, batch: Batch
 ) -> tuple[torch.Tensor, ...]:
-    """What the teacher says of a batch, computed as a training step does."""
+    """The teacher's outputs for a batch, computed as in a training step."""
     objective.teacher.to(device).eval()
     return objective.forward_teacher(batch.to(device))
 
 
 def remove_cache(run: RunDir) -> None:
-    """Removes the answers that lie in the run's own directory."""
+    """Removes the cache in the run's own directory."""
     shutil.rmtree(run.cache_path, ignore_errors=True)

@@ -37,8 +37,8 @@ from fitcompress.run.train_teacher import train_teacher
 
 STAGES = (
     "stage1",
-    "teacher's answers, stage2 train",
-    "teacher's answers, stage2 held out",
+    "teacher outputs, stage2 train",
+    "teacher outputs, stage2 held out",
     "stage2",
 )
 """Of a run without augmentation: stage 2 has two epochs of the same views."""

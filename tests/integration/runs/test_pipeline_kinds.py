@@ -191,7 +191,7 @@ def test_presets_run(images, tmp_path, preset):
     report = distill(recipe, teacher=toy_teacher()).to_dict()
 
     stages = [stage["stage"] for stage in report["stages"]]
-    ending = ["teacher's answers, stage2 held out", "stage2"]
+    ending = ["teacher outputs, stage2 held out", "stage2"]
     assert stages == {"fitnets": ["stage1", *ending], "hinton": ending}[preset]
     trained = [stage for stage in report["stages"] if stage["epochs"]]
     assert len(trained) == len(stages) - 1
