@@ -1,4 +1,4 @@
-"""The method (FitNets; Hinton et al.): hint pairs, regressors, losses, objectives, frozen teacher.
+"""The method of FitNets and Hinton et al.: hint pairs, regressors, losses, objectives.
 
 Imports `graph`, `models`, `data` and `training`; knows nothing of runs.
 """

@@ -1,8 +1,5 @@
-"""What each stage runs of the two networks, and what that costs. Layer: pipeline.
-
-The teacher is only run: it is cut behind the last value that is asked of it, its batch norms are
-folded away, and nothing of it takes gradients. The student's part is made of the student's own
-modules, so training it trains the student.
+"""The teacher as stages run it: cut after the last value that is needed, its batch norms folded,
+without gradients.
 """
 
 from __future__ import annotations
@@ -27,12 +24,12 @@ __all__ = ["FrozenTeacher", "freeze_teacher"]
 
 @dataclass(frozen=True)
 class FrozenTeacher:
-    """A teacher that is only run."""
+    """A teacher for inference."""
 
     network: nn.Module
-    """From its input to a tuple of what is asked of it; in eval mode, without gradients."""
+    """From the teacher's inputs to a tuple of the requested values; in eval mode."""
     program: Program
-    """What it computes, before its batch norms were folded."""
+    """The program of the network, before its batch norms were folded."""
     folded: Folded
 
 
@@ -44,12 +41,16 @@ def freeze_teacher(
     precision: Precision = "fp32",
     layout: Layout = "contiguous",
 ) -> FrozenTeacher:
-    """The teacher up to some nodes, all of it without them or when its outputs are asked for too,
-    which then come last. The model is left as it is.
+    """The model frozen and cut at some nodes. The model is not modified.
 
-    The values are the model's up to rounding: sums are taken in another order, and in `precision`
-    ("fp32", "bf16" or "fp16"; norms and the like stay in float32), whatever autocast is around.
-    layout: "contiguous" or "channels-last", of convolutions' weights and so of the maps.
+    Its values equal the model's up to rounding, since folding and `precision` change the sums.
+
+    Args:
+        nodes: the nodes whose values are returned; without them, the outputs.
+        with_output: return the outputs too, after the values of the nodes.
+        precision: "fp32", "bf16" or "fp16", whatever autocast is active around the network;
+            operations such as norms stay in float32.
+        layout: memory format of the weights of convolutions, "contiguous" or "channels-last".
     """
     program = model.program
     if nodes:
@@ -58,18 +59,18 @@ def freeze_teacher(
     network = build_network(folded.program).eval().requires_grad_(False)
     if layout == "channels-last":
         to_channels_last(network)
-    return FrozenTeacher(_InPrecision(network, precision).eval(), program, folded)
+    return FrozenTeacher(_AutocastNetwork(network, precision).eval(), program, folded)
 
 
-class _InPrecision(AsTuple):
-    """A network without gradients under its own autocast, whose values come out in float32."""
+class _AutocastNetwork(AsTuple):
+    """Runs a frozen network under its own autocast and returns float32 values."""
 
     def __init__(self, network: nn.Module, precision: Precision) -> None:
         super().__init__(network)
         self.dtype = AUTOCAST[precision]
-        if self.dtype:  # autocast would convert frozen weights anew in every call
+        if self.dtype:  # autocast would convert frozen weights again in every call
             for part in network.modules():
-                if isinstance(part, _CONVERTED):
+                if isinstance(part, _AUTOCAST_LAYERS):
                     part.to(self.dtype)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -78,5 +79,5 @@ class _InPrecision(AsTuple):
         return tuple(value.float() if value.is_floating_point() else value for value in values)
 
 
-_CONVERTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
-"""What autocast runs in the lower precision."""
+_AUTOCAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+"""Layers that autocast runs in the lower precision."""

@@ -1,11 +1,9 @@
-"""What is minimised where hints are learnt: in stage 1 alone, or together with the outputs.
-Layer: training; knows no loop, optimizer or file.
-"""
+"""Objectives with hint losses: of stage 1, and of stage 2 with hints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +20,13 @@ __all__ = ["HintMatcher", "HintObjective", "JointObjective"]
 
 
 class HintMatcher(nn.Module):
-    """The hint loss of the pairs, with the regressors that are trained for it.
+    """The hint losses of pairs, with their regressors.
 
     Args:
         regressors: one per pair.
-        statistics: one per pair standardises the hints; empty takes them raw. They are saved with
-            the rest, so that a resumed run goes on with the very same targets.
-        reduction: "sum" is FitNets Eq. 3 to the letter, "mean" goes with standardised hints.
+        statistics: one per pair, to standardize the hints; empty uses raw hints. They are stored in
+            the checkpoint, so that a resumed run has the same targets.
+        reduction: "sum" is FitNets Eq. 3 literally; "mean" suits standardized hints.
     """
 
     def __init__(
@@ -41,38 +39,36 @@ class HintMatcher(nn.Module):
         assert len(statistics) in (0, len(regressors)), (len(statistics), len(regressors))
         self.regressors, self.statistics = nn.ModuleList(regressors), nn.ModuleList(statistics)
         self.reduction: HintReduction = reduction
-        self._regressors, self._statistics = list(regressors), list(statistics)
 
     def forward(self, guided: Sequence[Tensor], hints: Sequence[Tensor]) -> list[Tensor]:
-        """A loss per pair, of guided values and hints (N, ...)."""
-        pairs = zip(self._regressors, hints, strict=True)
-        targets = [regressor.target(hint) for regressor, hint in pairs]
-        if self._statistics:
-            known = zip(self._statistics, targets, strict=True)
-            targets = [standardise(target) for standardise, target in known]
-        answers = [part(value) for part, value in zip(self._regressors, guided, strict=True)]
+        """The loss of each pair, from guided values and hints (N, ...)."""
+        regressors = cast("Sequence[Regressor]", self.regressors)
+        targets = [part.target(hint) for part, hint in zip(regressors, hints, strict=True)]
+        if len(self.statistics):
+            pairs = zip(self.statistics, targets, strict=True)
+            targets = [standardize(target) for standardize, target in pairs]
+        regressed = [part(value) for part, value in zip(regressors, guided, strict=True)]
         return [
-            hint_loss(answer, target, reduction=self.reduction)
-            for answer, target in zip(answers, targets, strict=True)
+            hint_loss(value, target, reduction=self.reduction)
+            for value, target in zip(regressed, targets, strict=True)
         ]
 
 
 class HintObjective(nn.Module):
-    """Stage 1: the student up to its guided layers, and the regressors, learn the teacher's hints.
-
-    No labels are used.
+    """Stage 1: trains the student up to its guided layers, and the regressors, on the teacher's
+    hints. Labels are not used.
 
     Args:
-        teacher_cut: the teacher up to its hints; returns a tuple with one tensor per pair.
-        student_cut: the student up to its guided layers, in the same order; its modules are the
-            student's own.
-        matcher: of the pairs.
-        teacher_preprocess: uint8 images to the teacher's input; a tuple where it has several.
-        student_preprocess: uint8 images to the student's input or inputs.
-        targets: what is learnt instead of the teacher's hints.
+        teacher_cut: the teacher up to its hints; returns a tuple of one tensor per pair.
+        student_cut: the student up to its guided layers, in the same order; shares its modules with
+            the student.
+        matcher: the losses of the pairs.
+        teacher_preprocess: from uint8 images to the teacher's input, or a tuple of several.
+        student_preprocess: the same for the student.
+        targets: a control to learn instead of the teacher's hints.
 
-    Source: FitNets (arXiv 1412.6550v4) Eq. 3 and Algorithm 1, stage 1. Several pairs are trained at
-    once, their losses added.
+    Source: FitNets (arXiv 1412.6550v4) Eq. 3 and Algorithm 1, stage 1. The losses of several pairs
+    are added.
     """
 
     def __init__(
@@ -111,7 +107,7 @@ class HintObjective(nn.Module):
         return {"loss": (torch.stack(self._pair_losses(batch)).sum() * len(batch), len(batch))}
 
     def forward_teacher(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the teacher says: one hint a pair."""
+        """The teacher's hints, one per pair."""
         with torch.no_grad():
             return as_tuple(self.teacher(batch.images))
 
@@ -125,16 +121,16 @@ class HintObjective(nn.Module):
 
 
 class JointObjective(nn.Module):
-    """Hints and outputs in one stage: the loss of `DistillObjective` and the weighted hint losses.
+    """Hints and outputs in one stage: the loss of `DistillObjective` plus weighted hint losses.
 
     Args:
         distill: its networks return one hint or guided value per pair, then their outputs.
-        matcher: of the pairs.
+        matcher: the losses of the pairs.
         weight: of the hint losses.
-        targets: what is learnt instead of the teacher's hints.
+        targets: a control to learn instead of the teacher's hints.
 
-    Source: what most later work calls FitNet, a hint term beside the loss from the first step to
-    the last; with the distillation term, which that mostly lacks.
+    Source: the "FitNet" of most later work, which adds a hint term to the loss in all of training;
+    here together with the distillation term, which such work mostly omits.
     """
 
     def __init__(
@@ -182,7 +178,7 @@ class JointObjective(nn.Module):
         return {**scores, "loss": (loss + self.weight * torch.stack(hints).sum() * count, count)}
 
     def forward_teacher(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the teacher says: one hint a pair, then its outputs."""
+        """The teacher's hints, one per pair, followed by its outputs."""
         return self.distill.forward_teacher(batch)
 
     def _hint_losses(
@@ -193,6 +189,6 @@ class JointObjective(nn.Module):
 
 
 def _named(parts: Sequence[Tensor]) -> dict[str, Tensor | float]:
-    """Their sum as "loss", and each one where there are several."""
+    """The sum of the losses as "loss", and each one if there are several."""
     names = {f"hint_{number}": part for number, part in enumerate(parts, 1) if len(parts) > 1}
     return {"loss": torch.stack(list(parts)).sum(), **names}

@@ -1,13 +1,14 @@
-"""What the guided values are trained towards: the teacher's hints, or a control that lacks
-something of them. Layer: training.
+"""Targets of the guided values: the teacher's hints, or controls.
 
-The controls answer what a hint's effect is due to: to what the teacher knows of the image, or to
-another path for gradients. Each has the shape of the hint and, but for labels, its moments.
+The controls show what the effect of a hint is due to: to the teacher's knowledge of the image, or
+just to another path for gradients. Each has the shape of the hint and, except for labels, its
+moments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +26,23 @@ __all__ = [
     "ShuffledHints",
 ]
 
-
 Hints = Callable[[], Sequence[Tensor]]
-"""The teacher's hints for a batch, one (N, ...) for each pair; computed when called."""
+"""Returns the teacher's hints for a batch, (N, ...) per pair; computes them when called."""
 
 
 class HintTargets(nn.Module):
-    """The teacher's hints as they are."""
+    """The teacher's hints, unchanged."""
 
     needs_teacher = True
 
     def forward(self, batch: Batch, teacher_hints: Hints) -> Sequence[Tensor]:  # noqa: ARG002
-        """One target (N, ...) for each pair; `teacher_hints` gives the teacher's hints."""
+        """One target (N, ...) per pair."""
         return teacher_hints()
 
 
 class ShuffledHints(HintTargets):
-    """The teacher's hints for another image: the one before it in the batch, so in every epoch
-    for another other one. They have the distribution of hints and say nothing of the image.
+    """The teacher's hints for the previous image in the batch, a different one in every epoch: the
+    distribution of hints, without information about the image.
     """
 
     def forward(self, batch: Batch, teacher_hints: Hints) -> Sequence[Tensor]:  # noqa: ARG002
@@ -50,15 +50,14 @@ class ShuffledHints(HintTargets):
 
 
 class RandomHints(HintTargets):
-    """For each sample a vector drawn once, with the mean and covariance of real hints.
+    """A fixed normal vector per sample, with the mean and covariance of real hints.
 
-    It is the hints' mean plus a combination of their deviations from it with independent normal
-    weights: normal, with exactly the sample covariance of the `M` hints given, which is never
-    formed (a map has too many elements for it).
+    It is the mean of M real hints plus their deviations from it, weighted by M independent normal
+    numbers. That has exactly their sample covariance, which is too large to compute for maps.
 
     Args:
-        hints: for each pair real hints (M, ...) of the same M >= 2 images.
-        seed: of the draws, which depend on it and on the sample's id alone.
+        hints: real hints (M, ...) per pair, of the same M >= 2 images.
+        seed: the vectors depend on it and on the sample's id.
     """
 
     needs_teacher = False
@@ -67,7 +66,7 @@ class RandomHints(HintTargets):
         super().__init__()
         self.seed = seed
         self.num = len(hints[0])
-        assert self.num >= 2, "one hint has no covariance"
+        assert self.num >= 2, "a covariance needs two hints"
         self.normals = nn.ModuleList(map(_Normal, hints))
 
     def forward(self, batch: Batch, teacher_hints: Hints) -> Sequence[Tensor]:  # noqa: ARG002
@@ -78,7 +77,7 @@ class RandomHints(HintTargets):
 
 
 class _Normal(nn.Module):
-    """The normal distribution with the mean and covariance of some values (M, ...)."""
+    """The normal distribution with the mean and covariance of M values (M, ...)."""
 
     mean: Tensor
     deviations: Tensor
@@ -90,13 +89,13 @@ class _Normal(nn.Module):
         self.register_buffer("deviations", (values - mean).flatten(1) / (len(values) - 1) ** 0.5)
 
     def forward(self, weights_NM: Tensor) -> Tensor:
-        """A draw (N, ...) for each row of M independent standard normal numbers."""
+        """Vectors (N, ...), from M independent standard normal numbers each."""
         drawn_ND = weights_NM @ self.deviations
         return self.mean + drawn_ND.reshape(-1, *self.mean.shape)
 
 
 class LabelHints(HintTargets):
-    """The labels, one-hot (N, K), for each pair; shares where mixup is on.
+    """The labels, one-hot (N, K), for every pair; class shares with mixup.
 
     Source: the label-as-hint controls of FitNets (arXiv 1412.6550v4), section 4.1.
     """
@@ -115,12 +114,12 @@ class LabelHints(HintTargets):
 
 
 class MatchedMoments(nn.Module):
-    """A network whose values get, channel by channel, the mean and deviation of others.
+    """Rescales a network's values to other means and standard deviations per channel.
 
     Args:
         network: returns a tuple of values (N, ...).
-        own: the statistics of each of them.
-        wanted: those that they get.
+        own: the statistics of each value.
+        wanted: the statistics to rescale to.
     """
 
     def __init__(
@@ -128,9 +127,10 @@ class MatchedMoments(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        assert len(own) == len(wanted), (len(own), len(wanted))
         self.own, self.wanted = nn.ModuleList(own), nn.ModuleList(wanted)
-        self._moments = list(zip(own, wanted, strict=True))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        values = zip(self.network(*inputs), self._moments, strict=True)
-        return tuple(wanted.restored(own(value)) for value, (own, wanted) in values)
+        wanted = cast("Sequence[HintStatistics]", self.wanted)
+        parts = zip(self.network(*inputs), self.own, wanted, strict=True)
+        return tuple(goal.inverse(own(value)) for value, own, goal in parts)

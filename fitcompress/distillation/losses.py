@@ -1,9 +1,8 @@
-"""The losses of both stages as pure functions of tensors. Layer: torch only; knows no network,
-batch or recipe.
+"""The losses of both stages, as pure functions of tensors.
 
-Shapes: `N` batch, `K` classes (always axis 1), `...` any further positions (dense outputs). All
-losses are computed in float32 or better whatever autocast does around them, and all are means over
-samples *and* positions, so that a dense output weighs what a plain one does.
+Shapes: `N` batch, `K` classes (always axis 1), `...` further positions of dense outputs. Losses are
+computed in float32 or better, even under autocast, and are means over samples *and* positions, so
+that dense outputs have the same weight as others.
 """
 
 from __future__ import annotations
@@ -25,31 +24,30 @@ __all__ = [
     "mixed_shares",
     "soft_binary_cross_entropy",
     "soft_cross_entropy",
-    "standardise_logits",
+    "standardize_logits",
     "value_loss",
 ]
 
 HintReduction = Literal["mean", "sum"]
-"""How one sample's squared differences are reduced: "sum" is FitNets Eq. 3 to the letter, "mean"
-does not grow with the map.
-"""
+"""Reduction of a sample's squared differences: "sum" is FitNets Eq. 3 literally; "mean" does not
+depend on the size of the map."""
 
 
 def hint_loss(regressed: Tensor, hint: Tensor, *, reduction: HintReduction = "mean") -> Tensor:
-    """Half the squared distance of the regressed guided values to the hint, as a scalar.
+    """Half the squared distance of the regressed guided values from the hint, as a scalar.
 
-    "sum": 1/2 ||u_h - r(v_g)||^2, summed over all channels and positions of a sample, then the mean
-    over the batch: Eq. 3.
-    "mean": the same, divided by the number of elements of a sample; meant for standardised hints,
-    where 0.5 is the loss of a regressor that always answers the mean. Adaptive optimizers hardly
-    see the difference, plain SGD does.
+    "sum": 1/2 ||u_h - r(v_g)||^2, summed over channels and positions, averaged over the batch
+    (Eq. 3).
+    "mean": the same, divided by the elements of a sample; for standardized hints, where a regressor
+    that always predicts the mean has loss 0.5. The difference matters for plain SGD, hardly for
+    adaptive optimizers.
 
     Args:
-        regressed: the regressor's answer, (N, ...).
-        hint: the teacher's values, of the same shape; no gradient flows into it.
+        regressed: the regressor's output, (N, ...).
+        hint: the teacher's values, of the same shape; receives no gradient.
 
     Source: FitNets (arXiv 1412.6550v4) Eq. 3. The public code sums over one spatial axis only and
-    averages the rest.
+    averages over the rest.
     """
     assert regressed.shape == hint.shape, (regressed.shape, hint.shape)
     squares_ND = (_precise(regressed) - _precise(hint).detach()).square().flatten(1)
@@ -60,17 +58,17 @@ def hint_loss(regressed: Tensor, hint: Tensor, *, reduction: HintReduction = "me
 def soft_cross_entropy(
     student_logits: Tensor, teacher_logits: Tensor, *, tau: float, student_tau: float | None = None
 ) -> Tensor:
-    """H(P_T^tau, P_S^tau): cross-entropy of the student's softened classes against the teacher's,
-    as a scalar.
+    """H(P_T^tau, P_S^tau): cross-entropy of the student's softened class probabilities with the
+    teacher's, as a scalar.
 
-    Its gradient is that of the KL divergence; its value is larger by the entropy of the teacher's
+    It has the gradient of the KL divergence, and is larger by the entropy of the teacher's
     distribution.
 
     Args:
         student_logits: (N, K, ...), before the softmax.
-        teacher_logits: the same shape; no gradient flows into it.
-        tau: the temperature, above 0.
-        student_tau: the student's own temperature; None means `tau`.
+        teacher_logits: of the same shape; receive no gradient.
+        tau: temperature, above 0.
+        student_tau: temperature of the student; None means `tau`.
 
     Source: FitNets Eq. 1 and 2; Hinton, Vinyals, Dean (arXiv 1503.02531) section 2.
 
@@ -82,15 +80,15 @@ def soft_cross_entropy(
         teacher_logits.shape,
     )
     targets = F.softmax(_precise(teacher_logits).detach() / tau, dim=1)
-    log_answers = F.log_softmax(_precise(student_logits) / (student_tau or tau), dim=1)
-    return -(targets * log_answers).sum(1).mean()
+    log_probabilities = F.log_softmax(_precise(student_logits) / (student_tau or tau), dim=1)
+    return -(targets * log_probabilities).sum(1).mean()
 
 
 def soft_binary_cross_entropy(
     student_logits: Tensor, teacher_logits: Tensor, *, tau: float, student_tau: float | None = None
 ) -> Tensor:
-    """The twin of `soft_cross_entropy` for K independent labels, each a two-class problem; the mean
-    over labels too.
+    """`soft_cross_entropy` for K independent labels, each a two-class problem; a mean over labels
+    too.
     """
     assert student_logits.shape == teacher_logits.shape, (
         student_logits.shape,
@@ -102,31 +100,30 @@ def soft_binary_cross_entropy(
     )
 
 
-def standardise_logits(logits: Tensor) -> Tensor:
-    """Logits of mean 0 and (population) standard deviation 1 over the classes of each sample, (N,
-    K, ...).
+def standardize_logits(logits: Tensor) -> Tensor:
+    """Logits (N, K, ...) with mean 0 and (population) standard deviation 1 over the classes.
 
-    Source: logit standardisation (Sun et al., CVPR 2024): only the relations between logits are
-    then distilled.
+    Source: logit standardization (Sun et al., CVPR 2024), which distills only the relations between
+    logits.
     """
-    centred = _precise(logits) - _precise(logits).mean(1, keepdim=True)
-    # The root of a sum of squares has no gradient at 0 (all logits equal): the small term inside
-    # keeps it finite.
-    return centred / (centred.square().mean(1, keepdim=True) + 1e-12).sqrt()
+    centered = _precise(logits) - _precise(logits).mean(1, keepdim=True)
+    # The gradient of the root is infinite at 0, where all logits are equal; the small term avoids
+    # that.
+    return centered / (centered.square().mean(1, keepdim=True) + 1e-12).sqrt()
 
 
 def label_loss(
     logits: Tensor, labels: Tensor, *, kind: OutputKind = "classes", smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy with the true labels, averaged over the labelled samples and positions; 0 where
-    none is labelled.
+    """Cross-entropy with the true labels, averaged over labeled samples and positions; 0 if there
+    are none.
 
     Args:
         logits: (N, K, ...).
-        labels: int64 (N, ...), -1 where there is none; or float shares of each class, (N, K, ...),
-            as mixup makes them.
-        kind: "classes" or "labels"; plain values have no label loss.
-        smoothing: share of the target spread evenly over the classes.
+        labels: int64 (N, ...), -1 for missing labels; or float class shares (N, K, ...), as with
+            mixup.
+        kind: "classes" or "labels".
+        smoothing: share of the target that is spread evenly over the classes.
     """
     logits, num_classes = _precise(logits), logits.shape[1]
     is_labeled = labels.sum(1) > 0 if labels.is_floating_point() else labels >= 0
@@ -150,27 +147,27 @@ def kd_loss(
     tau_squared: bool,
     label_weight: float,
     lambda_kd: float,
-    standardise: bool = False,
+    standardize: bool = False,
     smoothing: float = 0.0,
 ) -> dict[str, Tensor]:
-    """The distillation loss and its parts: "loss" = label_weight * "ce" + lambda_kd * "kd", all
-    scalars.
+    """The distillation loss and its parts, as scalars: "loss" = label_weight * "ce" + lambda_kd *
+    "kd".
 
-    "kd" is the soft cross-entropy, times tau^2 where `tau_squared`: Hinton's form, whose gradient
-    keeps its size when tau changes. FitNets Eq. 2 is `tau_squared=False, label_weight=1`. Without
-    labels (None, or all -1) the label term is 0.
+    "kd" is the soft cross-entropy. `tau_squared` multiplies it by tau^2 (Hinton), so that the size
+    of its gradient does not depend on tau. FitNets Eq. 2 is `tau_squared=False, label_weight=1`.
+    Without labels (None, or all -1) the label term is 0.
 
     Args:
         student_logits: (N, K, ...).
-        teacher_logits: the same shape; no gradient flows into it.
-        labels: as `label_loss` takes them, or None.
-        standardise: z-score the logits of both sides first (the label term keeps the raw ones).
+        teacher_logits: of the same shape; receive no gradient.
+        labels: as in `label_loss`, or None.
+        standardize: standardize the logits of both for "kd".
 
     Source: FitNets Eq. 2; Hinton et al. section 2.
     """
     soft = soft_binary_cross_entropy if kind == "labels" else soft_cross_entropy
     sides = (student_logits, teacher_logits)
-    student, teacher = (standardise_logits(side) for side in sides) if standardise else sides
+    student, teacher = (standardize_logits(side) for side in sides) if standardize else sides
     kd = soft(student, teacher, tau=tau, student_tau=student_tau) * (tau**2 if tau_squared else 1.0)
     if labels is None:
         return {"loss": lambda_kd * kd, "kd": kd}
@@ -179,10 +176,10 @@ def kd_loss(
 
 
 def mixed_shares(labels: Tensor, mix_labels: Tensor, mix_lam: Tensor, num_classes: int) -> Tensor:
-    """Label shares of mixed samples, (N, K): `mix_lam` of the one label, the rest of the other.
+    """Class shares (N, K) of mixed samples: `mix_lam` for the label, the rest for the partner's.
 
     Args:
-        labels: int64 (N), -1 where there is none: such a label has no share.
+        labels: int64 (N); -1 for a missing label, which has no share.
         mix_labels: int64 (N), the partners' labels.
         mix_lam: float (N), the weights of `labels`.
 
@@ -195,9 +192,7 @@ def mixed_shares(labels: Tensor, mix_labels: Tensor, mix_lam: Tensor, num_classe
 
 
 def value_loss(student_values: Tensor, teacher_values: Tensor) -> Tensor:
-    """Mean squared error between outputs that are plain numbers, over samples and elements, as a
-    scalar.
-    """
+    """Mean squared error between outputs that are plain values, as a scalar."""
     assert student_values.shape == teacher_values.shape, (
         student_values.shape,
         teacher_values.shape,
@@ -206,10 +201,10 @@ def value_loss(student_values: Tensor, teacher_values: Tensor) -> Tensor:
 
 
 def lambda_at(progress: float, start: float, end: float | None) -> float:
-    """The weight of the soft term at `progress` (0 first step, 1 last step): linear from start to
-    end; None keeps start.
+    """The weight of the soft term at `progress` (0 at the first step, 1 at the last): linear from
+    start to end, or constant if `end` is None.
 
-    Source: FitNets section 2.3 anneals it linearly, 4 to 1 in its experiments.
+    Source: FitNets section 2.3; its experiments go from 4 to 1.
 
     >>> lambda_at(0.5, 4.0, 1.0)
     2.5
@@ -222,7 +217,7 @@ def _precise(values: Tensor) -> Tensor:
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Shares (N, K, ...) of int labels (N, ...); a missing label is put to class 0 and must be
-    masked by the caller.
+    """Class shares (N, K, ...) of labels (N, ...). Callers must mask missing labels, which become
+    class 0.
     """
     return F.one_hot(labels.clamp(min=0), num_classes).movedim(-1, 1)

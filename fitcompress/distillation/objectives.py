@@ -1,10 +1,7 @@
-"""What stages minimise, as modules that hold the networks; where hints are learnt: see
-`hint_objectives`. Layer: training; knows no loop, optimizer or file.
+"""Objectives without hint losses: distillation of outputs, and training on labels.
 
-Each objective answers three questions for the engine: what is trained (and checkpointed), what is
-the loss of a batch, and how good is it on a held-out batch. Networks take the same uint8 views,
-each through its own preprocessing. The teacher is always in eval mode and under `no_grad` (not
-`inference_mode`, whose tensors may not enter a loss that trains something).
+Teacher and student take the same uint8 views, each through its own preprocessing. The teacher runs
+in eval mode under `no_grad`; tensors of `inference_mode` could not be used in a loss.
 """
 
 from __future__ import annotations
@@ -25,17 +22,17 @@ __all__ = ["Chain", "DistillObjective", "SupervisedObjective", "as_tuple", "labe
 
 
 class DistillObjective(nn.Module):
-    """Stage 2: the whole student learns the teacher's softened outputs and, where there are labels,
-    the labels.
+    """Stage 2: trains the whole student on the teacher's softened outputs and on the labels, if the
+    data has any.
 
     Args:
-        teacher: returns a tensor or a tuple of them, before any final softmax or sigmoid.
+        teacher: returns a tensor or a tuple of tensors, before any final softmax or sigmoid.
         student: returns the same shapes.
         recipe: temperatures and weights.
-        teacher_preprocess: uint8 images to the teacher's input; a tuple where it has several.
-        student_preprocess: uint8 images to the student's input or inputs.
-        output_kinds: what each output means; the labels belong to the first that is not "values",
-            where that is one row of scores. The losses are added.
+        teacher_preprocess: from uint8 images to the teacher's input, or a tuple of several.
+        student_preprocess: the same for the student.
+        output_kinds: the kind of each output, whose losses are added. The labels belong to the
+            first that is not "values", if it has one row of scores per sample.
         is_labeled: whether the data has labels.
 
     Source: FitNets Eq. 2; Hinton et al. (arXiv 1503.02531) section 2.
@@ -59,7 +56,7 @@ class DistillObjective(nn.Module):
         self.recipe = recipe
         self.output_kinds = tuple(output_kinds)
         self.is_labeled = is_labeled
-        self._main = _main_output(self.output_kinds)
+        self._label_output = _label_output(self.output_kinds)
 
     @property
     def networks(self) -> Sequence[nn.Module]:
@@ -80,16 +77,16 @@ class DistillObjective(nn.Module):
     def losses_of(
         self, batch: Batch, student: Values, teacher: Values, progress: float
     ) -> dict[str, Tensor | float]:
-        """`losses`, from the outputs of both."""
+        """The losses, given both networks' outputs."""
         lambda_kd = lambda_at(progress, self.recipe.lambda_kd, self.recipe.lambda_kd_end)
         losses = self._losses(batch, student, teacher, lambda_kd)
-        return {**losses, "lambda_kd": lambda_kd} if self._main is not None else {**losses}
+        return {**losses, "lambda_kd": lambda_kd} if self._label_output is not None else {**losses}
 
     def evaluate(self, batch: Batch) -> Scores:
         return self.scores_of(batch, *self.outputs(batch))
 
     def scores_of(self, batch: Batch, student: Values, teacher: Values) -> Scores:
-        """`evaluate`, from the outputs of both."""
+        """The scores, given both networks' outputs."""
         loss = self._losses(
             batch,
             student,
@@ -97,9 +94,9 @@ class DistillObjective(nn.Module):
             lambda_at(1.0, self.recipe.lambda_kd, self.recipe.lambda_kd_end),
         )
         scores = {"loss": (loss["loss"] * len(batch), len(batch))}
-        if self._main is None or self.output_kinds[self._main] != "classes":
+        if self._label_output is None or self.output_kinds[self._label_output] != "classes":
             return scores
-        logits, teacher_logits = student[self._main], teacher[self._main]
+        logits, teacher_logits = student[self._label_output], teacher[self._label_output]
         agreement = (logits.argmax(1) == teacher_logits.argmax(1)).float().flatten(1 - logits.dim())
         agreed = agreement.reshape(len(batch), -1).mean(1).sum()
         return {
@@ -109,12 +106,12 @@ class DistillObjective(nn.Module):
         }
 
     def forward_teacher(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the teacher says: its outputs."""
+        """The teacher's outputs for a batch."""
         with torch.no_grad():
             return as_tuple(self.teacher(batch.images))
 
     def outputs(self, batch: Batch) -> tuple[Values, Values]:
-        """The student's and the teacher's."""
+        """The student's and the teacher's outputs."""
         teacher = batch.teacher_outputs or self.forward_teacher(batch)
         inputs = as_tuple(self.student_preprocess(batch.images))
         return as_tuple(self.trained(*inputs)), teacher
@@ -128,7 +125,9 @@ class DistillObjective(nn.Module):
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for index, kind in enumerate(self.output_kinds):
-            has_labels = self.is_labeled and index == self._main and student[index].dim() == 2
+            has_labels = (
+                self.is_labeled and index == self._label_output and student[index].dim() == 2
+            )
             labels = label_targets(batch, student[index].shape[1]) if has_labels else None
             parts = self._output_losses(kind, student[index], teacher[index], labels, lambda_kd)
             suffix = f"_{index + 1}" if len(self.output_kinds) > 1 else ""
@@ -158,18 +157,18 @@ class DistillObjective(nn.Module):
             tau_squared=self.recipe.tau_squared,
             label_weight=self.recipe.label_weight,
             lambda_kd=lambda_kd,
-            standardise=self.recipe.standardise_logits,
+            standardize=self.recipe.standardise_logits,
             smoothing=self.recipe.label_smoothing,
         )
 
 
 class SupervisedObjective(nn.Module):
-    """Plain training on labels: the baseline, and the adaptation of a teacher.
+    """Training on labels alone: for the baseline, and to adapt a teacher.
 
     Args:
-        student: returns logits, or a tuple that begins with them.
-        label_smoothing: share of the target spread evenly over the classes.
-        student_preprocess: uint8 images to the network's input.
+        student: returns logits, or a tuple that starts with logits.
+        label_smoothing: share of the target that is spread evenly over the classes.
+        student_preprocess: from uint8 images to the network's input.
         output_kind: "classes" or "labels".
         weight: of the loss.
     """
@@ -212,7 +211,7 @@ class SupervisedObjective(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """A preprocessing and the network that takes what it gives, one tensor or several."""
+    """A preprocessing module followed by a network with one or several inputs."""
 
     def forward(self, images: Tensor) -> Any:
         preprocess, network = self
@@ -223,20 +222,20 @@ def as_tuple(values: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (values,) if isinstance(values, Tensor) else tuple(values)
 
 
-def _main_output(kinds: tuple[OutputKind, ...]) -> int | None:
-    """The output that the labels belong to."""
+def _label_output(kinds: tuple[OutputKind, ...]) -> int | None:
+    """The index of the output that the labels belong to."""
     return next((index for index, kind in enumerate(kinds) if kind != "values"), None)
 
 
 def label_targets(batch: Batch, num_classes: int) -> Tensor:
-    """The labels as `label_loss` takes them; shares (N, K) where mixup is on."""
+    """The labels for `label_loss`; class shares (N, K) with mixup."""
     if batch.mix_labels is None or batch.mix_lam is None:
         return batch.labels
     return mixed_shares(batch.labels, batch.mix_labels, batch.mix_lam, num_classes)
 
 
 def _top1(logits: Tensor, labels: Tensor, is_labeled: bool) -> Scores:
-    """How many labelled samples are right; empty where the logits are not one row per label."""
+    """The number of correct samples; empty unless there is one row of logits per label."""
     if not is_labeled or logits.dim() != 2:
         return {}
     return {"top1": ((logits.argmax(1) == labels).sum(), (labels >= 0).sum())}

@@ -1,8 +1,8 @@
-"""Which teacher layer is the hint, and which student layer is guided by it. Layer: graph.
+"""Choice of the hint pairs: teacher layers, and the student layers that they guide.
 
-The paper's rule: the middle of the teacher guides the middle of the student (FitNets, section 2.2).
-A student that was derived from its teacher has the same stages, so the pair that ends the same
-stage is preferred where one ends near the middle.
+The rule of the paper: the middle of the teacher guides the middle of the student (FitNets, section
+2.2). A student derived from its teacher has the same stages, so if a stage ends near the middle,
+its last layers are paired.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from fitcompress.graph.shapes import Shape, propagate_shapes
 __all__ = ["HintPair", "Layer", "LayerMap", "choose_pairs", "map_layers"]
 
 _NEAR_THE_MIDDLE = 0.1
-"""How far, as a share of the depth, a stage may end from the wanted place to be preferred over the
-block right there."""
+"""Largest distance of a stage's end from the middle, as a share of the depth, at which it is
+preferred over the block in the middle."""
 
+_POSITIONS_WEIGHT = 0.1
+"""Heuristic for networks with different stages: share of the depth that a factor of two in the
+number of positions is worth."""
 
 _NON_NEGATIVE = frozenset(("relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus"))
-
-
 _KEEPS_SIGN = frozenset(
     ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "flatten", "view", "reshape")
 )
@@ -42,31 +43,31 @@ _KEEPS_SIGN = frozenset(
 
 @dataclass(frozen=True)
 class Layer:
-    """A place in a network that a hook can reach."""
+    """A layer that a forward hook can record."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
-    """Of its output, without the batch."""
+    """Shape of the output, without the batch."""
     depth_share: float
-    """Weighted contractions up to it, as a share of the whole network's."""
+    """Weighted contractions up to the layer, as a share of the network's."""
     candidate: bool
-    """Whether it ends a block on the spine, and may be hint or guided layer."""
+    """Whether the layer ends a block on the spine, and may be paired."""
     node: str
-    """The node of the program whose value it is."""
+    """The program's node of the output."""
     stage: int = -1
-    """For candidates: the number of its stage (blocks of one output shape)."""
+    """For candidates: the number of the stage (blocks of one output shape)."""
 
 
 @dataclass(frozen=True)
 class LayerMap:
-    """The layers of one network in execution order, and the axes of their values."""
+    """The layers of a network in execution order, and the axes of their values."""
 
     program: Program
     layers: tuple[Layer, ...]
     spine: tuple[Block, ...]
     blocks: tuple[BlockNodes, ...]
-    """Those on the spine, as `build_network` takes them."""
+    """The blocks on the spine, for `build_network`."""
     trace: AxisTrace
 
     @property
@@ -77,16 +78,16 @@ class LayerMap:
 
 @dataclass(frozen=True)
 class HintPair:
-    """A hint and the layer that it guides."""
+    """A hint and the guided layer."""
 
     hint: Layer
     guided: Layer
     hint_channel_axis: int | None
-    """Counted without the batch; None where the graph does not tell."""
+    """Counted without the batch; None if the graph does not tell."""
     guided_channel_axis: int | None
     hint_grid: tuple[int, ...] | None
-    """The places that a sequence of tokens ends in, behind any class tokens, as they lie in the
-    input; None where the graph does not tell."""
+    """Grid of the last tokens of a sequence, after any class tokens; None if the graph does not
+    tell."""
     guided_grid: tuple[int, ...] | None
     is_non_negative: bool
     """Whether the hint has no negative values."""
@@ -98,11 +99,12 @@ def map_layers(
     trace: AxisTrace | None = None,
     blocks: Sequence[Block] = (),
 ) -> LayerMap:
-    """All layers of `network`, built from `program`, that a hook can reach. Nothing runs: a layer's
-    output is the value of a node.
+    """The layers of `network`, which was built from `program`. Runs nothing: the output of a layer
+    is the value of a node.
 
-    trace: the axes of a program that has all nodes of this one, where they are known already.
-    blocks: those of the program, where they are known already.
+    Args:
+        trace: the axes of a program with all nodes of this one; computed if None.
+        blocks: the blocks of the program; computed if empty.
     """
     spine = tuple(blocks or find_blocks(program))
     parts = node_blocks(spine)
@@ -115,15 +117,15 @@ def map_layers(
         if name not in found and (node in stages or name in nested):
             shape, stage = tuple(shapes[node][1:]), stages.get(node, -1)
             found[name] = Layer(name, "Block", shape, 0, node in stages, node, stage)
-    layers = _with_some_candidates(_in_order(program, found.values()), ends, stages)
+    layers = _with_fallback_candidates(_in_order(program, found.values()), ends, stages)
     return LayerMap(program, layers, spine, parts, trace or trace_axes(program))
 
 
 def _leaf_layers(
     program: Program, shapes: Mapping[str, Shape], stages: Mapping[str, int]
 ) -> dict[str, Layer]:
-    """By name the modules of single calls. One that is called often counts once: where it is called
-    last, with the shape that it gives first.
+    """The modules of single calls, by name. A module that is called several times has the node of
+    its last call and the shape of its first output.
     """
     found: dict[str, Layer] = {}
     for node, leaf in find_leaves(program).items():
@@ -135,13 +137,13 @@ def _leaf_layers(
 
 
 def _nested_blocks(network: GraphModule) -> set[str]:
-    """The blocks that are modules of their own; others stayed flat, sharing leaves."""
+    """The names of blocks that are modules; other blocks share leaves and stay flat."""
     modules = network.named_modules()
     return {name for name, module in modules if name and isinstance(module, GraphModule)}
 
 
 def _in_order(program: Program, layers: Iterable[Layer]) -> tuple[Layer, ...]:
-    """The layers in execution order, each with its share of the depth."""
+    """The layers in execution order, with their shares of the depth."""
     places = {node.name: place for place, node in enumerate(program.graph.nodes)}
     depths = {node.name: depth for node, depth in node_depths(program).items()}
     total = max(depths[node.name] for node in output_nodes(program.graph)) or 1
@@ -150,7 +152,7 @@ def _in_order(program: Program, layers: Iterable[Layer]) -> tuple[Layer, ...]:
 
 
 def _stages(program: Program, blocks: Sequence[Block]) -> dict[str, int]:
-    """The stage number of each block's output node; blocks that are an output have none."""
+    """The stage number of each block's output node, except for outputs of the network."""
     outputs = set(output_nodes(program.graph))
     numbered = enumerate(groupby(blocks, key=lambda block: block.shape))
     return {
@@ -161,11 +163,11 @@ def _stages(program: Program, blocks: Sequence[Block]) -> dict[str, int]:
     }
 
 
-def _with_some_candidates(
+def _with_fallback_candidates(
     layers: tuple[Layer, ...], ends: dict[str, str], stages: dict[str, int]
 ) -> tuple[Layer, ...]:
-    """Where no block can be reached under its own name, the modules that bear the names of blocks
-    will do; where there are no blocks, all layers but the last.
+    """If no layer is a candidate, the modules with the names of blocks become candidates; without
+    any, all layers but the last.
     """
     if any(layer.candidate for layer in layers):
         return layers
@@ -187,19 +189,22 @@ def choose_pairs(
     hints: Sequence[str] = (),
     guided: Sequence[str] = (),
 ) -> tuple[HintPair, ...]:
-    """The hint pairs, from the input up.
+    """The hint pairs, in order of depth.
 
-    num_pairs: so many, spread evenly over the depth, where neither side is named.
-    hints, guided: names of layers; a side that is left out is chosen to match the other.
+    Args:
+        num_pairs: number of pairs, spread evenly over the depth, if no layers are named.
+        hints: names of teacher layers; if empty, they are chosen to match `guided`.
+        guided: names of student layers; if empty, they are chosen to match `hints`.
 
     Raises:
         LayerError: a name is unknown or ambiguous.
-        PlanError: there is no layer to pair.
+        PlanError: there are no layers to pair.
     """
     if not teacher.candidates or not student.candidates:
         raise PlanError(
             "choosing hint and guided layers: found no layer between input and output",
-            advice="name them with --hint and --guided",
+            code="hint-layer-missing",
+            advice="Name the layers with --hint and --guided.",
         )
     if hints and guided:
         pairs = list(zip(_named(teacher, hints), _named(student, guided), strict=True))
@@ -232,7 +237,7 @@ def _named_layer(side: LayerMap, name: str) -> Layer:
 
 
 def _pair_at(place: float, teacher: LayerMap, student: LayerMap) -> tuple[Layer, Layer]:
-    """The pair that ends the same stage nearest to `place`, or the blocks right there."""
+    """The ends of the stage that ends near `place`, otherwise the blocks at `place`."""
     ends = _stage_ends(teacher)
     near = min(ends, key=lambda layer: abs(layer.depth_share - place))
     if _same_stages(teacher, student) and abs(near.depth_share - place) <= _NEAR_THE_MIDDLE:
@@ -246,13 +251,13 @@ def _stage_ends(side: LayerMap) -> list[Layer]:
 
 
 def _same_stages(one: LayerMap, other: LayerMap) -> bool:
-    """Whether both networks have the same stages: as many, each with as many positions."""
+    """Whether both networks have equally many stages, with the same numbers of positions."""
     counts = [[_positions(layer, side) for layer in _stage_ends(side)] for side in (one, other)]
     return counts[0] == counts[1]
 
 
 def _match(layer: Layer, own: LayerMap, other: LayerMap) -> Layer:
-    """The layer of the other network that stands where `layer` stands in its own."""
+    """The layer of the other network at the place of `layer` in its own."""
     if _same_stages(own, other):
         places = {end.stage: number for number, end in enumerate(_stage_ends(own))}
         ends = _stage_ends(other)
@@ -262,13 +267,13 @@ def _match(layer: Layer, own: LayerMap, other: LayerMap) -> Layer:
 
     def distance(candidate: Layer) -> float:
         ratio = max(1, _positions(candidate, other)) / positions
-        return abs(candidate.depth_share - layer.depth_share) + 0.1 * abs(log2(ratio))
+        return abs(candidate.depth_share - layer.depth_share) + _POSITIONS_WEIGHT * abs(log2(ratio))
 
     return min(other.candidates, key=distance)
 
 
 def _positions(layer: Layer, side: LayerMap) -> int:
-    """How many places (pixels, tokens) the layer's value has for each channel."""
+    """The number of positions (pixels, tokens) of a layer's output."""
     axis = _channel_axis(side, layer)
     if axis is None:
         return prod(layer.shape[1:])
@@ -276,7 +281,7 @@ def _positions(layer: Layer, side: LayerMap) -> int:
 
 
 def _channel_axis(side: LayerMap, layer: Layer) -> int | None:
-    """The one dimension whose size is a choice, not given by the input; without the batch."""
+    """The only dimension whose size does not follow from the input; without the batch."""
     algebra = side.trace.algebra
     axes = side.trace.values[layer.node][1:]
     chosen = [
@@ -300,8 +305,8 @@ def _make_pair(hint: Layer, guided: Layer, teacher: LayerMap, student: LayerMap)
 
 
 def _token_grid(side: LayerMap, layer: Layer) -> tuple[int, ...] | None:
-    """The grid that the first axis of tokens (L, D) was flattened from: an axis of class and
-    register tokens and places is a sum, whose last term are the places.
+    """The grid that the first axis of tokens (L, D) was flattened from. With class or register
+    tokens that axis is a sum, whose last term are the positions.
     """
     algebra = side.trace.algebra
     places = algebra.normal(side.trace.values[layer.node][1])

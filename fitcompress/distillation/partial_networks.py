@@ -1,4 +1,4 @@
-"""Networks cut at hint and guided layers, and the proof that a cut returns what hooks see."""
+"""Networks cut at hint and guided layers, and a check of the cut against forward hooks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from fitcompress.graph.cut import cut_program
 from fitcompress.graph.lift import share_leaves
 from fitcompress.models.model import Model
 
-__all__ = ["confirm_part", "cut_at"]
+__all__ = ["AsTuple", "cut_at", "verify_cut"]
 
 
 def cut_at(model: Model, nodes: Sequence[str], *, with_output: bool = False) -> nn.Module:
-    """The network up to some nodes, made of the very modules of the whole; gives a tuple, in which
-    the outputs come last if they are asked for.
+    """The network up to some nodes; it shares its modules with the model's network.
+
+    Returns a tuple of the values of the nodes, followed by the outputs with `with_output`.
     """
     program = cut_program(model.program, nodes, with_output=with_output)
     return AsTuple(share_leaves(model.network, program))
 
 
 class AsTuple(nn.Module):
+    """Returns the network's outputs as a tuple, even if there is one."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -35,35 +38,38 @@ class AsTuple(nn.Module):
 
 
 _TOLERANCE = 0.01
-"""Of a value's norm: a folded batch norm takes its sums in another order, and GPUs round factors of
-convolutions to 10 bits (TF32)."""
-
+"""Share of a value's norm: folded batch norms change the order of sums, and GPUs round the factors
+of convolutions to 10 bits (TF32)."""
 
 _ROUNDING = 1e-6
-"""Of an element, for layers that give next to nothing."""
+"""Tolerance per element, for layers whose values are almost zero."""
 
 
-def confirm_part(
-    network: nn.Module, part: nn.Module, names: Sequence[str], *inputs: torch.Tensor
+def verify_cut(
+    network: nn.Module, cut: nn.Module, names: Sequence[str], *inputs: torch.Tensor
 ) -> list[str]:
-    """Runs the whole network with hooks on the named layers, and the part that was cut at them:
-    they must say the same. The names that were seen: a block without a module of its own has no
-    hook.
+    """Compares the values of a cut with those that hooks on the named layers see in the whole
+    network. Nothing is modified.
 
-    Nothing is modified.
+    Returns:
+        The names that were compared; a block that is not a module has no hook.
 
     Raises:
-        CaptureError: they do not, or give no numbers.
+        CaptureError: the values differ, or are NaN.
     """
     seen = record_outputs(network, *inputs, names=names)
     with torch.no_grad():
-        values = dict(zip(names, part(*inputs), strict=True))
+        values = dict(zip(names, cut(*inputs), strict=True))
     for name, hooked in seen.items():
         difference, size = float((values[name] - hooked).norm()), float(hooked.norm())
         if not difference <= _TOLERANCE * size + _ROUNDING * hooked.numel() ** 0.5:
             raise CaptureError(
-                f"cutting the network at '{name}': the part gives other values than the whole (off"
-                f" by {difference:.3g} where they are {size:.3g} large)",
-                advice="Name another layer (--hint, --guided).",
+                f"cutting the network at '{name}': the values differ from the whole network's by"
+                f" {difference:.3g}, with a norm of {size:.3g}",
+                code="cut-values-differ",
+                advice="Choose another layer with --hint and --guided.",
+                layer=name,
+                difference=difference,
+                norm=size,
             )
     return list(seen)

@@ -1,11 +1,10 @@
-"""Regressors: what maps the student's guided values to the shape of the teacher's hint in stage 1.
+"""Regressors map the student's guided values to the shape of the teacher's hint.
 
-Layer: torch and errors; knows shapes, no network. A regressor is chosen from the two shapes alone
-(the batch left out). It never becomes a part of the student.
+A regressor is chosen from the two shapes without the batch. It never becomes part of the student.
 
-Shapes: `N` batch, `C` channels, `H W` space (or one or three such axes), `L` tokens, `D` width. A
-value is a *vector* (D), a sequence of *tokens* (L, D), or a *map* such as (C, H, W) or (H, W, C).
-Which axis holds the channels is told by the caller, who knows the graph, or inferred.
+Shapes: `N` batch, `C` channels, `H W` space (or one or three spatial axes), `L` tokens, `D` width.
+A value is a *vector* (D), *tokens* (L, D), or a *map* such as (C, H, W) or (H, W, C). If the graph
+does not tell the channel axis or the grid of tokens, they are inferred by heuristics.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from fitcompress.errors import PlanError
 __all__ = ["Regressor", "make_regressor"]
 
 _LARGEST_KERNEL = 7
-"""Beyond it the regressor would outweigh the student: the guided map is average-pooled first."""
+"""A larger kernel would outweigh the student; the guided map is average-pooled instead."""
 
-_PREFIX_COUNTS = (0, 1, 2, 4, 5)
-"""Tokens before the grid: none, class, class and distillation, 4 registers, these and a class."""
+_COMMON_PREFIX_COUNTS = (0, 1, 2, 4, 5)
+"""Heuristic: numbers of tokens before the grid that are tried if the graph does not tell, after
+ViT (1: class), DeiT (2: class, distillation) and DINOv2 (4 registers, 5 with class)."""
 
 _CONVS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _POOLS = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
@@ -34,7 +34,7 @@ _INTERPOLATIONS = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class Regressor(nn.Sequential):
-    """Maps guided values (N, *guided shape) to the shape of `target`; step by step."""
+    """Maps guided values (N, *guided shape) to the shape of `target`."""
 
     def __init__(
         self, steps: OrderedDict[str, nn.Module], *, num_hint_prefix: int, channel_axis: int
@@ -42,10 +42,10 @@ class Regressor(nn.Sequential):
         super().__init__(steps)
         self.num_hint_prefix = num_hint_prefix
         self.channel_axis = channel_axis
-        """The axis of the target's channels, counted with the batch."""
+        """Channel axis of the target, counted with the batch."""
 
     def target(self, hint: Tensor) -> Tensor:
-        """The hint without class and register tokens, which have no place in the grid."""
+        """The hint without class and register tokens, which are not in the grid."""
         return hint[:, self.num_hint_prefix :] if self.num_hint_prefix else hint
 
 
@@ -60,28 +60,31 @@ def make_regressor(
     hint_grid: tuple[int, ...] | None = None,
     guided_grid: tuple[int, ...] | None = None,
 ) -> tuple[Regressor, str]:
-    """The regressor from the guided to the hint's shape, and its description for a person.
+    """The regressor from the guided to the hint's shape, and its description.
 
-    Per spatial side with sizes N_g (guided) and N_h (hint): a valid convolution of N_g - N_h + 1
-    where N_g >= N_h (1x1 when equal); where that would pass 7, average pooling to N_h and 1x1;
-    where N_g < N_h, 1x1 and linear interpolation. Tokens lose their class and register tokens; with
-    as many tokens on both sides they are projected by a linear layer, else they are folded to their
-    grid and treated as a map. A vector hint takes the mean over positions and a linear layer.
+    Per spatial axis with sizes N_g (guided) and N_h (hint):
+    - N_g >= N_h: a valid convolution of size N_g - N_h + 1, or if that exceeds 7, average pooling
+      to N_h and a 1x1 convolution;
+    - N_g < N_h: a 1x1 convolution and linear interpolation.
+
+    Class and register tokens are dropped. Equally many tokens on both sides get a linear layer;
+    otherwise they are folded to their grid and treated as a map. A vector hint gets the mean over
+    positions and a linear layer.
 
     Args:
-        hint_shape: the hint's shape without the batch.
-        guided_shape: the guided value's shape without the batch.
-        non_negative_hint: whether the hint, as it enters the loss, has no negative values: the
+        hint_shape: shape of the hint, without the batch.
+        guided_shape: shape of the guided value, without the batch.
+        non_negative_hint: whether the hint, as it enters the loss, has no negative values; the
             regressor then ends in a ReLU.
-        when_equal: whether equal shapes get a 1x1 (or linear) regressor too; else they get the
-            identity.
-        hint_channel_axis: the channel axis in `hint_shape` (0 in CHW, -1 in HWC); None infers it,
-            as for the guided side.
-        hint_grid: the grid that a sequence of tokens ends in; what stands before it are class and
-            register tokens. None infers it, as for the guided side.
+        when_equal: whether equal shapes get a 1x1 (or linear) regressor; otherwise the identity.
+        hint_channel_axis: channel axis in `hint_shape` (0 in CHW, -1 in HWC); None infers it.
+        guided_channel_axis: the same for `guided_shape`.
+        hint_grid: grid of the last tokens of a sequence, after class and register tokens; None
+            infers it.
+        guided_grid: the same for the guided value.
 
     Raises:
-        PlanError: no regressor leads from one shape to the other.
+        PlanError: no regressor maps one shape to the other.
 
     Source: FitNets (arXiv 1412.6550v4) section 2.2: N_g - k + 1 = N_h, the regressor ends in the
     hint's non-linearity.
@@ -89,8 +92,8 @@ def make_regressor(
     >>> make_regressor((64, 7, 7), (20, 8, 8), non_negative_hint=True, when_equal=True)[1]
     '2x2 conv 20 -> 64, ReLU'
     """
-    hint = _read_layout("hint", hint_shape, hint_channel_axis, hint_grid)
-    guided = _read_layout("guided", guided_shape, guided_channel_axis, guided_grid)
+    hint = _read_axes("hint", hint_shape, hint_channel_axis, hint_grid)
+    guided = _read_axes("guided", guided_shape, guided_channel_axis, guided_grid)
     hint, guided = _without_prefix(hint, guided), _without_prefix(guided, hint)
     is_identity = not when_equal and (hint.shape, hint.channel_axis) == (
         guided.shape,
@@ -106,16 +109,17 @@ def make_regressor(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """What the axes of a value mean; `shape` without the batch and without the `num_prefix` tokens
-    that are dropped.
+class _ValueAxes:
+    """The roles of a value's axes.
+
+    `shape` excludes the batch and the `num_prefix` tokens that are dropped.
     """
 
     kind: Literal["vector", "tokens", "map"]
     shape: tuple[int, ...]
     channel_axis: int
     grid: tuple[int, ...] = ()
-    """The places of a map, or of tokens where it is known how they lie; else empty."""
+    """Spatial sizes of a map, or of tokens with a known grid; otherwise empty."""
     num_prefix: int = 0
 
     @property
@@ -127,59 +131,72 @@ class _Layout:
         return self.shape[: self.channel_axis] + self.shape[self.channel_axis + 1 :]
 
 
-def _read_layout(
+def _read_axes(
     side: str, shape: tuple[int, ...], channel_axis: int | None, grid: tuple[int, ...] | None
-) -> _Layout:
+) -> _ValueAxes:
     rank = len(shape)
     if not 1 <= rank <= 4 or min(shape) < 1:
         raise PlanError(
-            f"choosing a regressor: the {side} value has the shape {shape} without the batch;"
-            " expected 1 to 4 axes, none of them empty",
-            advice="Name another layer with --hint and --guided.",
+            f"choosing a regressor: expected a {side} value with 1 to 4 axes, none of them empty,"
+            f" got the shape {shape} without the batch",
+            code="hint-shape-unsupported",
+            advice="Choose another layer with --hint and --guided.",
+            side=side,
+            shape=list(shape),
         )
     axis = _infer_channel_axis(shape) if channel_axis is None else channel_axis
     if not -rank <= axis < rank:
         raise PlanError(
-            f"choosing a regressor: the {side} value {shape} has no channel axis {axis}"
+            f"choosing a regressor: the {side} value {shape} has no channel axis {axis}",
+            code="channel-axis-missing",
+            advice="Choose another layer with --hint and --guided.",
+            side=side,
+            shape=list(shape),
+            axis=axis,
         )
     axis %= rank
     if rank == 1:
-        return _Layout(kind="vector", shape=shape, channel_axis=0)
+        return _ValueAxes(kind="vector", shape=shape, channel_axis=0)
     if rank > 2 or axis == 0:
         positions = shape[:axis] + shape[axis + 1 :]
-        return _Layout(kind="map", shape=shape, channel_axis=axis, grid=positions)
+        return _ValueAxes(kind="map", shape=shape, channel_axis=axis, grid=positions)
     if grid and math.prod(grid) > shape[0]:
         raise PlanError(
-            f"choosing a regressor: the {side} value {shape} has fewer tokens than the grid {grid}"
+            f"choosing a regressor: the {side} value {shape} has fewer tokens than the grid {grid}",
+            code="grid-too-large",
+            advice="Choose another layer with --hint and --guided.",
+            side=side,
+            shape=list(shape),
+            grid=list(grid),
         )
-    return _Layout(kind="tokens", shape=shape, channel_axis=axis, grid=grid or ())
+    return _ValueAxes(kind="tokens", shape=shape, channel_axis=axis, grid=grid or ())
 
 
 def _infer_channel_axis(shape: tuple[int, ...]) -> int:
-    """Tokens are (L, D); a map is channels-last only where its leading axes are equal and the last
-    differs: (7, 7, 768).
+    """Heuristic: two axes are tokens (L, D); a map is channels-last only if its leading axes are
+    equal and the last one differs, as in (7, 7, 768).
     """
     is_channels_last = len(set(shape[:-1])) == 1 and shape[-1] != shape[0]
     return len(shape) - 1 if len(shape) == 2 or (len(shape) > 2 and is_channels_last) else 0
 
 
-def _without_prefix(layout: _Layout, other: _Layout) -> _Layout:
-    """Tokens without those that have no place in the grid; all else as it is."""
-    if layout.kind != "tokens":
-        return layout
-    length, width = layout.shape
-    is_other_rank = other.kind == "map" and len(layout.grid) != len(other.grid)
-    grid = _infer_grid(length, other) if not layout.grid or is_other_rank else layout.grid
+def _without_prefix(value: _ValueAxes, other: _ValueAxes) -> _ValueAxes:
+    """Tokens without those that are not in the grid; other values unchanged."""
+    if value.kind != "tokens":
+        return value
+    length, width = value.shape
+    is_other_rank = other.kind == "map" and len(value.grid) != len(other.grid)
+    grid = _infer_grid(length, other) if not value.grid or is_other_rank else value.grid
     num_prefix = length - math.prod(grid) if grid else 0
-    return replace(layout, shape=(length - num_prefix, width), grid=grid, num_prefix=num_prefix)
+    return replace(value, shape=(length - num_prefix, width), grid=grid, num_prefix=num_prefix)
 
 
-def _infer_grid(length: int, other: _Layout) -> tuple[int, ...]:
-    """How the tokens of a sequence lie behind some prefix: as the other side's grid in small or
-    large, else as a square; empty where neither can be.
+def _infer_grid(length: int, other: _ValueAxes) -> tuple[int, ...]:
+    """Heuristic: the grid of tokens after a prefix of common length has the aspect ratio of the
+    other side's grid, otherwise it is square; empty if neither fits.
     """
     for like, num_least in ((other.grid, 1), ((2, 2), 2)):
-        for num_prefix in _PREFIX_COUNTS if like else ():
+        for num_prefix in _COMMON_PREFIX_COUNTS if like else ():
             count = length - num_prefix
             if count >= num_least and (grid := _grid_like(like, count)):
                 return grid
@@ -187,8 +204,7 @@ def _infer_grid(length: int, other: _Layout) -> tuple[int, ...]:
 
 
 def _grid_like(like: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """The grid of `count` places with the sides of `like`, times one factor; empty where there is
-    none.
+    """The grid of `count` positions with the aspect ratio of `like`; empty if there is none.
 
     >>> _grid_like((28, 14), 98), _grid_like((28, 14), 99)
     ((14, 7), ())
@@ -199,11 +215,11 @@ def _grid_like(like: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 
 class _Plan:
-    """Collects the steps of a regressor with their names and their words."""
+    """Collects the steps of a regressor, with names and descriptions."""
 
     def __init__(self, num_guided_prefix: int) -> None:
         self.steps: OrderedDict[str, nn.Module] = OrderedDict()
-        self._words: list[str] = []
+        self._descriptions: list[str] = []
         if num_guided_prefix:
             self.add(
                 "drop_prefix",
@@ -211,25 +227,28 @@ class _Plan:
                 f"without {num_guided_prefix} prefix tokens",
             )
 
-    def add(self, name: str, step: nn.Module, words: str = "") -> None:
+    def add(self, name: str, step: nn.Module, description: str = "") -> None:
         self.steps[name] = step
-        self._words += [words] if words else []
+        self._descriptions += [description] if description else []
 
     @property
     def description(self) -> str:
-        return ", ".join(self._words) or "identity"
+        return ", ".join(self._descriptions) or "identity"
 
 
-def _plan_steps(plan: _Plan, hint: _Layout, guided: _Layout, is_rectified: bool) -> None:
+def _plan_steps(plan: _Plan, hint: _ValueAxes, guided: _ValueAxes, is_rectified: bool) -> None:
     if hint.kind == "vector":
         if guided.kind != "vector":
             plan.add("pool", _MeanOverPositions(guided.channel_axis + 1), "mean over positions")
         _plan_linear(plan, hint, guided)
     elif guided.kind == "vector":
         raise PlanError(
-            f"choosing a regressor: the guided value {guided.shape} has no positions,"
-            f" the hint {hint.shape} has",
-            advice="Name an earlier guided layer with --guided, or a later hint with --hint.",
+            f"choosing a regressor: the hint {hint.shape} has positions, but the guided value"
+            f" {guided.shape} has none",
+            code="guided-without-positions",
+            advice="Choose an earlier guided layer with --guided, or a later hint with --hint.",
+            hint=list(hint.shape),
+            guided=list(guided.shape),
         )
     elif hint.kind == guided.kind == "tokens" and hint.positions == guided.positions:
         _plan_linear(plan, hint, guided)
@@ -239,13 +258,13 @@ def _plan_steps(plan: _Plan, hint: _Layout, guided: _Layout, is_rectified: bool)
         plan.add("rectify", nn.ReLU(), "ReLU")
 
 
-def _plan_linear(plan: _Plan, hint: _Layout, guided: _Layout) -> None:
-    words = f"linear {guided.channels} -> {hint.channels}"
-    plan.add("project", nn.Linear(guided.channels, hint.channels), words)
+def _plan_linear(plan: _Plan, hint: _ValueAxes, guided: _ValueAxes) -> None:
+    description = f"linear {guided.channels} -> {hint.channels}"
+    plan.add("project", nn.Linear(guided.channels, hint.channels), description)
 
 
-def _plan_map(plan: _Plan, hint: _Layout, guided: _Layout) -> None:
-    """Fold to (N, C, *grid), pool, convolve, resize, and back to the hint's own order of axes."""
+def _plan_map(plan: _Plan, hint: _ValueAxes, guided: _ValueAxes) -> None:
+    """Folds to (N, C, *grid), pools, convolves, resizes, and restores the hint's order of axes."""
     source, goal = _grids(guided, hint)
     gaps = [large - small + 1 for large, small in zip(source, goal, strict=True)]
     pooled = tuple(
@@ -276,9 +295,9 @@ def _plan_map(plan: _Plan, hint: _Layout, guided: _Layout) -> None:
         )
 
 
-def _grids(guided: _Layout, hint: _Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The positions of both sides as grids of the same rank; two token sequences of which one has
-    no grid, or one of another rank, stay lines.
+def _grids(guided: _ValueAxes, hint: _ValueAxes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The positions of both sides as grids of equal rank; two token sequences without such grids
+    are treated as lines.
     """
     fit = len(guided.grid) == len(hint.grid) > 0
     if guided.kind == hint.kind == "tokens":
@@ -286,8 +305,11 @@ def _grids(guided: _Layout, hint: _Layout) -> tuple[tuple[int, ...], tuple[int, 
     if not fit:
         raise PlanError(
             f"choosing a regressor: the positions {guided.positions} of the guided value do not"
-            f" fold to a grid like the {hint.positions} of the hint",
-            advice="Name layers of the same kind with --hint and --guided.",
+            f" form a grid like the positions {hint.positions} of the hint",
+            code="grids-incompatible",
+            advice="Choose layers of the same kind with --hint and --guided.",
+            hint=list(hint.positions),
+            guided=list(guided.positions),
         )
     return guided.grid, hint.grid
 
@@ -315,7 +337,7 @@ class _MeanOverPositions(nn.Module):
 
 
 class _ToMap(nn.Module):
-    """Tokens or a channels-last map to (N, C, *grid)."""
+    """From tokens or a channels-last map to (N, C, *grid)."""
 
     def __init__(self, channel_axis: int, grid: tuple[int, ...]) -> None:
         super().__init__()
@@ -327,7 +349,7 @@ class _ToMap(nn.Module):
 
 
 class _FromMap(nn.Module):
-    """(N, C, *grid) to the positions and the channel axis of the hint."""
+    """From (N, C, *grid) to the positions and the channel axis of the hint."""
 
     def __init__(self, channel_axis: int, positions: tuple[int, ...]) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""Statistics estimated on images before a stage starts: of the teacher's hints, and of batch norms.
-Layer: training.
-"""
+"""Statistics of hints and of batch norms, estimated on images before a stage starts."""
 
 from __future__ import annotations
 
@@ -19,16 +17,16 @@ from fitcompress.modes import preserved_modes
 __all__ = [
     "HintStatistics",
     "estimate_hint_statistics",
+    "estimate_target_statistics",
     "reestimate_batch_norms",
-    "standardise_hints",
 ]
 
 
 class HintStatistics(nn.Module):
-    """Standardises hints per channel by frozen statistics: the answer has mean 0 and deviation 1 on
-    the images they come from.
+    """Standardizes hints per channel by fixed statistics: the results have mean 0 and standard
+    deviation 1 on the images that the statistics are from.
 
-    Without it the channel with the largest values owns the hint loss.
+    Otherwise the channel with the largest values would dominate the hint loss.
     """
 
     mean: Tensor
@@ -41,16 +39,17 @@ class HintStatistics(nn.Module):
         self.register_buffer("std", std_C.float())
 
     def forward(self, hint: Tensor) -> Tensor:
-        """The standardised hint in float32, of the same shape."""
+        """The standardized hint in float32, of the same shape."""
         mean, std = self._aligned(hint)
         return (hint.float() - mean) / std
 
-    def restored(self, standardised: Tensor) -> Tensor:
-        """Values with this mean and deviation, from standardised ones."""
-        mean, std = self._aligned(standardised)
-        return standardised * std + mean
+    def inverse(self, standardized: Tensor) -> Tensor:
+        """The values with this mean and standard deviation that standardize to the given ones."""
+        mean, std = self._aligned(standardized)
+        return standardized * std + mean
 
     def _aligned(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, shaped to broadcast with a value."""
         shape = [1] * like.dim()
         shape[self.channel_axis] = -1
         return self.mean.view(shape), self.std.view(shape)
@@ -59,17 +58,17 @@ class HintStatistics(nn.Module):
 def estimate_hint_statistics(
     hints: Iterable[Sequence[Tensor]], *, channel_axes: Sequence[int]
 ) -> list[HintStatistics]:
-    """The statistics of each hint over all batches together.
+    """The statistics of each pair's hints over all batches.
 
-    A channel that hardly moves (a dead ReLU) is not blown up: no deviation counts as less than a
-    hundredth of the largest one.
+    Standard deviations are at least a hundredth of the largest one, so that nearly constant
+    channels (dead ReLUs) are not amplified.
 
     Args:
         hints: for each batch one value (N, ...) per pair.
-        channel_axes: where each of them has its channels, the batch counted.
+        channel_axes: the channel axis of each value, counted with the batch.
 
     Raises:
-        PlanError: there are no values, or some that are not finite.
+        PlanError: there are no values, or some are not finite.
     """
     moments = [_Moments() for _ in channel_axes]
     for batch in hints:
@@ -81,7 +80,7 @@ def estimate_hint_statistics(
     ]
 
 
-def standardise_hints(
+def estimate_target_statistics(
     teacher_cut: nn.Module,
     teacher_preprocess: nn.Module,
     regressors: Sequence[Regressor],
@@ -89,18 +88,18 @@ def standardise_hints(
     *,
     num_batches: int,
 ) -> list[HintStatistics]:
-    """The statistics of the hints that enter the loss, one per pair, for `HintObjective`.
+    """The statistics of the regressors' targets, one per pair, for `HintMatcher`.
 
-    Nothing is modified; the teacher runs in eval mode, on its own device.
+    Nothing is modified. The teacher runs in eval mode on its own device.
 
     Args:
-        teacher_cut: returns a tuple with one hint per pair.
-        teacher_preprocess: uint8 images to its input or inputs, on the same device.
-        regressors: one per pair; they know what of the hint is the target.
+        teacher_cut: returns a tuple of one hint per pair.
+        teacher_preprocess: from uint8 images to the teacher's input or inputs, on its device.
+        regressors: one per pair; they select the target from a hint.
         batches: training batches, of which the first `num_batches` are used.
 
     Raises:
-        PlanError: there are no values, or some that are not finite.
+        PlanError: there are no values, or some are not finite.
     """
 
     def targets() -> Iterator[list[Tensor]]:
@@ -116,7 +115,7 @@ def standardise_hints(
 
 
 class _Moments:
-    """Sums over positions in float64: there are millions of squares."""
+    """Sums over positions, in float64 because there are millions of terms."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -131,24 +130,29 @@ class _Moments:
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
         if self._count == 0 or not torch.isfinite(self._squares_C).all():
-            raise PlanError("estimating the hint's statistics: the teacher gave no finite values")
+            raise PlanError(
+                "estimating the statistics of the hints: expected finite values, got"
+                f" {'none' if self._count == 0 else 'NaN or infinity'}",
+                code="hint-not-finite",
+                advice="Choose another layer with --hint, or --teacher-precision fp32.",
+            )
         mean_C = self._sum_C / self._count
         std_C = (self._squares_C / self._count - mean_C.square()).clamp(min=0.0).sqrt()
         return mean_C, std_C.clamp(min=float(std_C.max()) / 100 or 1.0)
 
 
 def reestimate_batch_norms(network: nn.Module, batches: Iterable[Batch], num_batches: int) -> int:
-    """Replaces the running statistics of every batch norm by the mean over some batches.
+    """Replaces the running statistics of every batch norm by their mean over some batches.
 
-    For a student whose weights were inherited: the teacher's statistics are not those of fewer
-    channels. Dropout stays off. Only the statistics are modified. Without batches nothing is.
+    For a student with inherited weights, since the teacher's statistics do not hold for fewer
+    channels. Dropout stays off. Modifies only the statistics; does nothing without batches.
 
     Args:
-        network: takes the uint8 images of a batch, on its own device.
+        network: takes uint8 images, on its own device.
         batches: training batches, of which the first `num_batches` are used.
 
     Returns:
-        The number of batch norms that were re-estimated.
+        The number of re-estimated batch norms.
     """
     norms = [
         part

@@ -22,8 +22,8 @@ from fitcompress.distillation.hint_targets import (
 from fitcompress.distillation.losses import HintReduction
 from fitcompress.distillation.statistics import (
     estimate_hint_statistics,
+    estimate_target_statistics,
     reestimate_batch_norms,
-    standardise_hints,
 )
 from fitcompress.errors import DataError
 from fitcompress.models.model import Model, make_model, with_state
@@ -74,15 +74,15 @@ def prepare_hints(session: Session, planned: Planned) -> Hinting:
         network = MatchedMoments(twin, twin_statistics, statistics).to(session.device)
         subject += f" of random weights, seed {session.recipe.run.seed}"
     targets = _targets(session, planned, network)
-    standardised = []
+    standardized = []
     if recipe.standardise and recipe.target != "labels":
         batches = _batches(session, planned.teacher)
         preprocess = Preprocess(images).to(session.device)
-        standardised = standardise_hints(
+        standardized = estimate_target_statistics(
             network, preprocess, regressors, batches, num_batches=len(batches)
         )
     reduction: HintReduction = "mean" if recipe.standardise else "sum"
-    return Hinting(network, targets, HintMatcher(regressors, standardised, reduction), subject)
+    return Hinting(network, targets, HintMatcher(regressors, standardized, reduction), subject)
 
 
 def frozen_network(

@@ -8,7 +8,7 @@ from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import make_dataset
 from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.distillation.hint_objectives import HintObjective
-from fitcompress.distillation.partial_networks import confirm_part, cut_at
+from fitcompress.distillation.partial_networks import cut_at, verify_cut
 from fitcompress.run.estimate import stage_cost
 from fitcompress.run.hints import prepare_hints
 from fitcompress.run.session import Session
@@ -65,4 +65,4 @@ def _confirm_cuts(
         images = views.batch(range(min(_NUM_CONFIRMED_IMAGES, len(views)))).images
         inputs = Preprocess(spec)(images).to(session.device)
         part = part.to(session.device).eval()
-        confirm_part(model.network.to(session.device), part, names, inputs)
+        verify_cut(model.network.to(session.device), part, names, inputs)

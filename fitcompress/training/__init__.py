@@ -1,4 +1,4 @@
-"""One training loop with checkpoints, resume and several processes; knows no stage.
+"""The training loop with checkpoints, resuming and several processes; independent of stages.
 
 Imports `recipe`, `data` and `models`.
 """

@@ -1,10 +1,7 @@
-"""What stages minimise, as modules that hold the networks; where hints are learnt: see
-`hint_objectives`. Layer: training; knows no loop, optimizer or file.
+"""The interface between the training loop and the objectives of the stages.
 
-Each objective answers three questions for the engine: what is trained (and checkpointed), what is
-the loss of a batch, and how good is it on a held-out batch. Networks take the same uint8 views,
-each through its own preprocessing. The teacher is always in eval mode and under `no_grad` (not
-`inference_mode`, whose tensors may not enter a loss that trains something).
+An objective defines what is trained (and checkpointed), the loss of a batch, and the scores of a
+held-out batch.
 """
 
 from __future__ import annotations
@@ -21,30 +18,29 @@ __all__ = ["Objective", "Scores", "TeachingObjective", "Values"]
 
 Values = tuple[Tensor, ...]
 
-
 Scores = Mapping[str, tuple[Tensor | float, Tensor | int]]
-"""Name -> (sum over samples, number of samples), so that scores of batches can be added."""
+"""(Sum over samples, number of samples) by name, so that the scores of batches can be added."""
 
 
 class Objective(Protocol):
-    """What the engine trains: an `nn.Module` whose `train` leaves any teacher in eval mode."""
+    """What the engine trains: an `nn.Module` whose `train` keeps a teacher in eval mode."""
 
     @property
     def trained(self) -> nn.Module:
-        """Everything that is optimised and checkpointed."""
+        """The module that is optimized and checkpointed."""
 
     @property
     def networks(self) -> Sequence[nn.Module]:
-        """What is worth compiling: the networks that each batch goes through."""
+        """The networks that every batch passes through; these may be compiled."""
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
-        """What is minimised, under "loss", and its parts by name.
+        """The loss to minimize, as "loss", and its parts by name.
 
-        `progress` is 0 at the first step of the stage and 1 at the last.
+        progress: from 0 at the first step of the stage to 1 at the last.
         """
 
     def evaluate(self, batch: Batch) -> Scores:
-        """Scores of a held-out batch, "loss" among them."""
+        """The scores of a held-out batch, including "loss"."""
 
     def train(self, mode: bool = True) -> Any: ...
     def to(self, device: torch.device) -> Any: ...
@@ -52,15 +48,15 @@ class Objective(Protocol):
 
 
 class TeachingObjective(Objective, Protocol):
-    """An objective with a teacher, whose answers may come with the batch."""
+    """An objective with a teacher, whose outputs may be cached in the batch."""
 
     @property
     def teacher(self) -> nn.Module:
-        """From uint8 images to what it says."""
+        """From uint8 images to the teacher's outputs."""
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it needs the teacher's answers at all."""
+        """Whether the objective uses the teacher's outputs."""
 
     def forward_teacher(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the teacher says of the batch, on the device where it is."""
+        """The teacher's outputs for a batch, on the batch's device."""

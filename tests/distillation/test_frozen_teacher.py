@@ -1,4 +1,4 @@
-"""The parts that stages run: they say what the whole networks say, and cost what they should."""
+"""Frozen and cut networks have the outputs and the cost that they should."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.distillation.hooks import record_outputs
-from fitcompress.distillation.partial_networks import confirm_part, cut_at
+from fitcompress.distillation.partial_networks import cut_at, verify_cut
 from fitcompress.errors import CaptureError
 from fitcompress.events import ignore
 from fitcompress.interface import InputSpec
@@ -38,7 +38,7 @@ def planned() -> Planned:
     return plan_run(teacher, recipe, emit=ignore)
 
 
-def test_a_frozen_teacher_says_what_the_teacher_says_up_to_rounding(planned):
+def test_a_frozen_teacher_has_the_teacher_s_outputs_up_to_rounding(planned):
     frozen = freeze_teacher(planned.teacher)
     x = torch.randn(3, 3, SIDE, SIDE)
     (found,) = frozen.network(x)
@@ -63,7 +63,7 @@ def test_both_cuts_are_what_hooks_see_in_the_whole_networks(planned):
     seen = record_outputs(planned.student.network, x, names=[pair.guided.name])
     assert torch.equal(guided.eval()(x)[0], seen[pair.guided.name])
     names = [pair.hint.name]
-    assert confirm_part(planned.teacher.network, hint, names, x) == names
+    assert verify_cut(planned.teacher.network, hint, names, x) == names
 
 
 def test_a_cut_at_another_place_is_noticed(planned):
@@ -71,16 +71,19 @@ def test_a_cut_at_another_place_is_noticed(planned):
     nodes = dict(planned.teacher.blocks)
     wrong = freeze_teacher(planned.teacher, [nodes[layers[1]][-1]]).network
     x = torch.randn(2, 3, SIDE, SIDE)
-    with pytest.raises((CaptureError, RuntimeError), match=r"other values|size"):
-        confirm_part(planned.teacher.network, wrong, [layers[0]], x)
+    with pytest.raises(CaptureError) as caught:
+        verify_cut(planned.teacher.network, wrong, [layers[0]], x)
+    assert caught.value.code == "cut-values-differ"
+    assert caught.value.facts["layer"] == layers[0]
 
 
-def test_a_network_that_gives_no_numbers_is_noticed(planned):
+def test_a_network_that_returns_nan_is_noticed(planned):
     (pair,) = planned.pairs
     hint = freeze_teacher(planned.teacher, [pair.hint.node]).network
     x = torch.full((2, 3, SIDE, SIDE), float("nan"))
-    with pytest.raises(CaptureError, match="other values"):
-        confirm_part(planned.teacher.network, hint, [pair.hint.name], x)
+    with pytest.raises(CaptureError) as caught:
+        verify_cut(planned.teacher.network, hint, [pair.hint.name], x)
+    assert caught.value.code == "cut-values-differ"
 
 
 def counted_flops(network: nn.Module) -> int:

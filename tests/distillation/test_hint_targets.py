@@ -1,4 +1,4 @@
-"""What guided layers learn instead of the teacher's hints: the moments are held against numpy."""
+"""Controls for the teacher's hints; their moments are compared with numpy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batch_of(ids, labels=None) -> Batch:
 
 
 def never():
-    raise AssertionError("the teacher was asked")
+    raise AssertionError("the teacher was run")
 
 
 def some_hints(num: int, *shape: int):
@@ -33,12 +33,12 @@ def some_hints(num: int, *shape: int):
     return torch.randn(num, *shape, generator=generator).exp()  # skewed, correlated below
 
 
-def test_the_teachers_hints_are_passed_on():
+def test_the_teachers_hints_are_not_changed():
     hints = (some_hints(4, 2),)
     assert HintTargets()(batch_of(range(4)), lambda: hints) is hints
 
 
-def test_shuffled_hints_are_all_those_of_other_images():
+def test_shuffled_hints_are_those_of_other_images():
     hints = some_hints(6, 3, 2, 2)
     (shuffled,) = ShuffledHints()(batch_of(range(6)), lambda: (hints,))
     assert torch.equal(shuffled[1:], hints[:-1]) and torch.equal(shuffled[0], hints[-1])
@@ -48,7 +48,7 @@ def test_random_hints_have_the_mean_and_covariance_of_real_ones():
     hints = some_hints(9, 2, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
     (drawn,) = RandomHints([hints], seed=0)(batch_of(range(40_000)), never)
     rows, own = drawn.flatten(1).numpy(), hints.flatten(1).numpy()
-    # the error of a mean of 40,000 is a 200th of the deviation, and four of these are allowed
+    # the error of a mean of 40,000 is a 200th of the deviation; four of these are allowed
     np.testing.assert_allclose(rows.mean(0), own.mean(0), atol=4 * own.std() / 200)
     np.testing.assert_allclose(np.cov(rows.T), np.cov(own.T), atol=0.03 * np.cov(own.T).max())
 

@@ -1,6 +1,8 @@
-"""Hooks that see what a network's layers return, and leave no trace."""
+"""Hooks that record the outputs of a network's layers, and leave no trace."""
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -39,7 +41,7 @@ class Broken(nn.Sequential):
         raise RuntimeError("broken")
 
 
-def test_layers_come_in_the_order_in_which_they_finish_with_their_shapes():
+def test_layers_have_the_order_in_which_they_finish():
     outputs = record_outputs(Residual(), torch.zeros(2, 3, 8, 8))
 
     assert [(name, tuple(value.shape)) for name, value in outputs.items()] == [
@@ -55,7 +57,7 @@ def test_layers_come_in_the_order_in_which_they_finish_with_their_shapes():
     ]
 
 
-def test_the_outputs_are_those_of_the_layers_and_only_named_ones_are_kept():
+def test_only_the_outputs_of_named_layers_are_recorded():
     network, x = Residual().eval(), torch.randn(2, 3, 8, 8)
     outputs = record_outputs(network, x, names=["stem", "head", "nowhere"])
 
@@ -65,7 +67,7 @@ def test_the_outputs_are_those_of_the_layers_and_only_named_ones_are_kept():
         assert torch.equal(outputs["head"], network(x))
 
 
-def test_a_shared_layer_counts_once_and_what_gives_no_tensor_or_never_runs_not_at_all():
+def test_shared_layers_count_once_and_layers_without_a_tensor_not_at_all():
     network, x = Pair(), torch.randn(2, 4)
     outputs = record_outputs(network, x)
 
@@ -73,17 +75,25 @@ def test_a_shared_layer_counts_once_and_what_gives_no_tensor_or_never_runs_not_a
     assert torch.equal(outputs["shared"], network.shared(x))
 
 
-@pytest.mark.parametrize("make", [Residual, lambda: Broken(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))])
-def test_hooks_flags_and_statistics_are_put_back_also_after_an_error(make):
-    network = make().train()
+@pytest.mark.parametrize(
+    ("network", "outcome"),
+    [
+        (Residual(), nullcontext()),
+        (
+            Broken(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)),
+            pytest.raises(RuntimeError, match="broken"),
+        ),
+    ],
+    ids=["success", "error"],
+)
+def test_hooks_flags_and_statistics_are_restored(network, outcome):
+    network.train()
     next(network.children()).eval()
     flags = [module.training for module in network.modules()]
     state = {name: value.clone() for name, value in network.state_dict().items()}
 
-    try:
+    with outcome:
         record_outputs(network, torch.randn(2, 3, 8, 8))
-    except RuntimeError as error:
-        assert str(error) == "broken"
 
     assert num_hooks(network) == 0
     assert [module.training for module in network.modules()] == flags

@@ -16,7 +16,7 @@ from fitcompress.distillation.losses import (
     mixed_shares,
     soft_binary_cross_entropy,
     soft_cross_entropy,
-    standardise_logits,
+    standardize_logits,
     value_loss,
 )
 
@@ -57,8 +57,8 @@ def test_hint_loss_mean_is_the_sum_over_the_number_of_elements():
     )
 
 
-def test_hint_loss_is_half_for_a_standardised_hint_answered_by_its_mean():
-    hint = standardise_logits(_draw(6, 50))
+def test_hint_loss_is_half_for_a_standardized_hint_predicted_by_its_mean():
+    hint = standardize_logits(_draw(6, 50))
     assert hint_loss(torch.zeros_like(hint), hint).item() == pytest.approx(0.5, rel=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_soft_cross_entropy_minus_the_teachers_entropy_is_torchs_kl_divergence()
     assert ours.item() == pytest.approx(kl.item(), rel=1e-10)
 
 
-def test_high_temperature_limit_is_matching_centred_logits_in_value_and_gradient():
+def test_high_temperature_limit_is_matching_centered_logits_in_value_and_gradient():
     z, v = _draw(4, 6), _draw(4, 6, seed=1)
     z, v, tau = z - z.mean(1, keepdim=True), v - v.mean(1, keepdim=True), 1e4
     excess = (soft_cross_entropy(z, v, tau=tau) - soft_cross_entropy(v, v, tau=tau)) * tau**2
@@ -177,7 +177,7 @@ def test_lambda_0_is_plain_cross_entropy_in_value_and_gradient():
 
 
 @pytest.mark.parametrize("labels", [None, torch.full((5,), -1)], ids=["none", "all minus one"])
-def test_without_labels_only_the_soft_term_is_left(labels):
+def test_without_labels_only_the_soft_term_remains(labels):
     z, v = _draw(5, 7), _draw(5, 7, seed=1)
     losses = kd_loss(z, v, labels, lambda_kd=2.0, **FITNETS)
     assert losses["loss"].item() == pytest.approx(
@@ -185,14 +185,14 @@ def test_without_labels_only_the_soft_term_is_left(labels):
     )
 
 
-def test_label_loss_averages_over_the_labelled_samples_only():
+def test_label_loss_averages_over_the_labeled_samples_only():
     z = _draw(4, 3)
     assert label_loss(z, torch.tensor([1, -1, 2, -1])).item() == pytest.approx(
         F.cross_entropy(z[[0, 2]], torch.tensor([1, 2])).item(), rel=1e-12
     )
 
 
-def test_label_loss_of_unlabelled_samples_is_0_with_a_zero_gradient():
+def test_label_loss_of_unlabeled_samples_is_0_with_a_zero_gradient():
     gradient = _gradient(lambda x: label_loss(x, torch.full((4,), -1)), _draw(4, 3))
     assert torch.equal(gradient, torch.zeros(4, 3, dtype=torch.float64))
 
@@ -214,7 +214,7 @@ def test_label_loss_of_mixed_labels_is_the_mix_of_the_label_losses():
     assert label_loss(z, mixed).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_mixed_shares_are_the_weights_of_the_two_labels_and_nothing_for_a_missing_one():
+def test_mixed_shares_are_the_weights_of_the_two_labels_and_0_for_a_missing_one():
     shares = mixed_shares(
         torch.tensor([0, 2, -1]), torch.tensor([1, 2, -1]), torch.tensor([0.25, 0.5, 0.5]), 3
     )
@@ -227,24 +227,24 @@ def test_label_loss_of_independent_labels_is_binary_cross_entropy():
     assert label_loss(z, y, kind="labels").item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_standardised_logits_have_mean_0_deviation_1_and_ignore_scale_and_shift():
-    z = standardise_logits(_draw(5, 7, 2))
+def test_standardized_logits_have_mean_0_deviation_1_and_ignore_scale_and_shift():
+    z = standardize_logits(_draw(5, 7, 2))
     assert torch.allclose(z.mean(1), torch.zeros(5, 2, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(z.std(1, correction=0), torch.ones(5, 2, dtype=torch.float64), rtol=1e-9)
-    assert torch.allclose(z, standardise_logits(_draw(5, 7, 2) * 3 + 2), rtol=1e-9)
+    assert torch.allclose(z, standardize_logits(_draw(5, 7, 2) * 3 + 2), rtol=1e-9)
 
 
-def test_standardised_equal_logits_have_a_finite_gradient():
+def test_standardized_equal_logits_have_a_finite_gradient():
     gradient = _gradient(
-        lambda x: standardise_logits(x).sum(), torch.ones(2, 4, dtype=torch.float64)
+        lambda x: standardize_logits(x).sum(), torch.ones(2, 4, dtype=torch.float64)
     )
     assert torch.isfinite(gradient).all()
 
 
-def test_standardised_kd_does_not_change_when_the_teacher_is_scaled():
+def test_standardized_kd_does_not_change_when_the_teacher_is_scaled():
     z, v = _draw(5, 7), _draw(5, 7, seed=1)
     first, second = (
-        kd_loss(z, s * v, None, lambda_kd=1.0, standardise=True, **FITNETS)["kd"] for s in (1, 5)
+        kd_loss(z, s * v, None, lambda_kd=1.0, standardize=True, **FITNETS)["kd"] for s in (1, 5)
     )
     assert first.item() == pytest.approx(second.item(), rel=1e-9)
 
@@ -267,8 +267,8 @@ GRADCHECKED = {
     "soft own tau": lambda x, v: soft_cross_entropy(x, v, tau=3.0, student_tau=1.0),
     "soft binary": lambda x, v: soft_binary_cross_entropy(x, v, tau=2.0),
     "kd": lambda x, v: kd_loss(x, v, LABELS, lambda_kd=0.7, smoothing=0.1, **FITNETS)["loss"],
-    "kd standardised": lambda x, v: kd_loss(
-        x, v, LABELS, lambda_kd=0.7, standardise=True, **FITNETS
+    "kd standardized": lambda x, v: kd_loss(
+        x, v, LABELS, lambda_kd=0.7, standardize=True, **FITNETS
     )["loss"],
     "kd labels": lambda x, v: kd_loss(x, v, LABELS, kind="labels", lambda_kd=0.7, **FITNETS)[
         "loss"

@@ -1,4 +1,4 @@
-"""What each stage minimises, against direct computation."""
+"""The objectives of the stages, against direct computation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _regressors(*shapes):
     ]
 
 
-def test_the_hint_loss_is_that_of_the_regressed_guided_map():
+def test_the_hint_loss_compares_the_regressed_guided_map_with_the_hint():
     teacher, student = make_net(8, seed=1).eval(), make_net(4, seed=2)
     (regressor,) = _regressors(((8, 3, 3), (4, 3, 3)))
     cuts = Lower(teacher), Lower(student)
@@ -83,7 +83,7 @@ def test_several_pairs_are_added_and_named():
     assert losses["loss"].item() == pytest.approx((losses["hint_1"] + losses["hint_2"]).item())
 
 
-def test_standardised_hints_start_near_one_half_when_the_regressor_says_nothing():
+def test_standardized_hints_start_near_one_half_when_the_regressor_is_uninformative():
     teacher, student = Lower(make_net(8, seed=1)).eval(), Lower(make_net(4, seed=2))
     regressors = _regressors(((8, 3, 3), (4, 3, 3)))
     nn.init.zeros_(regressors[0].project.weight)
@@ -106,7 +106,7 @@ def test_the_hint_objective_needs_no_labels():
     )
     torch.manual_seed(0)
     first = objective.losses(_batch(), 0.0)["loss"]
-    second = objective.losses(_batch(labelled=False), 0.0)["loss"]
+    second = objective.losses(_batch(labeled=False), 0.0)["loss"]
     assert torch.equal(first, second)
 
 
@@ -134,14 +134,14 @@ def test_lambda_is_annealed_over_the_stage():
     assert last["loss"].item() == pytest.approx((last["ce"] + last["kd"]).item(), rel=1e-6)
 
 
-def test_unlabelled_data_leaves_the_label_term_and_top1_out():
+def test_unlabeled_data_has_no_label_term_and_no_top1():
     objective = make_distill(is_labeled=False).eval()
-    batch = _batch(labelled=False)
+    batch = _batch(labeled=False)
     assert set(objective.losses(batch, 0.0)) == {"loss", "kd", "lambda_kd"}
     assert set(objective.evaluate(batch)) == {"loss", "agreement"}
 
 
-def test_scores_count_what_is_right():
+def test_scores_count_correct_samples():
     objective = make_distill().eval()
     batch = _batch(augment="none")
     scores = objective.evaluate(batch)
@@ -169,7 +169,7 @@ def test_mixed_labels_reach_the_label_term():
     assert objective.losses(batch, 0.0)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_several_outputs_get_the_loss_of_their_meaning():
+def test_each_output_has_the_loss_of_its_kind():
     kinds = ("classes", "values", "classes")
     teacher, student = Heads(1), Heads(2)
     recipe = Stage2Recipe(tau=2.0)
@@ -207,7 +207,7 @@ def test_independent_labels_use_the_binary_losses():
     assert set(objective.evaluate(_batch())) == {"loss"}
 
 
-def test_teacher_and_student_see_the_same_view_each_in_its_own_normalisation():
+def test_teacher_and_student_see_the_same_view_each_in_its_own_normalization():
     seen = {}
 
     class Spy(nn.Module):

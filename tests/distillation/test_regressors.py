@@ -140,7 +140,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_answer_has_the_shape_of_the_target(name):
+def test_the_output_has_the_shape_of_the_target(name):
     hint_shape, guided_shape, arguments, description, target_shape = CASES[name]
     regressor, words = make_regressor(
         hint_shape, guided_shape, non_negative_hint=False, when_equal=True, **arguments
@@ -175,29 +175,30 @@ def test_a_relu_ends_it_exactly_where_the_hint_is_non_negative(name, non_negativ
 
 
 WRONG = {
-    "no axes": ((), (4,), {}),
-    "five axes": ((1, 2, 3, 4, 5), (4,), {}),
-    "empty axis": ((0, 7, 7), (4, 7, 7), {}),
-    "vector to map": ((8, 7, 7), (4,), {}),
-    "vector to tokens": ((49, 8), (4,), {}),
-    "spatial axes differ": ((8, 3, 4, 5), (4, 7, 7), {}),
-    "tokens without a grid": ((8, 7, 7), (31, 4), {}),
-    "no such axis": ((8, 7, 7), (4, 7, 7), {"hint_channel_axis": 3}),
-    "a grid of more than all tokens": ((5, 8), (5, 4), {"guided_grid": (2, 3)}),
+    "no axes": ((), (4,), {}, "hint-shape-unsupported"),
+    "five axes": ((1, 2, 3, 4, 5), (4,), {}, "hint-shape-unsupported"),
+    "empty axis": ((0, 7, 7), (4, 7, 7), {}, "hint-shape-unsupported"),
+    "vector to map": ((8, 7, 7), (4,), {}, "guided-without-positions"),
+    "vector to tokens": ((49, 8), (4,), {}, "guided-without-positions"),
+    "spatial axes differ": ((8, 3, 4, 5), (4, 7, 7), {}, "grids-incompatible"),
+    "tokens without a grid": ((8, 7, 7), (31, 4), {}, "grids-incompatible"),
+    "no such axis": ((8, 7, 7), (4, 7, 7), {"hint_channel_axis": 3}, "channel-axis-missing"),
+    "a grid larger than the tokens": ((5, 8), (5, 4), {"guided_grid": (2, 3)}, "grid-too-large"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_be_mapped_is_refused(name):
-    hint_shape, guided_shape, arguments = WRONG[name]
-    with pytest.raises(PlanError, match="choosing a regressor"):
+    hint_shape, guided_shape, arguments, code = WRONG[name]
+    with pytest.raises(PlanError) as caught:
         make_regressor(
             hint_shape, guided_shape, non_negative_hint=False, when_equal=True, **arguments
         )
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("shape", [(8, 7, 7), (16, 8), (8,)], ids=["map", "tokens", "vector"])
-def test_equal_shapes_get_the_identity_where_that_is_asked_for(shape):
+def test_equal_shapes_get_the_identity_on_request(shape):
     regressor, words = make_regressor(shape, shape, non_negative_hint=True, when_equal=False)
     value = torch.randn(2, *shape)
     assert words == "identity"
@@ -220,7 +221,7 @@ def test_equal_shapes_get_a_1x1_convolution_by_default():
 
 
 def test_tokens_keep_their_place_when_they_are_folded():
-    """A token sequence and the map it came from must lead to the same answer."""
+    """Tokens and the map that they were flattened from must have the same output."""
     torch.manual_seed(0)
     from_map, _ = make_regressor((8, 6, 6), (4, 6, 6), non_negative_hint=False, when_equal=True)
     from_tokens, _ = make_regressor((8, 6, 6), (37, 4), non_negative_hint=False, when_equal=True)

@@ -13,8 +13,8 @@ from fitcompress.distillation.regressors import make_regressor
 from fitcompress.distillation.statistics import (
     HintStatistics,
     estimate_hint_statistics,
+    estimate_target_statistics,
     reestimate_batch_norms,
-    standardise_hints,
 )
 from fitcompress.errors import PlanError
 
@@ -24,7 +24,7 @@ def _estimate(batches, axis=1):
     return statistics
 
 
-def test_statistics_are_those_of_all_batches_together():
+def test_statistics_are_over_all_batches():
     torch.manual_seed(0)
     batches = [
         torch.randn(5, 3, 4, 4) * torch.tensor([1.0, 20.0, 3.0]).view(3, 1, 1) + 7,
@@ -45,7 +45,7 @@ def test_statistics_of_channels_last_values():
     assert torch.allclose(statistics.std, values.flatten(0, 1).std(0, correction=0), rtol=1e-5)
 
 
-def test_a_dead_channel_is_not_blown_up():
+def test_a_dead_channel_is_not_amplified():
     values = torch.randn(64, 2, 3, 3)
     values[:, 1] = 1e-6 * torch.randn(64, 3, 3)
     assert _estimate([values])(values)[:, 1].abs().max() < 1e-3
@@ -57,31 +57,32 @@ def test_a_constant_hint_stays_finite():
 
 
 @pytest.mark.parametrize("hints", [[], [torch.full((2, 3), float("nan"))]], ids=["none", "nan"])
-def test_statistics_of_nothing_are_refused(hints):
-    with pytest.raises(PlanError, match="gave no finite values"):
+def test_statistics_need_finite_values(hints):
+    with pytest.raises(PlanError) as caught:
         _estimate(hints)
+    assert caught.value.code == "hint-not-finite"
 
 
-def test_statistics_have_no_parameters_and_travel_in_the_state():
+def test_statistics_are_buffers():
     statistics = HintStatistics(torch.zeros(3), torch.ones(3), channel_axis=1)
     assert not list(statistics.parameters())
     assert set(statistics.state_dict()) == {"mean", "std"}
 
 
-def test_pairs_keep_apart():
+def test_each_pair_has_its_own_statistics():
     batches = [(torch.randn(4, 3, 2), torch.randn(4, 5) + 9) for _ in range(2)]
     first, second = estimate_hint_statistics(batches, channel_axes=[1, 1])
     assert first.mean.shape == (3,) and second.mean.shape == (5,)
     assert (second.mean > 7).all()
 
 
-def test_hints_are_standardised_as_they_enter_the_loss():
+def test_target_statistics_are_of_the_hints_as_they_enter_the_loss():
     teacher, views = Lower(make_net(8, seed=1)), make_views(24, augment="none")
     shapes = (8, 3, 3), (4, 3, 3)
     regressor, _ = make_regressor(*shapes, non_negative_hint=False, when_equal=True)
     batches = list(make_loader(views, 8))
     before = digest(teacher)
-    (statistics,) = standardise_hints(
+    (statistics,) = estimate_target_statistics(
         teacher, Preprocess(SPEC), [regressor], batches, num_batches=2
     )
     images = torch.cat([batch.images for batch in batches[:2]])
@@ -110,7 +111,7 @@ def test_batchnorm_statistics_become_those_of_the_batches():
     )
 
 
-def test_reestimation_uses_so_many_batches_and_puts_modes_and_momenta_back():
+def test_reestimation_uses_num_batches_and_restores_modes_and_momenta():
     net = make_net(4, seed=0)
     net.middle.eval()
     net.lower[1].momentum = 0.3
@@ -130,7 +131,7 @@ def test_reestimation_changes_nothing_but_statistics():
 @pytest.mark.parametrize(
     "num_batches, num_images", [(0, 32), (3, 0)], ids=["no batches", "no data"]
 )
-def test_without_batches_the_statistics_stay(num_batches, num_images):
+def test_without_batches_the_statistics_do_not_change(num_batches, num_images):
     net = make_net(4, seed=0)
     before = digest(net)
     loader = make_loader(make_views(num_images), 8)

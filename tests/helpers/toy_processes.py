@@ -1,8 +1,8 @@
-"""A stage as one of several processes, for the tests that train together.
+"""Trains a stage as one of several processes.
 
     python toy_processes.py CHECKPOINT RESULT STAGE ACCUMULATE BATCH_SIZE EPOCHS SHARDS
 
-trains (or resumes) and writes losses and trained parameters to RESULT.<rank>.
+trains or resumes, and writes losses and trained parameters to RESULT.<rank>.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def make_hints():
 
 
 def spy_on_shards() -> list[dict[str, float]]:
-    """For each objective that is sharded from now on: the share of each weight, and of all the
-    teacher's, that this process holds. Layers of 64 weights are gathered on their own.
+    """For each objective that is sharded from now on: the share of each weight of student and
+    teacher that this process holds. Layers of 64 weights are gathered on their own.
     """
     seen, shard_objective = [], distributed.shard_objective
 
@@ -57,7 +57,7 @@ def main(
     torch.set_num_threads(1)
     sharing = spy_on_shards()
     objective = make_distill() if stage == "stage2" else make_hints()
-    objective.teacher.requires_grad_(False)  # as a frozen teacher is
+    objective.teacher.requires_grad_(False)  # like a frozen teacher
     outcome, objective = run_distill(
         checkpoint,
         objective=objective,

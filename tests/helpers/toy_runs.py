@@ -33,7 +33,7 @@ def pixels_of(label: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def write_images(root: Path, *, num_train: int = 16, num_test: int = 10) -> Path:
-    """Class folders `train/` and `test/` with so many images of each class."""
+    """Class folders `train/` and `test/` with the given numbers of images per class."""
     generator = np.random.default_rng(0)
     for split, count in (("train", num_train), ("test", num_test)):
         for label, name in enumerate(NAMES):
@@ -82,12 +82,12 @@ def make_net(num_classes: int = 3) -> nn.Module:
 
 
 def make_small(num_classes: int = 3) -> nn.Module:
-    """A student of one's own."""
+    """A custom student."""
     return TinyNet(num_classes, width=4)
 
 
 def some_images(num: int = 5) -> Tensor:
-    """Normalised images (N, C, H, W) of noise, always the same."""
+    """Normalized images (N, C, H, W) of fixed noise."""
     return torch.randn(num, *SPEC.shape, generator=torch.Generator().manual_seed(3))
 
 
@@ -126,8 +126,8 @@ def toy_recipe(data: Path, out: Path, **more: object) -> Recipe:
         "stage2.optim.lr": 0.01,
         "run.out": str(out),
         "run.device": "cpu",
-        "run.timing": "torch",  # two exports, which take longer than the run
-        "run.teacher_layout": "contiguous",  # else it is measured, and runs to compare may differ
+        "run.timing": "torch",  # the two exports would take longer than the run
+        "run.teacher_layout": "contiguous",  # measured otherwise, and may differ between runs
     }
     return resolve_recipe(
         preset=str(more.pop("preset", "modern")),

@@ -1,8 +1,8 @@
-"""Tiny data and networks for the tests of training; also a program, for the tests that kill it.
+"""Tiny data and networks for the tests of training; also a program for the tests that kill it.
 
 python toy_training.py CHECKPOINT RESULT
 
-trains (or resumes) and writes the losses of all epochs and a digest of the weights.
+trains or resumes, and writes the losses of all epochs and a digest of the weights.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ RUNTIME = {field.name for field in fields(Runtime)}
 
 
 def make_views(
-    num=48, *, seed=0, augment="crop", mixup=0.0, labelled=True, pixels=None, labels=None
+    num=48, *, seed=0, augment="crop", mixup=0.0, labeled=True, pixels=None, labels=None
 ):
-    """Random 8x8 images whose class can be seen: a bright third."""
+    """Random 8x8 images; the bright third is the class."""
     generator = np.random.default_rng(seed)
     if pixels is None:
         labels = generator.integers(0, NUM_CLASSES, num)
         pixels = generator.integers(0, 100, (num, 8, 8), dtype=np.uint8)
         for image, label in zip(pixels, labels, strict=True):
             image[label * 2 : label * 2 + 3] += 120
-    labels = np.asarray(labels) if labelled else np.full(len(pixels), -1)
+    labels = np.asarray(labels) if labeled else np.full(len(pixels), -1)
     images = ArrayImages(pixels, labels)
     return make_dataset(images, SPEC, augment=augment, seed=0, mixup=mixup)
 
@@ -110,7 +110,7 @@ def run_distill(checkpoint_path, *, objective=None, data=None, emit=ignore, resu
 
 
 def digest(network):
-    """A number that changes with any bit of the weights."""
+    """A hash of the weights."""
     total = hashlib.sha256()
     for name, value in network.state_dict().items():
         total.update(name.encode() + value.contiguous().numpy().tobytes())
@@ -118,7 +118,7 @@ def digest(network):
 
 
 def summary(result, network):
-    """All of a result that must not depend on how often it was stopped."""
+    """The parts of a result that must not depend on how often training was stopped."""
     keys = ("epoch", "losses", "held_out")
     history = [{key: record[key] for key in keys} for record in result.history]
     return {"history": history, "num_images": result.num_images, "weights": digest(network)}

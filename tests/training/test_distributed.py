@@ -1,4 +1,4 @@
-"""Several processes train together as one that takes their batches in turn."""
+"""Several processes train like one that accumulates their batches."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def assert_same(one: dict, other: dict, *, rtol: float) -> None:
     assert one["parameters"].keys() == other["parameters"].keys()
     for name, value in one["parameters"].items():
         if rtol and name.endswith(("lower.0.bias", "middle.0.bias")):
-            continue  # the batch norm takes them out again: their gradients are rounding
+            continue  # the batch norm cancels them: their gradients are rounding errors
         torch.testing.assert_close(value, other["parameters"][name], rtol=rtol, atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_two_processes_are_one_that_accumulates(stage, tmp_path):
+def test_two_processes_train_like_one_that_accumulates(stage, tmp_path):
     first, second = train(tmp_path / "two", 2, stage, accumulate=1)
     (alone,) = train(tmp_path / "one", 1, stage, accumulate=2)
     # sums of gradients in another order, amplified by 18 steps of AdamW
@@ -93,7 +93,7 @@ def test_two_processes_are_one_that_accumulates(stage, tmp_path):
     assert len(list((tmp_path / "two").glob("*.pt"))) == 1
 
 
-def test_the_comparison_sees_another_job(tmp_path):
+def test_the_comparison_notices_another_job(tmp_path):
     (alone,) = train(tmp_path / "one", 1, "stage1", accumulate=2)
     (other,) = train(tmp_path / "other", 1, "stage1", accumulate=1)
     with pytest.raises(AssertionError):
@@ -101,7 +101,7 @@ def test_the_comparison_sees_another_job(tmp_path):
 
 
 @pytest.mark.parametrize(("stage", "accumulate"), [("stage1", 1), ("stage2", 2)])
-def test_networks_in_shards_learn_the_same(stage, accumulate, tmp_path):
+def test_sharded_networks_learn_the_same(stage, accumulate, tmp_path):
     whole, _ = train(tmp_path / "whole", 2, stage, accumulate)
     first, second = train(tmp_path / "shards", 2, stage, accumulate, shards=1)
     assert_same(first, whole, rtol=1e-3)
@@ -116,7 +116,7 @@ def test_networks_in_shards_learn_the_same(stage, accumulate, tmp_path):
 
 
 @pytest.mark.parametrize("shards", [0, 1])
-def test_a_job_that_was_killed_goes_on_to_the_same_end(shards, tmp_path):
+def test_a_killed_job_resumes_to_the_same_end(shards, tmp_path):
     unbroken, _ = train(tmp_path / "unbroken", 2, "stage2", accumulate=1, shards=shards)
     folder = tmp_path / "killed"
     processes = start(folder, 2, "stage2", 1, shards=shards)
@@ -130,7 +130,7 @@ def test_a_job_that_was_killed_goes_on_to_the_same_end(shards, tmp_path):
     assert_same(resumed, unbroken, rtol=0)
 
 
-def test_another_way_of_sharing_the_work_is_refused():
+def test_other_kinds_of_parallelism_are_refused():
     class Sharded:
         class distributed_type:
             value = "FSDP"

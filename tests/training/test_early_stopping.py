@@ -1,4 +1,4 @@
-"""Stages that end where they no longer gain, held against runs that were told where to end."""
+"""Stages that end early, compared with runs of a fixed number of epochs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_stage_ends_with_the_weights_of_its_best_epoch(tmp_path):
 
 
 def test_without_labels_the_loss_decides(tmp_path):
-    held_out = make_views(24, seed=3, augment="none", labelled=False)
+    held_out = make_views(24, seed=3, augment="none", labeled=False)
     result, _ = run_distill(
         tmp_path / "a.pt",
         epochs=30,
@@ -43,14 +43,14 @@ def test_without_labels_the_loss_decides(tmp_path):
     assert losses.index(min(losses)) + 1 == result.epochs - 2
 
 
-def test_the_best_average_is_what_a_stage_with_one_ends_with(tmp_path):
+def test_with_averaging_a_stage_ends_with_its_best_average(tmp_path):
     settings = {**STEADY, "ema": 0.9}
     result, objective = run(tmp_path / "a.pt", OptimRecipe(**settings, patience=3), 30)
     _, expected = run(tmp_path / "b.pt", OptimRecipe(**settings), result.epochs - 3)
     assert digest(objective.trained) == digest(expected.trained)
 
 
-def test_a_run_stopped_while_it_waits_ends_the_same(tmp_path):
+def test_a_run_stopped_while_it_waits_for_improvement_ends_the_same(tmp_path):
     path, optim = tmp_path / "a.pt", OptimRecipe(**STEADY, patience=3)
     unbroken = run_distill(path, epochs=30, optim=optim)
     path.unlink()
@@ -76,13 +76,13 @@ def _of(run):
     return result, objective.trained
 
 
-def test_there_must_be_images_to_judge_by(tmp_path):
+def test_early_stopping_needs_held_out_images(tmp_path):
     optim = OptimRecipe(**STEADY, patience=3)
     with pytest.raises(DataError) as caught:
         run_distill(tmp_path / "a.pt", optim=optim, data=(make_views(), None))
     assert caught.value.code == "held-out-images-missing"
 
 
-def test_patience_is_an_epoch_at_least():
+def test_patience_is_at_least_one_epoch():
     with pytest.raises(RecipeError, match=r"optim\.patience"):
         OptimRecipe(patience=0)

@@ -1,4 +1,4 @@
-"""The moving average of the weights, against the recursion written out by hand."""
+"""The moving average of the weights, against the recursion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _weights(network) -> torch.Tensor:
     return torch.cat([value.flatten().double() for value in network.parameters()])
 
 
-def test_it_is_the_recursion_with_a_decay_that_warms_up():
+def test_the_average_is_the_recursion_with_a_decay_that_warms_up():
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
     average, expected = WeightAverage(network, 0.9), _weights(network)
@@ -34,7 +34,7 @@ def test_it_is_the_recursion_with_a_decay_that_warms_up():
     torch.testing.assert_close(_weights(network), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_stage_ends_with_the_average_and_is_judged_by_it(tmp_path):
+def test_a_stage_ends_with_the_average_and_evaluates_it(tmp_path):
     plain, last = run_distill(tmp_path / "plain.pt")
     result, objective = run_distill(tmp_path / "ema.pt", optim=OptimRecipe(lr=0.01, ema=0.9))
     assert [r["losses"] for r in result.history] == [r["losses"] for r in plain.history]
@@ -55,7 +55,7 @@ def test_a_stage_that_is_resumed_ends_with_the_same_average(first, tmp_path):
 
 
 def interrupted_after(epochs, objective, path, optim):
-    """Stops a run of three epochs by an error once so many are done."""
+    """Stops a run of three epochs by an error after `epochs` epochs."""
 
     class Stop(Exception):
         pass

@@ -1,4 +1,4 @@
-"""Memory runs out: batches become smaller and steps stay the same, or the error says what helps."""
+"""Out of memory: batches become smaller and steps stay the same, or the error gives advice."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fitcompress.recipe.schema import OptimRecipe
 from fitcompress.training.train_config import TrainConfig, plan_batches
 
 
-def _cramped(most: int, from_batch: int = 0):
-    """An objective for which more than `most` images are too many, from some batch on."""
+def _limited(most: int, from_batch: int = 0):
+    """An objective that runs out of memory with more than `most` images, from some batch on."""
     objective = make_distill()
     losses, seen = objective.losses, []
 
@@ -33,15 +33,15 @@ def _cramped(most: int, from_batch: int = 0):
 
 
 @pytest.mark.parametrize("from_batch", [0, 10])
-def test_smaller_batches_go_on_with_the_same_steps(from_batch, tmp_path):
-    said = []
-    objective, seen = _cramped(2, from_batch)
+def test_smaller_batches_continue_with_the_same_steps(from_batch, tmp_path):
+    events = []
+    objective, seen = _limited(2, from_batch)
     held_out = make_views(12, seed=1, augment="none")
     more = {"data": (make_views(48), held_out), "epochs": 2}
     result, _ = run_distill(
-        tmp_path / "a.pt", objective=objective, auto_batch=True, emit=said.append, **more
+        tmp_path / "a.pt", objective=objective, auto_batch=True, emit=events.append, **more
     )
-    notices = [event.message for event in said if isinstance(event, Notice)]
+    notices = [event.message for event in events if isinstance(event, Notice)]
     assert [notice.split("accumulates ")[1][:21] for notice in notices] == [
         "2 batches of 4 images",
         "4 batches of 2 images",
@@ -52,15 +52,15 @@ def test_smaller_batches_go_on_with_the_same_steps(from_batch, tmp_path):
         assert digest(objective.trained) == digest(other.trained)
 
 
-def test_an_odd_batch_is_divided_by_what_divides_it(tmp_path):
-    objective, seen = _cramped(3)
+def test_an_odd_batch_is_divided_by_its_smallest_factor(tmp_path):
+    objective, seen = _limited(3)
     run_distill(tmp_path / "a.pt", objective=objective, auto_batch=True, batch_size=9, epochs=1)
     assert seen[0] == 9 and seen[-1] == 3
 
 
 @pytest.mark.parametrize("settings", [{}, {"auto_batch": True, "batch_size": 1}])
-def test_where_nothing_helps_the_error_says_so(settings, tmp_path):
-    objective, _ = _cramped(0)
+def test_out_of_memory_is_an_error_with_advice(settings, tmp_path):
+    objective, _ = _limited(0)
     with pytest.raises(TrainingError) as caught:
         run_distill(tmp_path / "a.pt", objective=objective, **settings)
     assert caught.value.code == "out-of-memory"
@@ -69,7 +69,7 @@ def test_where_nothing_helps_the_error_says_so(settings, tmp_path):
     assert ("--auto-batch" in caught.value.advice) != bool(settings)
 
 
-def test_several_processes_are_refused(tmp_path):
+def test_auto_batch_with_several_processes_is_refused(tmp_path):
     config = TrainConfig(
         stage="stage1",
         optim=OptimRecipe(),
@@ -103,7 +103,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_freed_memory_is_not_faulted_in_again():
     faults = {}
-    for way in ("as it is", "kept"):
-        words = [sys.executable, "-c", _FAULTS, way]
-        faults[way] = int(subprocess.run(words, capture_output=True, check=True).stdout)
-    assert faults["kept"] < 0.05 * faults["as it is"]
+    for way in ("default", "kept"):
+        command = [sys.executable, "-c", _FAULTS, way]
+        faults[way] = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert faults["kept"] < 0.05 * faults["default"]

@@ -23,8 +23,10 @@ def test_the_first_step_that_was_not_finite_is_named():
     meter = LossMeter(CPU)
     for step, value in enumerate([1.0, float("inf"), 1.0, float("nan")], 1):
         meter.add({"loss": torch.tensor(value)}, step)
-    with pytest.raises(TrainingError, match="epoch 7, step 2"):
+    with pytest.raises(TrainingError) as caught:
         meter.check("stage1", 7)
+    assert caught.value.code == "loss-not-finite"
+    assert caught.value.facts == {"stage": "stage1", "epoch": 7, "step": 2}
 
 
 def test_finite_losses_pass():
@@ -33,7 +35,7 @@ def test_finite_losses_pass():
     meter.check("stage1", 1)
 
 
-def test_a_restored_meter_goes_on_exactly():
+def test_a_restored_meter_continues_exactly():
     whole, first, second = LossMeter(CPU), LossMeter(CPU), LossMeter(CPU)
     values = torch.rand(10)
     for step, value in enumerate(values, 1):

@@ -1,4 +1,4 @@
-"""timm's optimizers with our rules."""
+"""timm's optimizers: weight decay, momentum and learning rates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_biases_and_norms_get_no_weight_decay():
     assert decayed == {id(p) for p in net.parameters() if p.dim() > 1}
 
 
-def test_parameters_that_want_no_gradient_are_left_out():
+def test_parameters_without_gradients_are_left_out():
     net = make_net(4, seed=0)
     net.lower.requires_grad_(False)
     optimizer = build_optimizer(net, OptimRecipe())

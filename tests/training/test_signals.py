@@ -1,4 +1,4 @@
-"""Signals ask for a stop; the previous handlers come back."""
+"""Signals request a stop; the previous handlers are restored."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test_a_signal_sets_the_request(number):
         assert stop.is_set
 
 
-def test_a_second_signal_breaks_off_at_once():
+def test_a_second_signal_interrupts_at_once():
     with pytest.raises(KeyboardInterrupt), stop_on_signals():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_previous_handlers_come_back_also_after_an_error():
+def test_previous_handlers_are_restored_even_after_an_error():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(ValueError, match="inside"), stop_on_signals():
         raise ValueError("inside")
@@ -56,7 +56,7 @@ def test_a_forked_worker_survives_any_number_of_signals():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_interrupted_is_no_ordinary_exception_and_names_stage_and_file():
+def test_interrupted_is_a_keyboard_interrupt_that_names_stage_and_file():
     error = Interrupted("stage1", Path("stage1.pt"))
     assert isinstance(error, KeyboardInterrupt) and not isinstance(error, Exception)
     assert "stage1.pt" in str(error) and error.stage == "stage1"

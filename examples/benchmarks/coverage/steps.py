@@ -40,7 +40,7 @@ from fitcompress.distillation.frozen_teacher import freeze_teacher
 from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
 from fitcompress.distillation.objectives import DistillObjective
 from fitcompress.distillation.partial_networks import cut_at
-from fitcompress.distillation.statistics import standardise_hints
+from fitcompress.distillation.statistics import estimate_target_statistics
 from fitcompress.events import ignore
 from fitcompress.exporters.artifact import Exportable
 from fitcompress.exporters.formats import export_model
@@ -131,7 +131,7 @@ def hint_objective(planned: Planned, recipe: Recipe, batch: Batch) -> HintObject
     )
     regressors = [regressor for regressor, _ in make_regressors(planned.pairs, recipe.hints)]
     preprocess = Preprocess(planned.teacher.interface.input)
-    statistics = standardise_hints(cuts[0], preprocess, regressors, [batch], num_batches=1)
+    statistics = estimate_target_statistics(cuts[0], preprocess, regressors, [batch], num_batches=1)
     return HintObjective(
         *cuts,
         HintMatcher(regressors, statistics),

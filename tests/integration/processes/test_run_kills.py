@@ -1,4 +1,4 @@
-"""A whole run that is killed at any moment, in any stage, resumes to an unbroken one's bits."""
+"""A whole run that is killed at any moment, in any stage, resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -23,19 +23,27 @@ _TENSORS = ("student", "teacher", "baseline")
 
 @dataclass(frozen=True)
 class Scene:
-    """The images, the weights of a teacher with other classes, and what an unbroken run leaves."""
+    """The images, the weights of a teacher with other classes, and the files of an unbroken run."""
 
     folder: Path
     unbroken: dict[str, object]
     seconds: float
-    """From the first event of the unbroken run to the last."""
+    """Duration of the unbroken run, from its first to its last event."""
 
     def start(self, out: Path) -> subprocess.Popen:
-        """Begins the run at `out`, or goes on with it."""
+        """Starts or resumes the run at `out`."""
         home = Path(fitcompress.__file__).parents[1]
         paths = os.pathsep.join([str(home), str(Path(toy_runs.__file__).parents[1])])
         return subprocess.Popen(
-            [sys.executable, "-m", "fitcompress", *self._words(), "--out", str(out), "--resume"],
+            [
+                sys.executable,
+                "-m",
+                "fitcompress",
+                *self._arguments(),
+                "--out",
+                str(out),
+                "--resume",
+            ],
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -43,7 +51,7 @@ class Scene:
             text=True,
         )
 
-    def _words(self) -> list[str]:
+    def _arguments(self) -> list[str]:
         settings = {
             "teacher.weights": "five.pth",
             "teacher.num_classes": 5,
@@ -59,11 +67,11 @@ class Scene:
             "stage1.epochs": 4,
             "stage2.epochs": 6,
             "run.device": "cpu",
-            "run.teacher_layout": "contiguous",  # else measured: another run may choose another
+            "run.teacher_layout": "contiguous",  # measured otherwise, and may differ between runs
             "run.baseline": "true",
             "run.timing": "torch",
         }
-        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         return ["distill", "--teacher", "helpers.toy_runs:make_net", "--quiet", *sets]
 
 
@@ -75,7 +83,7 @@ def finish(scene: Scene, out: Path) -> dict[str, object]:
 
 
 def left_in(run: Path) -> dict[str, object]:
-    """Everything of a run that must not depend on how often it was stopped."""
+    """The results of a run that must not depend on how often it was stopped."""
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     stages = [{key: s[key] for key in ("stage", "epochs", "losses")} for s in results["stages"]]
     accuracies = {name: results[name]["accuracy"] for name in _TENSORS}
@@ -100,7 +108,7 @@ def scene(tmp_path_factory) -> Scene:
 
 
 def kill_in(scene: Scene, out: Path, wait_s: float) -> str:
-    """Starts or goes on, kills it `wait_s` after it began to work; the stage that this hit."""
+    """The stage in which a run was killed, `wait_s` seconds after its start or resumption."""
     events = out / "events.jsonl"
     size = events.stat().st_size if events.is_file() else 0
     process = scene.start(out)
@@ -141,7 +149,7 @@ def test_a_run_killed_50_times_ends_with_the_bits_of_an_unbroken_one(scene):
     assert len(hit) >= 4, f"only {hit} were hit"
 
 
-def test_the_comparison_sees_another_run(scene, tmp_path):
+def test_the_comparison_notices_another_run(scene, tmp_path):
     assert scene.unbroken["stages"]
     assert {stage["stage"] for stage in scene.unbroken["stages"]} == {
         "teacher",

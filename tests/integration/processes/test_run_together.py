@@ -1,4 +1,4 @@
-"""A whole run in two processes: as one that accumulates, and after one of them was killed."""
+"""A whole run in two processes: the losses of one process, also after a kill."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def start(folder: Path, out: str, *, num: int, **more: object) -> subprocess.Pop
         "stage1.epochs": 3,
         "stage2.epochs": 3,
         "run.device": "cpu",
-        "run.teacher_layout": "contiguous",  # else measured: another run may choose another
+        "run.teacher_layout": "contiguous",  # measured otherwise, and may differ between runs
         "run.timing": "torch",
         **{name.replace("__", "."): value for name, value in more.items()},
     }
-    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num}"]
     home = Path(fitcompress.__file__).parents[1]
     paths = os.pathsep.join([str(home), str(Path(toy_runs.__file__).parents[1])])
-    words = [
+    arguments = [
         "distill",
         "--teacher",
         "helpers.toy_runs:make_net",
@@ -58,7 +58,7 @@ def start(folder: Path, out: str, *, num: int, **more: object) -> subprocess.Pop
         "--resume",
     ]
     return subprocess.Popen(
-        [sys.executable, *(launcher if num > 1 else []), "-m", "fitcompress", *words, *sets],
+        [sys.executable, *(launcher if num > 1 else []), "-m", "fitcompress", *arguments, *sets],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -91,11 +91,11 @@ def test_two_processes_have_the_losses_of_one_that_accumulates(folder, together)
     assert len(two) == 6
     for own, other in zip(two, one, strict=True):
         assert own[0] == other[0]
-        # gradients are added in another order; nothing else differs
+        # gradients are added in another order
         assert own[1] == pytest.approx(other[1], rel=1e-3)
 
 
-def test_a_run_in_shards_has_the_losses_of_one_of_whole_networks(folder, together):
+def test_a_sharded_run_has_the_losses_of_an_unsharded_one(folder, together):
     finish(start(folder, "shards", num=2, run__shard="true", run__teacher_layout="channels-last"))
     shards, two = losses(folder / "shards"), losses(folder / "two")
     assert [stage for stage, _ in shards] == [stage for stage, _ in two]
@@ -103,7 +103,7 @@ def test_a_run_in_shards_has_the_losses_of_one_of_whole_networks(folder, togethe
     assert (folder / "shards/results.json").is_file()
 
 
-def test_one_process_writes_and_speaks(folder, together):
+def test_only_one_process_writes_and_prints(folder, together):
     assert together.count("fitcompress report") == 1
     lines = (folder / "two/events.jsonl").read_text().splitlines()
     starts = [line for line in lines if '"StageStarted"' in line and '"stage1"' in line]
@@ -111,7 +111,7 @@ def test_one_process_writes_and_speaks(folder, together):
     assert (folder / "two/results.json").is_file() and (folder / "two/student").is_dir()
 
 
-def test_a_killed_process_ends_the_job_by_its_name_and_the_run_goes_on(folder, together):
+def test_a_killed_process_ends_the_job_which_can_be_resumed(folder, together):
     job = start(folder, "killed", num=2)
     checkpoint = folder / "killed/checkpoints/stage1.pt"
     while not checkpoint.exists():
@@ -127,7 +127,7 @@ def test_a_killed_process_ends_the_job_by_its_name_and_the_run_goes_on(folder, t
     assert losses(folder / "killed")[-1] == losses(folder / "two")[-1]
 
 
-def test_several_processes_need_a_directory_that_all_know(folder):
+def test_several_processes_need_an_output_directory(folder):
     process = subprocess.run(
         [sys.executable, "-m", "fitcompress", "distill", "--teacher", "resnet18"],
         env={**os.environ, "WORLD_SIZE": "2"},

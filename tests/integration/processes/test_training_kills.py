@@ -1,4 +1,4 @@
-"""A run that is killed at any moment leaves a directory that resumes to the same bits."""
+"""A stage that is killed at any moment resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def _start(checkpoint_path, result_path):
 
 
 def _killed_runs(folder, num_kills, seed):
-    """Starts and kills a run so often, then lets one finish; gives what that one says."""
+    """Starts and kills a run `num_kills` times, then lets it finish; returns its result."""
     moments = random.Random(seed)
     checkpoint_path, result_path = folder / "stage2.pt", folder / "result.json"
     for _ in range(num_kills):
         process = _start(checkpoint_path, result_path)
-        process.stdout.readline()  # it says when training begins
+        process.stdout.readline()  # printed when training begins
         try:
             process.wait(timeout=moments.uniform(0.0, 0.25))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         process.stdout.close()
-        if result_path.exists():  # it was faster than the kill: begin again
+        if result_path.exists():  # it finished before the kill: start again
             result_path.unlink()
             checkpoint_path.unlink()
     process = _start(checkpoint_path, result_path)
@@ -70,7 +70,7 @@ def test_a_run_killed_5_times_ends_with_the_bits_of_an_unbroken_one(tmp_path, se
     assert _killed_runs(tmp_path, 5, seed=seed + 1) == _unbroken(tmp_path)
 
 
-def test_the_digest_sees_a_single_bit():
+def test_the_digest_changes_with_a_single_bit():
     network = make_distill().trained
     before = digest(network)
     network.upper[2].bias.data[0] += 1e-7

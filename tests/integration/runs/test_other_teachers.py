@@ -23,7 +23,7 @@ from fitcompress.data.views import Batch
 from fitcompress.distillation.hint_objectives import HintMatcher, HintObjective
 from fitcompress.distillation.objectives import DistillObjective
 from fitcompress.distillation.partial_networks import cut_at
-from fitcompress.distillation.statistics import standardise_hints
+from fitcompress.distillation.statistics import estimate_target_statistics
 from fitcompress.events import ignore
 from fitcompress.exporters.artifact import Exportable
 from fitcompress.exporters.formats import export_model
@@ -125,7 +125,7 @@ def objectives(planned: Planned, recipe: Recipe, given: Given, batch: Batch) -> 
     )
     regressors = [regressor for regressor, _ in make_regressors(pairs, recipe.hints)]
     preprocess = {"teacher_preprocess": given, "student_preprocess": given}
-    statistics = standardise_hints(cuts[0], given, regressors, [batch], num_batches=1)
+    statistics = estimate_target_statistics(cuts[0], given, regressors, [batch], num_batches=1)
     hints = HintObjective(*cuts, HintMatcher(regressors, statistics), **preprocess)
     kinds = output_kinds(planned.teacher)
     networks = planned.teacher.network, planned.student.network
