@@ -22,7 +22,6 @@ SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,4}")
 WITHOUT_CODES_YET = {
     "api",
     "cli",
-    "distillation",
     "exporters",
     "report",
     "run",
