@@ -173,7 +173,6 @@ def stage_title(stage: str) -> str:
     >>> stage_title("stage1"), stage_title("export")
     ('Stage 1: hint training', 'Export')
     """
-    stage = stage.removeprefix("teacher's ")
     return _STAGE_TITLES.get(stage, stage.replace("_", " ").capitalize())
 
 
