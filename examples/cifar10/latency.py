@@ -37,14 +37,14 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name, batches in times.items():
         for batch, timing in batches.items():
-            said = report.model("student").timings["onnxruntime"][batch].speedup
+            reported = report.model("student").timings["onnxruntime"][batch].speedup
             if name == "student.int8":
-                said *= beside_float["onnx-int8"][batch].speedup
+                reported *= beside_float["onnx-int8"][batch].speedup
             low, high = timing.speedup_range
             print(
                 f"| {name} | {batch} | {timing.median_ms:.2f} | {timing.p95_ms:.2f}"
                 f" | {timing.speedup:.2f} | {low:.2f} to {high:.2f}"
-                f" | {'' if name == 'teacher' else f'{said:.2f}'} |"
+                f" | {'' if name == 'teacher' else f'{reported:.2f}'} |"
             )
 
 

@@ -95,8 +95,8 @@ def exceptions(rows: Rows) -> list[str]:
     for row in rows:
         missed = [name for name, holds in checks.items() if not holds(row)]
         if missed:
-            said = "; ".join(filter(None, (row["frozen"], row["notice"]))).replace("|", "/")
-            cells = (row["params_ratio"], row["floor_ratio"], row["depth_ratio"], said)
+            reasons = "; ".join(filter(None, (row["frozen"], row["notice"]))).replace("|", "/")
+            cells = (row["params_ratio"], row["floor_ratio"], row["depth_ratio"], reasons)
             lines.append(f"| {row['model']} | {', '.join(missed)} | {' | '.join(cells)} |")
     return lines
 
@@ -167,8 +167,8 @@ def steps(rows: Rows) -> list[str]:
     for what, column in columns.items():
         done = [row for row in rows if row[column]]
         most = f", largest difference {max(number(row, column) for row in done):.2g}"
-        said = share(rows, lambda row, column=column: bool(row[column]))
-        lines.append(f"| {what} | {said}{most if 'difference' in column else ''} |")
+        counts = share(rows, lambda row, column=column: bool(row[column]))
+        lines.append(f"| {what} | {counts}{most if 'difference' in column else ''} |")
     lines.append(f"| loaded elsewhere | {share(rows, lambda row: row['loaded'] == 'True')} |")
     return [*lines, *(f"| {row['model']} | {row['notice']} |" for row in rows if row["notice"])]
 

@@ -182,9 +182,11 @@ def stage_1(pair: Pair) -> Step:
 def stage_1_uncut(pair: Pair) -> Step:
     """Stage 1 on whole networks, to see what cutting them saves."""
     teacher, student = pair.planned.teacher, pair.planned.student
-    (said,), (answered,) = (output_nodes(net.program.graph) for net in (teacher, student))
-    frozen = freeze_teacher(teacher, [*pair.hints, said.name], **_form(pair)).network
-    whole = cut_at(student, [*pair.guided, answered.name])
+    (teacher_output,), (student_output,) = (
+        output_nodes(net.program.graph) for net in (teacher, student)
+    )
+    frozen = freeze_teacher(teacher, [*pair.hints, teacher_output.name], **_form(pair)).network
+    whole = cut_at(student, [*pair.guided, student_output.name])
     for network in (frozen, whole):
         if pair.compiles:  # separately, or the compiler would remove the unused rest
             network.compile(dynamic=False)
@@ -259,8 +261,8 @@ class _Hinted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.student(x)
-        said: Tensor = self.regressor(self._seen.pop())
-        return said
+        predicted: Tensor = self.regressor(self._seen.pop())
+        return predicted
 
 
 def plain_stage_1(pair: Pair) -> Step:
@@ -292,8 +294,8 @@ def plain_stage_2(pair: Pair) -> Step:
     def step() -> None:
         optimizer.zero_grad()
         with torch.no_grad():
-            said = teacher(x)
-        _kd(student(x), said, labels).backward()
+            teacher_logits = teacher(x)
+        _kd(student(x), teacher_logits, labels).backward()
         optimizer.step()
 
     return step
@@ -436,8 +438,8 @@ def by_hand(pair: Pair) -> Step:
         optimizer.zero_grad()
         with pair.autocast():
             with torch.no_grad():
-                said = teacher(x)
-            loss = _kd(student(x), said, labels)
+                teacher_logits = teacher(x)
+            loss = _kd(student(x), teacher_logits, labels)
         loss.backward()
         optimizer.step()
 
