@@ -19,8 +19,8 @@ from fitcompress.evaluation.accuracy import accuracy
 from fitcompress.evaluation.predict import predict_split
 from fitcompress.events import Emit, StageFinished, StageStarted, ignore
 from fitcompress.exporters.formats import FORMATS, export_model
-from fitcompress.exporters.from_run import accuracy_of, source_of
-from fitcompress.exporters.latency import beside_float
+from fitcompress.exporters.from_run import file_accuracy, make_exportable
+from fitcompress.exporters.latency import file_latency
 from fitcompress.exporters.onnx_session import open_onnx
 from fitcompress.graph.lift import build_network
 from fitcompress.interface import Interface
@@ -157,15 +157,15 @@ def export(
     model = load_model(directory.student_path)
     data = load_data(recipe.data, seed=recipe.run.seed, emit=ignore)
     data = match_classes(data, model.interface.class_names)
-    source = source_of(model, data, directory.student_path, opset=opset)
+    exportable = make_exportable(model, data, directory.student_path, opset=opset)
     records = _known_exports(directory)
     for form in formats:
         emit(StageStarted(stage=f"export {form}"))
         path = directory.exports_path / f"student{FORMATS[form].suffix}"
-        record = export_model(form, source, path, force=force)
-        record = replace(record, accuracy=accuracy_of(form, path, model.interface, data))
+        record = export_model(form, exportable, path, force=force)
+        record = replace(record, accuracy=file_accuracy(form, path, model.interface, data))
         if recipe.run.timing == "all" and path.suffix == ".onnx" and form != "onnx":
-            record = replace(record, latency=beside_float(path, model))
+            record = replace(record, latency=file_latency(path, model))
         records[form] = record
         directory.write_json("exports.json", [known.to_dict() for known in records.values()])
         emit(StageFinished(stage=f"export {form}", seconds=record.seconds, num_images=0, detail={}))

@@ -1,5 +1,5 @@
-"""What an export takes from a run besides the student: images to check, to calibrate and to judge
-with. Layer: pipeline.
+"""Exports of a run's student: samples and calibration images from the run's data, and the accuracy
+of the files.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import Views, make_dataset
 from fitcompress.evaluation.accuracy import accuracy, agreement
 from fitcompress.evaluation.predict import predict_split
-from fitcompress.exporters.artifact import Exportable, quiet
+from fitcompress.exporters.converters import quiet
+from fitcompress.exporters.exportable import Exportable
 from fitcompress.exporters.formats import FORMATS
 from fitcompress.interface import Interface
 from fitcompress.models.model import Model
 from fitcompress.records.measurements import Share
 
-__all__ = ["accuracy_of", "source_of"]
+__all__ = ["file_accuracy", "make_exportable"]
 
-_SAMPLES = 8
+_NUM_SAMPLES = 8
 """Real images that exports are checked on."""
-_CALIBRATION, _CALIBRATION_BATCH = 256, 32
-"""Training images whose activations give int8 its ranges."""
+_NUM_CALIBRATION, _CALIBRATION_BATCH = 256, 32
+"""Training images on which int8 measures the ranges of activations."""
 
 
-def source_of(
+def make_exportable(
     model: Model, data: DataBundle, folder: Path | None = None, *, opset: int | None = None
 ) -> Exportable:
-    """The model with images of the run's data. What an export is chosen by is held out of the
-    training images, not the evaluation split.
+    """A model with images of the run's data. Choices of an export are scored on images held out of
+    the training images, never on the evaluation split.
     """
     preprocess = Preprocess(model.interface.images)
-    pixels = _some(data.evaluation, model, _SAMPLES)
+    pixels = _spread_images(data.evaluation, model, _NUM_SAMPLES)
 
     def calibration() -> Iterator[Tensor]:
         views = _views(data.train, model)
         loader = make_loader(views, _CALIBRATION_BATCH, shuffle_seed=0)
         for number, batch in enumerate(loader):
-            if number * _CALIBRATION_BATCH >= _CALIBRATION:
+            if number * _CALIBRATION_BATCH >= _NUM_CALIBRATION:
                 return
             yield preprocess(batch.images)
 
@@ -56,8 +57,8 @@ def source_of(
         own = predict_split(model.network, model.interface, data.held_out, "cpu")
         return agreement(own, found).top1
 
-    source = Exportable(
-        _ending(model),
+    exportable = Exportable(
+        _with_activation(model, model.interface.activation),
         model.interface,
         preprocess(pixels),
         folder,
@@ -66,39 +67,38 @@ def source_of(
         score=score,
     )
 
-    def with_pixels() -> Exportable:
-        network = nn.Sequential(preprocess, _ending(model, as_probabilities=True)).eval()
-        interface = replace(model.interface, activation=_activation(model, as_probabilities=True))
-        return replace(source, network=network, interface=interface, samples=pixels)
+    def with_preprocessing() -> Exportable:
+        activation = model.interface.activation or _probabilities(model.interface)
+        network = nn.Sequential(preprocess, _with_activation(model, activation)).eval()
+        interface = replace(model.interface, activation=activation)
+        return replace(exportable, network=network, interface=interface, samples=pixels)
 
-    return replace(source, with_pixels=with_pixels)
-
-
-_ENDINGS = {"softmax": nn.Softmax(-1), "log_softmax": nn.LogSoftmax(-1), "sigmoid": nn.Sigmoid()}
-_PROBABILITIES = {"classes": "softmax", "labels": "sigmoid"}
+    return replace(exportable, with_preprocessing=with_preprocessing)
 
 
-def _ending(model: Model, *, as_probabilities: bool = False) -> nn.Module:
-    """The network as its user expects it: with the activation that the teacher ended in, or one
-    that gives probabilities.
-    """
-    ending = _ENDINGS.get(_activation(model, as_probabilities=as_probabilities))
+_ACTIVATIONS = {
+    "softmax": nn.Softmax(-1),
+    "log_softmax": nn.LogSoftmax(-1),
+    "sigmoid": nn.Sigmoid(),
+}
+
+
+def _with_activation(model: Model, activation: str) -> nn.Module:
+    ending = _ACTIVATIONS.get(activation)
     return nn.Sequential(model.network, ending).eval() if ending else model.network
 
 
-def _activation(model: Model, *, as_probabilities: bool) -> str:
-    own = model.interface.activation
-    if own or not as_probabilities:
-        return own
-    return _PROBABILITIES.get(model.interface.output_kind or "classes", "")
+def _probabilities(interface: Interface) -> str:
+    """The activation that turns the outputs into probabilities."""
+    return {"classes": "softmax", "labels": "sigmoid"}.get(interface.output_kind or "classes", "")
 
 
-def accuracy_of(form: str, path: Path, interface: Interface, data: DataBundle) -> Share | None:
-    """The accuracy of a written file on the evaluation split, run by what its format is for; None
-    without labels or scores.
-    """
-    with quiet():  # torch says that TorchScript is of the past
-        network: Any = FORMATS[form].open(path, interface)
+def file_accuracy(
+    format_name: str, path: Path, interface: Interface, data: DataBundle
+) -> Share | None:
+    """The accuracy of an exported file on the evaluation split; None without labels or scores."""
+    with quiet():  # torch warns that TorchScript is deprecated
+        network: Any = FORMATS[format_name].open(path, interface)
         predictions = predict_split(network, interface, data.evaluation, "cpu")
     if interface.kind_of(predictions.logits_NK.shape) == "values":
         return None
@@ -109,7 +109,7 @@ def _views(images: Images, model: Model) -> Views:
     return make_dataset(images, model.interface.images, augment="none", seed=0)
 
 
-def _some(images: Images, model: Model, count: int) -> Tensor:
-    """Some images, spread over a split: uint8."""
+def _spread_images(images: Images, model: Model, count: int) -> Tensor:
+    """uint8 images at equal distances in a split."""
     views = _views(images, model)
     return views.batch([len(views) * number // count for number in range(count)]).images

@@ -1,5 +1,7 @@
-"""ONNX files in int8: weights per channel, activations by what training images make of them, and
-layers left in float where int8 costs accuracy. Layer: `onnxwrite`, onnxruntime's quantizer.
+"""ONNX files in int8.
+
+Weights are quantized per channel, activations to the ranges that they have on training images.
+Layers in which int8 costs too much accuracy stay in float.
 """
 
 from __future__ import annotations
@@ -12,57 +14,66 @@ from typing import Any
 import numpy as np
 
 from fitcompress.errors import ExportError
-from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.exportable import Exportable
 from fitcompress.exporters.onnx_session import OnnxNetwork, open_onnx
 from fitcompress.exporters.onnx_writer import write_onnx
 
 __all__ = ["write_int8"]
 
-_MOST_LOST = 0.005
-"""The accuracy that int8 may cost."""
+_MAX_LOSS = 0.005
+"""Of accuracy, that int8 may cost."""
 _QUANTIZED = ("Conv", "Gemm", "MatMul")
-"""Operators that hold a layer's weights."""
-_FEW_BATCHES = 2
-"""Of the calibration images, for ranking the layers."""
+"""Operators with the weights of layers."""
+_NUM_RANKING_BATCHES = 2
+"""Calibration batches on which layers are ranked."""
 
 _Array = np.ndarray[Any, Any]
 
 
-def write_int8(source: Exportable, path: Path) -> str:
-    """The network with int8 weights and activations; says which layers stayed in float.
+def write_int8(exportable: Exportable, path: Path) -> str:
+    """Writes the network with int8 weights and activations; returns a remark on layers that stay in
+    float.
 
-    Where int8 loses more than half a point of `source.score`, layers are left in float, first those
-    that alone, in int8, change the outputs most.
+    As long as int8 costs more than half a point of `exportable.score`, more layers stay in float:
+    first those which, quantized alone, change the outputs most.
 
     Raises:
-        ExportError: the source has no images to calibrate with, or no layers are left to quantize.
+        ExportError: there are no images to calibrate with, or too much accuracy is lost even with
+            half of the layers in float.
     """
-    if source.calibration is None or source.score is None:
-        raise ExportError("exporting int8: it needs images, to calibrate and to judge with")
+    if exportable.calibration is None or exportable.score is None:
+        raise ExportError(
+            "exporting onnx-int8: calibration needs images, got none", code="int8-without-images"
+        )
     with TemporaryDirectory() as folder:
         plain = Path(folder) / "float.onnx"
-        write_onnx(source, plain)
+        write_onnx(exportable, plain)
         prepared = _prepared(plain)
-        batches = [batch.numpy() for batch in source.calibration()]
-        before = source.score(open_onnx(plain))
+        batches = [batch.numpy() for batch in exportable.calibration()]
+        before = exportable.score(open_onnx(plain))
         layers = _layers(prepared)
         ranked: Sequence[str] = ()
         for num_float in _counts(len(layers)):
             if num_float and not ranked:
-                ranked = _most_sensitive_first(prepared, layers, batches[:_FEW_BATCHES])
+                ranked = _most_sensitive_first(prepared, layers, batches[:_NUM_RANKING_BATCHES])
             _quantize(prepared, path, batches, exclude=ranked[:num_float])
-            lost = before - source.score(open_onnx(path, source.interface))
-            if lost <= _MOST_LOST:
+            lost = before - exportable.score(open_onnx(path, exportable.interface))
+            if lost <= _MAX_LOSS:
                 return f"{num_float} of {len(layers)} layers in float" if num_float else ""
     raise ExportError(
-        f"exporting int8: {lost:.1%} of accuracy is lost with {num_float} of {len(layers)} layers"
-        " in float",
-        advice="use --onnx or --fp16",
+        f"exporting onnx-int8: expected at most {_MAX_LOSS:.1%} loss of accuracy, got {lost:.1%}"
+        f" with {num_float} of {len(layers)} layers in float",
+        code="int8-accuracy-loss",
+        advice="Export with --onnx or --fp16 instead.",
+        lost=lost,
+        allowed=_MAX_LOSS,
+        layers_in_float=num_float,
+        layers=len(layers),
     )
 
 
 def _counts(num_layers: int) -> Iterator[int]:
-    """How many layers to leave in float: none, a sixteenth, and so on, up to half."""
+    """Numbers of layers to keep in float: none, a sixteenth, an eighth, up to half."""
     yield 0
     count = max(1, num_layers // 16)
     while count <= num_layers // 2:
@@ -71,7 +82,7 @@ def _counts(num_layers: int) -> Iterator[int]:
 
 
 def _prepared(path: Path) -> Path:
-    """The file with shapes inferred and batch norms folded, as the quantizer wants it."""
+    """A copy with inferred shapes and folded batch norms, which the quantizer requires."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = path.with_name("prepared.onnx")
@@ -89,20 +100,19 @@ def _layers(path: Path) -> list[str]:
 def _most_sensitive_first(
     path: Path, layers: Sequence[str], batches: Sequence[_Array]
 ) -> list[str]:
-    """The layers by how much each, alone in int8, changes what the network says."""
-    expected = output_list(open_onnx(path), batches)
+    """The layers by how much each, quantized alone, changes the outputs."""
+    expected = _outputs(open_onnx(path), batches)
     changes = {}
     with TemporaryDirectory() as folder:
         for layer in layers:
             draft = Path(folder) / "one.onnx"
             _quantize(path, draft, batches, only=[layer])
-            changes[layer] = float(
-                ((output_list(open_onnx(draft), batches) - expected) ** 2).mean()
-            )
+            difference = _outputs(open_onnx(draft), batches) - expected
+            changes[layer] = float((difference**2).mean())
     return sorted(layers, key=changes.__getitem__, reverse=True)
 
 
-def output_list(network: OnnxNetwork, batches: Sequence[_Array]) -> _Array:
+def _outputs(network: OnnxNetwork, batches: Sequence[_Array]) -> _Array:
     return np.concatenate([network.run(batch)[0] for batch in batches])
 
 
@@ -131,7 +141,7 @@ def _quantize(
         str(path),
         Reader(),
         per_channel=True,
-        reduce_range=True,  # else sums of int8 products overflow on processors without VNNI
+        reduce_range=True,  # sums of int8 products overflow on CPUs without VNNI
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         nodes_to_quantize=list(only),

@@ -1,7 +1,4 @@
-"""What networks take where they are used: time in PyTorch and in onnxruntime, memory.
-
-Layer: `speed`, `exports`.
-"""
+"""Latency of models in PyTorch and ONNX Runtime, and their peak memory."""
 
 from __future__ import annotations
 
@@ -17,16 +14,16 @@ from torch import nn
 from fitcompress.errors import ExportError
 from fitcompress.evaluation.benchmark import Runner, paired_latency, peak_memory_bytes, torch_runner
 from fitcompress.events import Emit, Notice
-from fitcompress.exporters.artifact import Exportable, on_cpu, quiet
+from fitcompress.exporters.converters import converter_errors, quiet
+from fitcompress.exporters.exportable import Exportable
 from fitcompress.exporters.onnx_session import onnx_runner
 from fitcompress.exporters.onnx_writer import write_onnx
-from fitcompress.formatting import first_line
 from fitcompress.interface import Interface
 from fitcompress.models.model import Model
 from fitcompress.modes import evaluating
 from fitcompress.records.measurements import Timing
 
-__all__ = ["BATCH_SIZES", "beside_float", "latencies", "onnx_copy", "peak_memory"]
+__all__ = ["BATCH_SIZES", "file_latency", "latencies", "onnx_copy", "peak_memory"]
 
 BATCH_SIZES = (1, 32)
 
@@ -34,7 +31,7 @@ BATCH_SIZES = (1, 32)
 def latencies(
     models: Mapping[str, Model], device: str, emit: Emit, *, in_onnx: bool = True
 ) -> dict[str, dict[str, dict[str, Timing]]]:
-    """By model and runtime ("torch", "onnxruntime") the time of one call of each batch size.
+    """Times one call of each model, by model, runtime ("torch", "onnxruntime") and batch size.
 
     The models take turns in each runtime, one runtime after the other. A model that cannot be
     exported is left out of onnxruntime, with a notice.
@@ -52,16 +49,16 @@ def latencies(
             try:
                 runners[name] = stack.enter_context(onnx_copy(model.network, model.interface))
             except ExportError as error:
-                message = f"the {name}'s latency in onnxruntime is unknown: {error}"
-                emit(Notice(topic="evidence", message=message))
+                message = f"the {name}'s latency in ONNX Runtime is unknown: {error}"
+                emit(Notice(topic="evidence", message=message, code="onnx-latency-unknown"))
         for name, times in (paired_latency(runners) if runners else {}).items():
             measured[name]["onnxruntime"] = times
     return measured
 
 
-def beside_float(path: Path, model: Model) -> dict[str, Timing]:
-    """By batch size the time of an ONNX file of the model in onnxruntime, as `paired_latency` gives
-    it: in turns with the model in float32, which is what its speedup is over.
+def file_latency(path: Path, model: Model) -> dict[str, Timing]:
+    """Times an ONNX file of the model by batch size, in turns with the model in float32, to which
+    its speedup is relative.
 
     Raises:
         ExportError: as `onnx_copy`.
@@ -73,26 +70,25 @@ def beside_float(path: Path, model: Model) -> dict[str, Timing]:
 
 @contextmanager
 def onnx_copy(network: nn.Module, interface: Interface) -> Iterator[Runner]:
-    """A runner of the network in onnxruntime on the CPU, of a file that is gone after the block.
+    """Yields a runner of the network in ONNX Runtime on the CPU; its file is temporary.
 
     Raises:
-        ExportError: it cannot be written as ONNX, or does not run at every batch size.
+        ExportError: the network cannot be written as ONNX, or does not run at every batch size.
     """
     with TemporaryDirectory(prefix="fitcompress-") as folder:
         path = Path(folder) / "network.onnx"
-        try:
-            source = on_cpu(Exportable(network, interface, torch.zeros(2, *interface.images.shape)))
-            with quiet(), evaluating(source.network):
-                write_onnx(source, path)
+        with converter_errors("exporting onnx", "onnx"):
+            samples = torch.zeros(2, *interface.images.shape)
+            exportable = Exportable(network, interface, samples).on_cpu()
+            with quiet(), evaluating(exportable.network):
+                write_onnx(exportable, path)
             runner = onnx_runner(path)
             for size in BATCH_SIZES:
                 runner.run(runner.make_input(size))
-        except Exception as error:  # converters raise whatever their insides raise
-            raise ExportError(f"exporting onnx: {first_line(error, with_type=True)}") from error
         yield runner
 
 
 def peak_memory(model: Model, device: str) -> dict[str, int]:
-    """Weights and the most activations alive at once, in bytes, by batch size."""
+    """Bytes of the weights and of the most activations alive at once, by batch size."""
     make_input = torch_runner(model.network, model.interface.images.shape, device).make_input
     return {str(size): peak_memory_bytes(model.network, make_input(size)) for size in BATCH_SIZES}

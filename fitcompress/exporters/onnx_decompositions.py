@@ -1,4 +1,4 @@
-"""Calls that ONNX has no form for, in calls that it has. Layer: graph."""
+"""Decompositions of calls that ONNX cannot express."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.fx import Node
 
 from fitcompress.graph.program import named_arguments
 
-__all__ = ["in_plain_calls"]
+__all__ = ["decomposed_for_onnx"]
 
 aten = torch.ops.aten
 
 
-def in_plain_calls(network: nn.Module) -> nn.Module:
-    """The network itself, or where there is such a call a copy that computes the same without."""
-    if not any(_wanted(node) for module in _graphs(network) for node in module.graph.nodes):
+def decomposed_for_onnx(network: nn.Module) -> nn.Module:
+    """An equivalent copy without such calls; the network itself if it has none."""
+    if not any(_is_decomposed(node) for module in _graphs(network) for node in module.graph.nodes):
         return network
     network = copy.deepcopy(network)
     for module in _graphs(network):
-        for node in filter(_wanted, module.graph.nodes):
-            node.target = _PLAIN[node.target]
+        for node in filter(_is_decomposed, module.graph.nodes):
+            node.target = _DECOMPOSITIONS[node.target]
         module.recompile()
     return network
 
@@ -33,10 +33,10 @@ def _graphs(network: nn.Module) -> list[fx.GraphModule]:
     return [module for module in network.modules() if isinstance(module, fx.GraphModule)]
 
 
-def _wanted(node: Node) -> bool:
-    if node.target is aten.conv2d.default:  # ONNX has the number of groups as an attribute
+def _is_decomposed(node: Node) -> bool:
+    if node.target is aten.conv2d.default:  # in ONNX the number of groups is a constant
         return isinstance(named_arguments(node)["groups"], Node)
-    return node.target in _PLAIN
+    return node.target in _DECOMPOSITIONS
 
 
 def _attend(
@@ -47,8 +47,9 @@ def _attend(
     *args: Any,
     **more: Any,
 ) -> Tensor:
-    """Attention of query (..., L, D), key and value (..., S, D) in four dimensions, which is what
-    ONNX takes."""
+    """Attention of query (..., L, D), key and value (..., S, D), reshaped to the four dimensions
+    that ONNX requires.
+    """
     shape = (*query.shape[:-1], value.shape[-1])
     if attn_mask is not None and attn_mask.ndim > 2:
         attn_mask = _in_four(attn_mask.expand(*query.shape[:-1], key.shape[-2]))
@@ -71,8 +72,9 @@ def _convolve(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Tensor:
-    """A convolution of input (N, groups * I, H, W) with weight (groups * O, I, h, w) as a product
-    of matrices for each group, over the patches of the input."""
+    """Convolution of input (N, groups * I, H, W) with weight (groups * O, I, h, w) as a matrix
+    product over the input's patches, one per group.
+    """
     kernel = weight.shape[2:]
     settings = zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
     places = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in settings]
@@ -84,13 +86,14 @@ def _convolve(
 
 
 def _clamp(input: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
-    """Between bounds that are tensors. Not by maximum and minimum: onnxscript 0.7 makes one call of
-    them that stands before its bounds."""
+    """Clamp with tensors as bounds. Not by maximum and minimum, which onnxscript 0.7 fuses into one
+    call and places before its bounds.
+    """
     input = input if min is None else torch.where(input < min, min, input)
     return input if max is None else torch.where(input > max, max, input)
 
 
-_PLAIN: dict[Any, Callable[..., Tensor]] = {
+_DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {
     aten.scaled_dot_product_attention.default: _attend,
     aten.conv2d.default: _convolve,
     aten.clamp.Tensor: _clamp,

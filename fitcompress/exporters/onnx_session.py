@@ -1,7 +1,6 @@
-"""ONNX files as networks: for checks, for evaluation and for timing.
+"""ONNX files as networks, for checks, evaluation and timing.
 
-Layer: onnxruntime, torch and `spec`. Knows nothing of how the file was made: its own metadata says
-what images it takes.
+The metadata of a file says which images it takes, however it was made.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ __all__ = ["OnnxNetwork", "onnx_runner", "open_onnx"]
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file behind the call of a network, on the CPU.
+    """An ONNX file on the CPU, called like a network.
 
-    Takes what the network took: normalised float32 images (N, C, H, W), or uint8 ones where its
-    preprocessing is inside, or tensors as they are.
+    Takes what the network took: normalized float32 images (N, C, H, W), uint8 images if the file
+    includes its preprocessing, or other tensors.
     """
 
     def __init__(self, session: Any, interface: Interface) -> None:
@@ -35,11 +34,11 @@ class OnnxNetwork(nn.Module):
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether it takes uint8 images: its preprocessing is inside."""
+        """Whether it takes uint8 images, because it includes its preprocessing."""
         return bool(self.session.get_inputs()[0].type == "tensor(uint8)")
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The outputs for a batch; a tuple where the file has several."""
+        """The outputs for a batch; a tuple if the file has several."""
         arrays = self.run(*(value.cpu().numpy() for value in inputs))
         outputs = tuple(torch.from_numpy(array) for array in arrays)
         return outputs[0] if len(outputs) == 1 else outputs
@@ -54,21 +53,21 @@ class OnnxNetwork(nn.Module):
 
 
 def open_onnx(path: Path, interface: Interface | None = None) -> OnnxNetwork:
-    """The ONNX file at `path` as a network on as many threads as torch uses.
+    """Opens the ONNX file at `path`, with as many threads as torch uses.
 
-    `interface`: how it wants its images, for files that do not say so themselves.
+    interface: describes the inputs; None reads it from the file's metadata.
 
     Raises:
-        ExportError: the file cannot be opened, or nobody says what images it takes.
+        ExportError: the file cannot be opened, or does not say which images it takes.
     """
     session = _open_session(Path(path))
     if interface is None:
-        interface = _interface_of(session, str(path))
+        interface = _interface_of(session, path)
     return OnnxNetwork(session, interface)
 
 
 def onnx_runner(path: Path) -> Runner:
-    """A runner that times the file in onnxruntime, without the way through torch tensors."""
+    """Times the file in ONNX Runtime, without conversions from and to torch tensors."""
     network = open_onnx(path)
     shape = network.interface.images.shape
 
@@ -81,31 +80,36 @@ def onnx_runner(path: Path) -> Runner:
 
 
 def _open_session(path: Path) -> Any:
-    import onnxruntime  # takes a third of a second; only those who use ONNX pay
+    import onnxruntime  # takes a third of a second, which other formats need not pay
 
     if not path.is_file():
-        raise ExportError(f"opening {str(path)!r}: there is no such file")
+        raise ExportError(
+            f"opening '{path}': there is no such file", code="onnx-file-missing", path=str(path)
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Between calls its threads would spin, on the cores that whoever is timed next needs: networks
-    # that took turns were seen to take twice as long.
+    # Threads that spin between calls occupy cores: networks timed in turns took twice as long.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3  # errors; warnings would go straight to the terminal
+    options.log_severity_level = 3  # errors only; the rest is printed to the terminal
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise ExportError(
-            f"opening {str(path)!r} with onnxruntime: {first_line(error)}",
-            advice="the file is damaged, or uses operators that this onnxruntime lacks",
+            f"opening '{path}' with ONNX Runtime: {first_line(error)}",
+            code="onnx-file-unreadable",
+            advice="The file is damaged, or uses operators that this onnxruntime lacks.",
+            path=str(path),
         ) from error
 
 
-def _interface_of(session: Any, name: str) -> Interface:
+def _interface_of(session: Any, path: Path) -> Interface:
     entries: dict[str, str] = session.get_modelmeta().custom_metadata_map
     try:
         return interface_from_metadata(entries)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ExportError(
-            f"opening {name!r}: its metadata does not say what images it takes (entry {error})",
-            advice="give --input-size, --mean and --std",
+            f"opening '{path}': its metadata does not describe its input (entry {error})",
+            code="onnx-metadata-missing",
+            advice="Use a file that `fitcompress export` wrote.",
+            path=str(path),
         ) from error

@@ -1,4 +1,4 @@
-"""`torch.export` programs."""
+"""`torch.export` programs (`.pt2`)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from fitcompress.exporters.artifact import Exportable
-from fitcompress.exporters.onnx_writer import VERSION, batch_sizes
-from fitcompress.interface import Interface, interface_to_metadata
+from fitcompress.exporters.exportable import Exportable
+
+__all__ = ["open_pt2", "write_pt2"]
 
 
-def write_pt2(source: Exportable, path: Path) -> None:
+def write_pt2(exportable: Exportable, path: Path) -> None:
+    """Writes a program for any batch size; the file is not checked."""
     program = torch.export.export(
-        source.network, source.rows(2), dynamic_shapes=batch_sizes(source)
+        exportable.network, exportable.rows(2), dynamic_shapes=exportable.dynamic_shapes
     )
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths of whoever exported
-    program.example_inputs = None  # they are images of the user
-    torch.export.save(program, path, extra_files=interface_to_metadata(source.interface, VERSION))
+        node.meta.pop("stack_trace", None)  # holds paths of the machine
+    program.example_inputs = None  # the user's images
+    torch.export.save(program, path, extra_files=exportable.metadata())
 
 
-def open_pt2(path: Path, interface: Interface) -> Callable[..., Any]:
-    del interface
+def open_pt2(path: Path) -> Callable[..., Any]:
     return torch.export.load(path).module()

@@ -1,4 +1,4 @@
-"""TorchScript archives."""
+"""TorchScript archives (`.pt`)."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fitcompress.exporters.artifact import Exportable, output_list
-from fitcompress.exporters.onnx_writer import VERSION
-from fitcompress.interface import Interface, interface_to_metadata
+from fitcompress.exporters.check import output_list
+from fitcompress.exporters.exportable import Exportable
+
+__all__ = ["open_torchscript", "write_torchscript"]
 
 
-def write_torchscript(source: Exportable, path: Path) -> None:
-    """Traced where a trace holds at any batch size, else scripted from the graph."""
+def write_torchscript(exportable: Exportable, path: Path) -> None:
+    """Traces the network if the trace runs at any batch size; otherwise scripts its graph. The file
+    is not checked.
+    """
+    network = exportable.network
     with torch.no_grad():
         archive: Any = None
-        if not _reads_sizes(source.network):
-            archive = torch.jit.trace(source.network, source.rows(2), check_trace=False)
-        if archive is None or not _runs_as(archive, source.network, source.rows(4)):
-            archive = torch.jit.script(_scriptable(source.network)).eval()
-    torch.jit.save(
-        archive, str(path), _extra_files=interface_to_metadata(source.interface, VERSION)
-    )
+        if not _reads_sizes(network):
+            archive = torch.jit.trace(network, exportable.rows(2), check_trace=False)
+        if archive is None or not _runs_as(archive, network, exportable.rows(4)):
+            archive = torch.jit.script(_scriptable(network)).eval()
+    torch.jit.save(archive, str(path), _extra_files=exportable.metadata())
 
 
 def _reads_sizes(network: nn.Module) -> bool:
-    """Whether a graph in it asks for a size, which a trace would write down as a number."""
+    """Whether a graph reads a size, which a trace would turn into a constant."""
     graphs = [module.graph for module in network.modules() if isinstance(module, fx.GraphModule)]
     return any(n.target is torch.ops.aten.sym_size.int for graph in graphs for n in graph.nodes)
 
@@ -47,7 +49,7 @@ def _runs_as(archive: Callable[..., Any], network: nn.Module, inputs: tuple[Tens
 
 
 def _scriptable(network: nn.Module) -> nn.Module:
-    """A copy whose graphs name operators, and types of sizes, as TorchScript knows them."""
+    """A copy whose graphs use TorchScript's operators and types of sizes."""
     network = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, fx.GraphModule):
@@ -63,7 +65,6 @@ def _scriptable(network: nn.Module) -> nn.Module:
     return network
 
 
-def open_torchscript(path: Path, interface: Interface) -> Callable[..., Any]:
-    del interface
+def open_torchscript(path: Path) -> Callable[..., Any]:
     archive: Callable[..., Any] = torch.jit.load(str(path))
     return archive

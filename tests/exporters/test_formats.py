@@ -1,4 +1,4 @@
-"""Exported files answer as the network does, or do not exist."""
+"""Exported files compute what the network computes, or do not exist."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from helpers.exportables import INTERFACE, make_exportable
+from helpers.exportables import INTERFACE, tiny_exportable
 from torch import Tensor, fx, nn
 
 from fitcompress.errors import ExportError, RunError
-from fitcompress.exporters import formats as exports
-from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters import formats
+from fitcompress.exporters.exportable import Exportable
 from fitcompress.exporters.formats import FORMATS, Format, export_model
 from fitcompress.exporters.onnx_session import open_onnx
 
 
 class SizeReader(nn.Module):
-    """Writes the batch size into a view, as captured transformers do."""
+    """Passes the batch size to a view, as captured transformers do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,26 +35,26 @@ class SizeReader(nn.Module):
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Adds a format whose file answers with the given function of the right answer."""
+    """Adds a format whose file computes the given function of the right outputs."""
 
-    def plant(source: Exportable, wrong: Callable[[Tensor], Tensor]) -> None:
+    def plant(exportable: Exportable, wrong: Callable[[Tensor], Tensor]) -> None:
         def write(_: Exportable, path: Path) -> None:
             path.write_bytes(b"x")
             Path(f"{path}.data").write_bytes(b"y")
 
         kind = Format(
-            ".bin", write, lambda path, interface: lambda images: wrong(source.network(images))
+            ".bin", write, lambda path, interface: lambda images: wrong(exportable.network(images))
         )
-        monkeypatch.setattr(exports, "FORMATS", {**FORMATS, "planted": kind})
+        monkeypatch.setattr(formats, "FORMATS", {**FORMATS, "planted": kind})
 
     return plant
 
 
-def test_onnx_answers_as_the_network_at_any_batch_size(
+def test_onnx_computes_the_same_at_any_batch_size(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    source = make_exportable()
-    record = export_model("onnx", source, tmp_path / "out" / "student.onnx")
+    exportable = tiny_exportable()
+    record = export_model("onnx", exportable, tmp_path / "out" / "student.onnx")
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert record.checked_batches == (1, 8)
@@ -62,14 +62,14 @@ def test_onnx_answers_as_the_network_at_any_batch_size(
     assert record.top1_agreement == 1.0
     assert record.size_bytes == (tmp_path / "out" / "student.onnx").stat().st_size
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["student.onnx"]
-    assert [module.training for module in source.network.modules()] == [True] * 8
+    assert [module.training for module in exportable.network.modules()] == [True] * 8
     json.dumps(record.to_dict())
 
     network = open_onnx(tmp_path / "out" / "student.onnx")
     assert network.interface == INTERFACE
     images = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
-        expected = source.network.eval()(images)
+        expected = exportable.network.eval()(images)
     assert torch.allclose(network(images), expected, atol=1e-5)
     assert torch.equal(network(images), torch.from_numpy(network.run(images.numpy())[0]))
 
@@ -86,28 +86,33 @@ def test_onnx_answers_as_the_network_at_any_batch_size(
 @pytest.mark.parametrize(
     "make", [lambda: None, lambda: fx.symbolic_trace(SizeReader())], ids=["plain", "sizes"]
 )
-def test_torch_formats_answer_exactly_as_the_network(
+def test_torch_formats_compute_exactly_the_same(
     tmp_path: Path, form: str, make: Callable[[], nn.Module | None]
 ) -> None:
     record = export_model(
-        form, make_exportable(make()), tmp_path / f"student{FORMATS[form].suffix}"
+        form, tiny_exportable(make()), tmp_path / f"student{FORMATS[form].suffix}"
     )
     assert record.max_abs_diff == 0.0
     assert record.top1_agreement == 1.0
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [lambda y: y + 0.1, lambda y: y * float("nan"), lambda y: y[:, :2], lambda y: y.flip(1)],
-    ids=["shifted", "nan", "shape", "class order"],
+    ("wrong", "code"),
+    [
+        pytest.param(lambda y: y + 0.1, "export-mismatch", id="shifted"),
+        pytest.param(lambda y: y * float("nan"), "export-mismatch", id="nan"),
+        pytest.param(lambda y: y.flip(1), "export-mismatch", id="class order"),
+        pytest.param(lambda y: y[:, :2], "export-shape-mismatch", id="shape"),
+    ],
 )
 def test_a_mismatch_leaves_no_file(
-    tmp_path: Path, planted: Callable[..., None], wrong: Callable[[Tensor], Tensor]
+    tmp_path: Path, planted: Callable[..., None], wrong: Callable[[Tensor], Tensor], code: str
 ) -> None:
-    source = make_exportable()
-    planted(source, wrong)
-    with pytest.raises(ExportError, match="checking the"):
-        export_model("planted", source, tmp_path / "student.bin")
+    exportable = tiny_exportable()
+    planted(exportable, wrong)
+    with pytest.raises(ExportError) as caught:
+        export_model("planted", exportable, tmp_path / "student.bin")
+    assert caught.value.code == code
     assert list(tmp_path.iterdir()) == []
 
 
@@ -122,33 +127,37 @@ class Cancels(nn.Module):
 def test_a_file_may_be_as_far_off_as_float32_itself(
     tmp_path: Path, planted: Callable[..., None], shift: float, is_allowed: bool
 ) -> None:
-    source = Exportable(Cancels(), INTERFACE, torch.full((2, 3, 8, 8), 3.0))
-    assert torch.equal(source.network(source.inputs[0]), torch.full((2, 2), 4.0))
-    planted(source, lambda y: y + shift)
+    exportable = Exportable(Cancels(), INTERFACE, torch.full((2, 3, 8, 8), 3.0))
+    assert torch.equal(exportable.network(exportable.inputs[0]), torch.full((2, 2), 4.0))
+    planted(exportable, lambda y: y + shift)
     if is_allowed:
-        assert export_model("planted", source, tmp_path / "s.bin").max_abs_diff == pytest.approx(
-            0.9
-        )
+        assert export_model(
+            "planted", exportable, tmp_path / "s.bin"
+        ).max_abs_diff == pytest.approx(0.9)
         return
-    with pytest.raises(ExportError, match=r"0.27 of the largest output, where 0.25 is allowed"):
-        export_model("planted", source, tmp_path / "s.bin")
+    with pytest.raises(ExportError) as caught:
+        export_model("planted", exportable, tmp_path / "s.bin")
+    assert caught.value.code == "export-mismatch"
+    assert caught.value.facts["max_rel_diff"] == pytest.approx(1.1 / 4)
+    assert caught.value.facts["allowed"] == pytest.approx(1 / 4)
 
 
 def test_a_mismatch_keeps_the_older_file_even_with_force(
     tmp_path: Path, planted: Callable[..., None]
 ) -> None:
-    source = make_exportable()
-    planted(source, lambda y: -y)
+    exportable = tiny_exportable()
+    planted(exportable, lambda y: -y)
     (tmp_path / "student.bin").write_text("older")
-    with pytest.raises(ExportError):
-        export_model("planted", source, tmp_path / "student.bin", force=True)
+    with pytest.raises(ExportError) as caught:
+        export_model("planted", exportable, tmp_path / "student.bin", force=True)
+    assert caught.value.code == "export-mismatch"
     assert (tmp_path / "student.bin").read_text() == "older"
 
 
 def test_side_files_move_with_the_file(tmp_path: Path, planted: Callable[..., None]) -> None:
-    source = make_exportable()
-    planted(source, lambda y: y)
-    record = export_model("planted", source, tmp_path / "student.bin")
+    exportable = tiny_exportable()
+    planted(exportable, lambda y: y)
+    record = export_model("planted", exportable, tmp_path / "student.bin")
     assert record.size_bytes == 2
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["student.bin", "student.bin.data"]
 
@@ -156,25 +165,27 @@ def test_side_files_move_with_the_file(tmp_path: Path, planted: Callable[..., No
 def test_a_taken_name_is_refused_without_force(
     tmp_path: Path, planted: Callable[..., None]
 ) -> None:
-    source = make_exportable()
-    planted(source, lambda y: y)
+    exportable = tiny_exportable()
+    planted(exportable, lambda y: y)
     (tmp_path / "student.bin").write_text("older")
-    with pytest.raises(ExportError, match="there is a file already") as caught:
-        export_model("planted", source, tmp_path / "student.bin")
+    with pytest.raises(ExportError) as caught:
+        export_model("planted", exportable, tmp_path / "student.bin")
+    assert caught.value.code == "export-exists"
+    assert caught.value.facts["path"] == str(tmp_path / "student.bin")
     assert "--force" in caught.value.advice
-    export_model("planted", source, tmp_path / "student.bin", force=True)
+    export_model("planted", exportable, tmp_path / "student.bin", force=True)
     assert (tmp_path / "student.bin").read_bytes() == b"x"
 
 
 def test_few_samples_are_repeated(tmp_path: Path, planted: Callable[..., None]) -> None:
-    source = make_exportable(num_samples=1)
-    planted(source, lambda y: y)
-    assert export_model("planted", source, tmp_path / "student.bin").checked_batches == (1, 8)
+    exportable = tiny_exportable(num_samples=1)
+    planted(exportable, lambda y: y)
+    assert export_model("planted", exportable, tmp_path / "student.bin").checked_batches == (1, 8)
 
 
 def test_an_unknown_format_is_named_with_near_misses(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="Did you mean 'onnx'"):
-        export_model("onx", make_exportable(), tmp_path / "x")
+        export_model("onx", tiny_exportable(), tmp_path / "x")
 
 
 def test_a_converter_that_fails_is_one_line(
@@ -184,9 +195,11 @@ def test_a_converter_that_fails_is_one_line(
         path.write_bytes(b"half")
         raise KeyError("inside\nof the converter")
 
-    monkeypatch.setattr(exports, "FORMATS", {"x": replace(FORMATS["pt2"], write=write)})
-    with pytest.raises(ExportError, match="the converter failed: KeyError"):
-        export_model("x", make_exportable(), tmp_path / "student")
+    monkeypatch.setattr(formats, "FORMATS", {"x": replace(FORMATS["pt2"], write=write)})
+    with pytest.raises(ExportError) as caught:
+        export_model("x", tiny_exportable(), tmp_path / "student")
+    assert caught.value.code == "converter-failed"
+    assert "\n" not in str(caught.value) and "KeyError" in caught.value.facts["cause"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,11 +207,20 @@ def test_a_full_disk_is_a_run_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def write(_: Exportable, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exports, "FORMATS", {"x": replace(FORMATS["pt2"], write=write)})
-    with pytest.raises(RunError, match="no space left"):
-        export_model("x", make_exportable(), tmp_path / "student")
+    monkeypatch.setattr(formats, "FORMATS", {"x": replace(FORMATS["pt2"], write=write)})
+    with pytest.raises(RunError) as caught:
+        export_model("x", tiny_exportable(), tmp_path / "student")
+    assert caught.value.code == "disk-full"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_safetensors_without_a_model_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="no model folder"):
-        export_model("safetensors", make_exportable(), tmp_path / "student")
+    with pytest.raises(ExportError) as caught:
+        export_model("safetensors", tiny_exportable(), tmp_path / "student")
+    assert caught.value.code == "export-without-folder"
+
+
+def test_preprocessing_inside_needs_a_network_that_takes_images(tmp_path: Path) -> None:
+    with pytest.raises(ExportError) as caught:
+        export_model("onnx-pixels", tiny_exportable(), tmp_path / "pixels.onnx")
+    assert caught.value.code == "network-without-images"

@@ -1,4 +1,4 @@
-"""Calls in plain ones: the same values, and files that ONNX would not have."""
+"""Decomposed calls compute the same values."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch
 from helpers.captured import captured
 from torch import nn
 
-from fitcompress.exporters.onnx_decompositions import in_plain_calls
+from fitcompress.exporters.onnx_decompositions import decomposed_for_onnx
 from fitcompress.graph.lift import build_network
 
 
 class Windows(nn.Module):
-    """Attention within windows, with so many dimensions before the last two."""
+    """Attention within windows, with any number of dimensions before the last two."""
 
     def __init__(self, leading: tuple[int, ...], has_mask: bool):
         super().__init__()
@@ -26,7 +26,7 @@ class Windows(nn.Module):
 
 
 class PerSample(nn.Module):
-    """A convolution whose weights a sample chooses."""
+    """A convolution whose weights depend on the sample."""
 
     def __init__(self, groups: int, **options: int):
         super().__init__()
@@ -44,7 +44,7 @@ class PerSample(nn.Module):
 
 
 class Clipped(nn.Module):
-    """Values between bounds of their own."""
+    """Clamps to bounds that are tensors."""
 
     def __init__(self):
         super().__init__()
@@ -68,10 +68,10 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_plain_calls_compute_the_same(name):
+def test_decompositions_compute_the_same(name):
     module, shape = NETWORKS[name]
     network = build_network(captured(module, shape)).eval()
-    plain = in_plain_calls(network)
+    plain = decomposed_for_onnx(network)
     assert plain is not network
     for batch_size in (1, 3):
         x = torch.randn(batch_size, *shape)
@@ -81,4 +81,4 @@ def test_plain_calls_compute_the_same(name):
 
 def test_a_network_without_such_calls_is_left_alone():
     network = build_network(captured(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8)))
-    assert in_plain_calls(network) is network
+    assert decomposed_for_onnx(network) is network

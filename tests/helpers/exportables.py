@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.exportable import Exportable
 from fitcompress.interface import InputSpec, Interface
 
 INTERFACE = Interface(
@@ -15,7 +15,7 @@ INTERFACE = Interface(
 )
 
 
-def make_exportable(network: nn.Module | None = None, num_samples: int = 8) -> Exportable:
+def tiny_exportable(network: nn.Module | None = None, num_samples: int = 8) -> Exportable:
     """A tiny network in training mode whose batch norm has seen images, and images for it."""
     if network is None:
         network = nn.Sequential(

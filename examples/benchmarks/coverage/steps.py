@@ -42,7 +42,7 @@ from fitcompress.distillation.objectives import DistillObjective
 from fitcompress.distillation.partial_networks import cut_at
 from fitcompress.distillation.statistics import estimate_target_statistics
 from fitcompress.events import ignore
-from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.exportable import Exportable
 from fitcompress.exporters.formats import export_model
 from fitcompress.interface import InputSpec
 from fitcompress.models.model import save_model

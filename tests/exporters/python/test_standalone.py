@@ -1,4 +1,4 @@
-"""`export --python`: a folder of readable code and weights that says what the student says."""
+"""`export --python`: readable code and weights that compute what the student computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helpers import small_nets
 from torch import nn
 
 from fitcompress.errors import ExportError
-from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.exportable import Exportable
 from fitcompress.exporters.formats import FORMATS, export_model
 from fitcompress.exporters.python.standalone import open_python, write_python
 from fitcompress.graph.capture.eager import capture_module
@@ -34,14 +34,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "student"
 
 
-def source_of(folder: Path) -> Exportable:
+def exportable_of(folder: Path) -> Exportable:
     model = load_model(folder)
     return Exportable(model.network, model.interface, torch.randn(8, 3, 8, 8), folder)
 
 
 def test_the_export_computes_the_same_bits(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / f"out{FORMATS['python'].suffix}"
-    record = export_model("python", source_of(folder), path)
+    record = export_model("python", exportable_of(folder), path)
 
     assert record.max_abs_diff == 0.0
     assert record.top1_agreement == 1.0
@@ -67,7 +67,7 @@ def test_the_weights_are_those_of_the_model_folder(folder: Path, tmp_path: Path)
     assert all(torch.equal(state[name], value) for name, value in program.tensors.items())
 
 
-def test_code_that_computes_something_else_gets_no_name(
+def test_code_that_computes_something_else_is_deleted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fitcompress.exporters.python import standalone
@@ -79,19 +79,23 @@ def test_code_that_computes_something_else_gets_no_name(
         return replace(source, text=source.text.replace(" + x", " - x"))
 
     monkeypatch.setattr(standalone, "write_source", wrong)
-    with pytest.raises(ExportError, match="its outputs differ"):
-        export_model("python", source_of(folder), tmp_path / "out_py")
+    with pytest.raises(ExportError) as caught:
+        export_model("python", exportable_of(folder), tmp_path / "out_py")
+    assert caught.value.code == "export-mismatch"
     assert not (tmp_path / "out_py").exists()
 
 
 def test_a_network_without_a_model_folder_is_refused(folder: Path, tmp_path: Path) -> None:
-    source = replace(source_of(folder), folder=None)
-    with pytest.raises(ExportError, match="exporting python: the network has no model folder"):
+    source = replace(exportable_of(folder), folder=None)
+    with pytest.raises(ExportError) as caught:
         export_model("python", source, tmp_path / "out_py")
+    assert caught.value.code == "export-without-folder"
+    assert caught.value.facts == {"format": "python"}
 
 
 def test_an_older_export_is_replaced_only_with_force(folder: Path, tmp_path: Path) -> None:
-    export_model("python", source_of(folder), tmp_path / "out_py")
-    with pytest.raises(ExportError, match="there is a file already"):
-        export_model("python", source_of(folder), tmp_path / "out_py")
-    export_model("python", source_of(folder), tmp_path / "out_py", force=True)
+    export_model("python", exportable_of(folder), tmp_path / "out_py")
+    with pytest.raises(ExportError) as caught:
+        export_model("python", exportable_of(folder), tmp_path / "out_py")
+    assert caught.value.code == "export-exists"
+    export_model("python", exportable_of(folder), tmp_path / "out_py", force=True)

@@ -25,7 +25,7 @@ from fitcompress.distillation.objectives import DistillObjective
 from fitcompress.distillation.partial_networks import cut_at
 from fitcompress.distillation.statistics import estimate_target_statistics
 from fitcompress.events import ignore
-from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.exportable import Exportable
 from fitcompress.exporters.formats import export_model
 from fitcompress.exporters.onnx_session import open_onnx
 from fitcompress.graph.program import Program, output_nodes, run_program

@@ -11,7 +11,7 @@ from steps import distill_objective, hint_objective
 from fitcompress.data.preprocess import Preprocess
 from fitcompress.data.views import Batch
 from fitcompress.events import ignore
-from fitcompress.exporters.artifact import Exportable
+from fitcompress.exporters.exportable import Exportable
 from fitcompress.exporters.formats import export_model
 from fitcompress.models.open import open_teacher
 from fitcompress.recipe.recipe import Recipe, resolve_recipe
