@@ -75,13 +75,9 @@ def _fitcompress(
     """
 
 
+_SOURCES = "timm name, TorchScript or .pt2 file, model folder, or package.module:factory"
 Teacher = Annotated[
-    str | None,
-    typer.Option(
-        help="Teacher: timm name, TorchScript or .pt2 file, model folder, or"
-        " package.module:factory.",
-        rich_help_panel="Teacher",
-    ),
+    str | None, typer.Option(help=f"Teacher: {_SOURCES}.", rich_help_panel="Teacher")
 ]
 Run = Annotated[
     Path | None,
@@ -139,13 +135,7 @@ def distill(
 @takes(flags.TEACHER)
 def inspect(
     request: Request,
-    teacher: Annotated[
-        str,
-        typer.Argument(
-            metavar="TEACHER",
-            help="timm name, TorchScript or .pt2 file, model folder, or package.module:factory.",
-        ),
-    ],
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help=f"Teacher: {_SOURCES}.")],
 ) -> None:
     """List a teacher's layers in execution order: shapes, relative depth, hint candidates."""
     recipe = request.recipe(teacher__source=teacher)
@@ -234,11 +224,7 @@ def evaluate(
     request: Request,
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Model folder, ONNX file, or any teacher: timm name, TorchScript or .pt2 file, or"
-            " package.module:factory.",
-        ),
+        typer.Argument(metavar="MODEL", help=f"Model: ONNX file, {_SOURCES}."),
     ],
 ) -> None:
     """Measure a model's accuracy on the evaluation split of a data set."""
@@ -332,10 +318,7 @@ def ablate(
     arms: Annotated[
         str | None,
         typer.Option(
-            help=with_default(
-                f"Arms, comma-separated: {_ARMS}.",
-                ",".join(DEFAULT_ARMS),
-            ),
+            help=with_default(f"Arms, comma-separated: {_ARMS}.", ",".join(DEFAULT_ARMS)),
             metavar="NAME,NAME...",
         ),
     ] = None,

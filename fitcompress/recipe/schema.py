@@ -68,8 +68,8 @@ class TeacherRecipe:
     inputs: tuple[str, ...] = ()
     """Inputs of a teacher that takes no images, without the batch axis: "1x16000", "128:int64"."""
     output_kind: Literal["auto", OutputKind] = "auto"
-    """Meaning of the outputs: "classes", "labels" (independent yes/no), "values" (such as an
-    embedding), or "auto": a row of scores is classes, any other output is values."""
+    """Meaning of the outputs: "classes", "labels" (yes/no each), "values" (an embedding, say), or
+    "auto": a row of scores is classes, any other output is values."""
     mean: tuple[float, ...] | None = None
     """Mean per channel that the teacher's normalization subtracts, for pixels in 0..1."""
     std: tuple[float, ...] | None = None
@@ -147,7 +147,6 @@ class StudentRecipe:
                 "student.width_mult and a student.target_* exclude each other",
                 code="width-and-target",
                 advice="Remove --width-mult, or every --target-* flag.",
-                width_mult=self.width_mult,
                 targets=list(self.targets),
             )
 
@@ -182,21 +181,19 @@ class DataRecipe:
     batch_size: int = 64
     """Batch size per process."""
     accumulate: int = 1
-    """Batches whose gradients are averaged into one step, per process. The effective batch size,
-    which the learning rate refers to, is `batch_size` x `accumulate` x processes."""
+    """Batches per step and process. The effective batch size, which the learning rate refers to, is
+    `batch_size` x `accumulate` x processes."""
     num_workers: int = 0
     """Worker processes that decode images; 0 decodes in the main process."""
     augment: Augmentation = "auto"
-    """"none", "flip", "shift" (a random crop of the padded image), "crop" (shift and flip),
-    "strong" (random resized crop, flip and color jitter), or "auto": "crop" for small images,
-    "strong" for others."""
+    """"none", "flip", "shift" (a crop of the padded image), "crop" (shift, flip), "strong" (random
+    resized crop, flip, color jitter), or "auto": "crop" for small images, otherwise "strong"."""
     padding: float = PADDING
     """Maximum shift of "shift" and "crop", as a fraction of the image's sides."""
     mixup: float = 0.0
     """Mixup's alpha, the parameter of its Beta distribution; 0 turns it off."""
     views: int | None = None
-    """Augmented views per image, repeated in turns, so that teacher outputs can be cached; None:
-    new views in every epoch."""
+    """Augmented views per image, in turns, to cache teacher outputs; None: new ones every epoch."""
     limit: int | None = None
     """Maximum number of training images (a seeded, stratified sample)."""
     max_unreadable: int = 10
@@ -216,12 +213,12 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HintRecipe:
-    """The hints: which teacher and student layers are paired, and what the student matches."""
+    """The hints: pairs of teacher and student layers, and what the student matches."""
 
     hint: tuple[str, ...] = ()
     """Teacher layers to match; empty: chosen automatically."""
     guided: tuple[str, ...] = ()
-    """Student layers guided by the hints; empty: chosen automatically."""
+    """Student layers that match the hints; empty: chosen automatically."""
     num_pairs: int = 1
     """Number of pairs to choose, if no layers are named."""
     standardise: bool = True
@@ -229,10 +226,9 @@ class HintRecipe:
     regressor_when_equal: bool = True
     """Use a 1x1 regressor even if the guided map already has the hint's shape."""
     target: HintTarget = "teacher"
-    """What the guided layer learns: "teacher" (the teacher's hint), or a control: "random-teacher"
-    (the hint of a teacher with random weights, scaled to the same moments), "random-vectors" (one
-    per image, with the hint's mean and covariance), "shuffled" (the hint of another image) or
-    "labels"."""
+    """What the guided layer learns: the "teacher"'s hint, or a control: "random-teacher" (random
+    weights, scaled to the hint's moments), "random-vectors" (per image, with the hint's mean and
+    covariance), "shuffled" (the hint of another image) or "labels"."""
 
     def __post_init__(self) -> None:
         check_choices("hints", self)
@@ -250,7 +246,7 @@ class HintRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimRecipe:
-    """Optimizer and learning rate schedule of a stage."""
+    """Optimizer and learning rate schedule."""
 
     optimizer: str = "adamw"
     """Name of a timm optimizer."""
@@ -305,8 +301,7 @@ class Stage2Recipe:
     tau: float = 4.0
     """Temperature of the softmax."""
     student_tau: float | None = None
-    """Temperature of the student's softmax. None: tau, as in the paper; the public FitNets code
-    uses 1."""
+    """The student's temperature. None: tau, as in the paper; the public FitNets code uses 1."""
     tau_squared: bool = True
     """Multiply the distillation loss by tau^2 (Hinton section 2); FitNets Eq. 2 does not."""
     label_weight: float = 0.1
@@ -316,8 +311,7 @@ class Stage2Recipe:
     lambda_kd_end: float | None = None
     """Weight of the distillation loss at the last step, linear in between; None: constant."""
     standardise_logits: bool = False
-    """Standardize teacher and student logits per sample before the distillation loss (logit
-    standardization, CVPR 2024)."""
+    """Standardize both logits per sample before the distillation loss (Sun et al., CVPR 2024)."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy."""
     hint_weight: float = 0.0
@@ -362,8 +356,7 @@ class RunRecipe:
     """Precision of the frozen teacher: "fp32", "bf16", "fp16" or "auto" (the fastest whose outputs
     are close enough, measured)."""
     teacher_layout: Layout = "auto"
-    """Memory format of the frozen teacher: "contiguous", "channels-last" or "auto" (the faster one,
-    measured)."""
+    """Memory format of the frozen teacher: "contiguous", "channels-last" or "auto" (the faster)."""
     layout: Layout = "auto"
     """Memory format of the student: "contiguous", "channels-last" or "auto" (channels-last, except
     on MPS)."""
@@ -378,8 +371,7 @@ class RunRecipe:
     """CPU threads per process. None: OMP_NUM_THREADS, or the available cores divided among the
     processes of this machine."""
     cache_teacher: str = "auto"
-    """Where teacher outputs are cached: "auto" (in the run directory, until the run is finished),
-    "off", or a directory."""
+    """Teacher output cache: "auto" (in the run directory, until it ends), "off", or a folder."""
     cache_gb: float = 4.0
     """Maximum size of the cached teacher outputs per stage and split, in gigabytes."""
     log: Tracker = "none"
@@ -387,8 +379,7 @@ class RunRecipe:
     baseline: bool = False
     """Also train the same student without a teacher, for the same number of steps."""
     timing: Timing = "all"
-    """Latency and memory measured at the end of the run: "all" (PyTorch and ONNX Runtime), "torch"
-    or "none"."""
+    """Latency and memory measured at the end: "all" (PyTorch, ONNX Runtime), "torch" or "none"."""
 
     def __post_init__(self) -> None:
         check_choices("run", self)
