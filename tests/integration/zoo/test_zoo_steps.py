@@ -13,6 +13,7 @@ from fitcompress.data.views import Batch
 from fitcompress.events import ignore
 from fitcompress.exporters.exportable import Exportable
 from fitcompress.exporters.formats import export_model
+from fitcompress.graph.program import output_nodes
 from fitcompress.models.open import open_teacher
 from fitcompress.recipe.recipe import Recipe, resolve_recipe
 from fitcompress.student.planner import Planned, plan_run
@@ -62,7 +63,7 @@ def take_steps(objective, batch: Batch) -> tuple[dict, dict]:
 def check_gradients(first: dict, third: dict, blocks: list[str]) -> None:
     """Finite in every parameter at the first step; nonzero in every block by the third step.
 
-    blocks: the names of the blocks that have parameters.
+    blocks: the names of the blocks that have trained parameters.
     """
     assert first
     for name, gradient in first.items():
@@ -74,17 +75,21 @@ def check_gradients(first: dict, third: dict, blocks: list[str]) -> None:
         assert any(grad.any() for grad in inside), f"no gradient reaches {block}"
 
 
-def blocks_with_parameters(plan: Planned) -> list[str]:
-    """The names of the student's blocks whose calls read a parameter, according to the graph."""
+def blocks_before(plan: Planned, *ends: str) -> list[str]:
+    """The student's blocks that have a trained parameter on which a node of `ends` depends."""
     program = plan.student.program
-    nodes = {node.name: node for node in program.graph.nodes}
-    read = {
-        block: {str(s.target) for name in members for s in nodes[name].all_input_nodes}
+    pending = [node for node in program.graph.nodes if node.name in ends]
+    reached: dict[str, set[str]] = {}
+    while pending:
+        node = pending.pop()
+        if node.name not in reached:
+            reached[node.name] = {str(source.target) for source in node.all_input_nodes}
+            pending.extend(node.all_input_nodes)
+    return [
+        block
         for block, members in plan.student.blocks
-    }
-    found = [block for block, names in read.items() if names & program.trainable]
-    assert found
-    return found
+        if any(reached.get(name, set()) & program.trainable for name in members)
+    ]
 
 
 STEPPED = [
@@ -98,12 +103,15 @@ STEPPED = [
 def test_both_stages_train_and_the_export_matches(name, tmp_path):
     plan, recipe = planned(name)
     batch = some_batch(plan)
-    student, blocks = plan.student.network, blocks_with_parameters(plan)
+    student, outputs = plan.student.network, output_nodes(plan.student.program.graph)
+    trained_on_hints = blocks_before(plan, *plan.guided_nodes)
+    trained = blocks_before(plan, *(node.name for node in outputs))
+    assert trained_on_hints == trained[: len(trained_on_hints)] != []
 
     hints = take_steps(hint_objective(plan, recipe, batch), batch)
-    check_gradients(*hints, blocks)
+    check_gradients(*hints, trained_on_hints)
     distilled = take_steps(distill_objective(plan, recipe), batch)
-    check_gradients(*distilled, blocks)
+    check_gradients(*distilled, trained)
 
     assert len(distilled[0]) == len(dict(student.named_parameters()))
     samples = Preprocess(plan.student.interface.input)(batch.images)
