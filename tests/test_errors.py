@@ -19,14 +19,6 @@ PACKAGE = Path(errors.__file__).parent
 CLASSES = [value for name in errors.__all__ if inspect.isclass(value := getattr(errors, name))]
 CODED = {kind.__name__ for kind in CLASSES} | {"Notice"}
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,4}")
-WITHOUT_CODES_YET = {
-    "api",
-    "cli",
-    "exporters",
-    "report",
-    "run",
-}
-"""Packages whose errors are not all converted."""
 
 
 # --- the tree ----------------------------------------------------------------------------------
@@ -144,11 +136,6 @@ def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def package_of(path: Path) -> str:
-    first, *rest = path.relative_to(PACKAGE).parts
-    return first if rest else "api" if first == "api.py" else "root"
-
-
 def faults(tree: ast.AST) -> list[str]:
     calls = [f"{line}: {name}" for name, line, codes in coded_calls(tree) if codes is None]
     return [*calls, *(code for code in passed_codes(tree) if not SLUG.fullmatch(code))]
@@ -156,9 +143,6 @@ def faults(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_error_and_every_notice_has_a_code(path):
-    if package_of(path) in WITHOUT_CODES_YET:
-        pytest.skip("not converted yet")
-
     assert faults(ast.parse(path.read_text("utf-8"))) == []
 
 

@@ -114,6 +114,7 @@ def supervised_objective(
     if not session.data.is_labeled:
         raise DataError(
             "training on labels alone: not all images have a label",
+            code="labels-missing",
             advice="Give the teacher a weight (stage2.lambda_kd).",
         )
     return SupervisedObjective(
