@@ -1,8 +1,4 @@
-"""The stages of a run, each one call of the training engine: adapting the teacher, hints,
-distillation, the baseline.
-
-Layer: pipeline. Knows what is trained on what; the loop itself is `training`.
-"""
+"""Running a stage: one call of the training engine with the settings of the recipe."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_half_precision_logits_are_softened_in_float32():
     assert loss.item() == pytest.approx(expected, rel=1e-6)  # float32 sums over 1000 classes
 
 
-def test_fitnets_loss_is_label_cross_entropy_plus_lambda_times_the_soft_one_without_tau_squared():
+def test_fitnets_loss_is_label_plus_lambda_times_soft_cross_entropy_without_tau_squared():
     z, v, y = _draw(5, 7), _draw(5, 7, seed=1), torch.tensor([0, 1, 2, 3, 4])
     losses = kd_loss(z, v, y, lambda_kd=4.0, **FITNETS)
     expected = F.cross_entropy(z, y) + 4.0 * _naive_soft_cross_entropy(z, v, 3.0)

@@ -67,8 +67,8 @@ def test_the_hint_loss_compares_the_regressed_guided_map_with_the_hint():
     batch = _batch()
     losses = objective.losses(batch, 0.0)
     x_NCHW = Preprocess(SPEC)(batch.images)
-    answer = regressor(student.middle(student.lower(x_NCHW)))
-    expected = hint_loss(answer, teacher.middle(teacher.lower(x_NCHW)), reduction="sum")
+    regressed = regressor(student.middle(student.lower(x_NCHW)))
+    expected = hint_loss(regressed, teacher.middle(teacher.lower(x_NCHW)), reduction="sum")
     assert set(losses) == {"loss"}
     assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -146,9 +146,12 @@ def test_scores_count_correct_samples():
     batch = _batch(augment="none")
     scores = objective.evaluate(batch)
     x_NCHW = Preprocess(SPEC)(batch.images)
-    answers, teachers = objective.trained(x_NCHW).argmax(1), objective.teacher[1](x_NCHW).argmax(1)
-    assert scores["top1"][0] == (answers == batch.labels).sum() and scores["top1"][1] == 12
-    assert scores["agreement"][0] == (answers == teachers).sum()
+    predicted, teachers = (
+        objective.trained(x_NCHW).argmax(1),
+        objective.teacher[1](x_NCHW).argmax(1),
+    )
+    assert scores["top1"][0] == (predicted == batch.labels).sum() and scores["top1"][1] == 12
+    assert scores["agreement"][0] == (predicted == teachers).sum()
 
 
 def test_missing_labels_are_not_counted():

@@ -146,10 +146,10 @@ def test_the_output_has_the_shape_of_the_target(name):
         hint_shape, guided_shape, non_negative_hint=False, when_equal=True, **arguments
     )
     target = regressor.target(torch.randn(2, *hint_shape))
-    answer = regressor(torch.randn(2, *guided_shape))
-    assert answer.shape == target.shape == (2, *(target_shape or hint_shape))
+    output = regressor(torch.randn(2, *guided_shape))
+    assert output.shape == target.shape == (2, *(target_shape or hint_shape))
     assert words == description
-    answer.square().sum().backward()
+    output.square().sum().backward()
     assert all(parameter.grad is not None for parameter in regressor.parameters())
 
 
@@ -159,8 +159,8 @@ def test_the_channel_axis_of_the_target_holds_the_hints_channels(name):
     regressor, _ = make_regressor(
         hint_shape, guided_shape, non_negative_hint=True, when_equal=True, **arguments
     )
-    answer = regressor(torch.randn(2, *guided_shape))
-    assert answer.shape[regressor.channel_axis] == next(regressor.project.parameters()).shape[0]
+    output = regressor(torch.randn(2, *guided_shape))
+    assert output.shape[regressor.channel_axis] == next(regressor.project.parameters()).shape[0]
 
 
 @pytest.mark.parametrize("name", ["fitnet 4", "larger hint", "tokens", "vectors", "map to tokens"])

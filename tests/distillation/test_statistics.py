@@ -139,5 +139,5 @@ def test_without_batches_the_statistics_do_not_change(num_batches, num_images):
     assert digest(net) == before
 
 
-def test_a_network_without_batchnorms_is_left_alone():
+def test_a_network_without_batchnorms_is_not_modified():
     assert reestimate_batch_norms(nn.Flatten(), make_loader(make_views(8), 8), num_batches=1) == 0

@@ -295,14 +295,14 @@ def _no_space(number):
 def test_events_follow_the_course_of_a_stage(path):
     events = []
     result, _ = run_distill(path, epochs=2, emit=events.append)
-    kept = [event for event in events if not isinstance(event, Progress)]
-    assert [type(e) for e in kept] == [StageStarted, EpochFinished, EpochFinished, StageFinished]
-    assert kept[0] == StageStarted(stage="stage2", num_epochs=2, num_steps_per_epoch=6)
-    assert [event.epoch for event in kept[1:3]] == [1, 2]
-    assert set(kept[2].losses) == {"loss", "kd", "ce", "lambda_kd", "lr"}
-    assert set(kept[2].held_out) == {"loss", "top1", "agreement"}
-    assert kept[2].losses == result.losses and kept[3].num_images == result.num_images == 96
-    assert kept[2].losses["lambda_kd"] == pytest.approx(4 - 3 * 8.5 / 11)  # steps 6..11 of 0..11
+    events = [event for event in events if not isinstance(event, Progress)]
+    assert [type(e) for e in events] == [StageStarted, EpochFinished, EpochFinished, StageFinished]
+    assert events[0] == StageStarted(stage="stage2", num_epochs=2, num_steps_per_epoch=6)
+    assert [event.epoch for event in events[1:3]] == [1, 2]
+    assert set(events[2].losses) == {"loss", "kd", "ce", "lambda_kd", "lr"}
+    assert set(events[2].held_out) == {"loss", "top1", "agreement"}
+    assert events[2].losses == result.losses and events[3].num_images == result.num_images == 96
+    assert events[2].losses["lambda_kd"] == pytest.approx(4 - 3 * 8.5 / 11)  # steps 6..11 of 0..11
 
 
 def test_progress_is_reported_a_few_times_a_second_at_most(path, monkeypatch):

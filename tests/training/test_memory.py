@@ -88,7 +88,7 @@ def test_auto_batch_with_several_processes_is_refused(tmp_path):
 _FAULTS = """
 import resource, sys, torch
 from fitcompress.training.memory import keep_freed_memory
-if sys.argv[1] == "kept":
+if sys.argv[1] == "reused":
     keep_freed_memory()
 def step():
     blocks = [torch.ones(size << 18) for size in range(1, 40)]  # 1 to 40 MB
@@ -103,7 +103,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_freed_memory_is_not_faulted_in_again():
     faults = {}
-    for way in ("default", "kept"):
+    for way in ("default", "reused"):
         command = [sys.executable, "-c", _FAULTS, way]
         faults[way] = int(subprocess.run(command, capture_output=True, check=True).stdout)
-    assert faults["kept"] < 0.05 * faults["default"]
+    assert faults["reused"] < 0.05 * faults["default"]
