@@ -1,4 +1,4 @@
-"""What a user can get wrong, through the command line: one line that names it, exit code 3."""
+"""Errors that a user can cause, through the command line: two lines, exit code 3, and JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 import fitcompress
 from fitcompress.cli.commands import app
+from fitcompress.rundir import RunDir
 
 TEACHER = "helpers.toy_runs:make_net"
 INPUT = ["--input-size", f"3,{SIDE},{SIDE}", "--mean", "0.3,0.3,0.3", "--std", "0.25,0.25,0.25"]
@@ -26,16 +28,18 @@ def run(*words: object):
     return CliRunner().invoke(app, [str(word) for word in words], prog_name="fitcompress")
 
 
-def refused(*words: object) -> str:
-    """The error and its hint, two lines at most; nothing on stdout."""
-    result = run(*words)
+def refused(*words: object) -> dict[str, Any]:
+    """The error as JSON on stdout: code, message, advice and facts; stderr has it in two lines."""
+    result = run(*words, "--json")
     assert result.exit_code == 3, (result.exit_code, result.output, result.exception)
-    lines = result.stderr.strip().splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1, result.stderr
     assert "Traceback" not in result.output
-    assert not result.stdout
-    return "\n".join(lines[lines.index(errors[0]) :])
+    error = json.loads(result.stdout)["error"]
+    lines = result.stderr.strip().splitlines()
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    hint = [f"hint: {error['advice']}"] if error["advice"] else []
+    assert lines[errors[0] :] == [f"error: {error['message']}", *hint]
+    return error
 
 
 @pytest.fixture(scope="module")
@@ -75,87 +79,143 @@ def with_teacher(source: str, *more: object) -> list[object]:
 # --- teachers ----------------------------------------------------------------------------------
 
 TEACHERS = {
-    "unknown timm name": (["plan", "--teacher", "resnet5"], ["'resnet5'", "'resnet50'"]),
+    "unknown timm name": (
+        ["plan", "--teacher", "resnet5"],
+        "timm-model-unknown",
+        {"source": "resnet5"},
+    ),
     "weights that do not fit": (
         distill("--teacher-weights", "other.pth"),
-        ["other.pth", "stem.weight"],
+        "weights-mismatch",
+        {"path": "other.pth", "missing": [], "unexpected": []},
     ),
-    "weights of another format": (distill("--teacher-weights", "images"), ["'images'"]),
-    "truncated weights": (distill("--teacher-weights", "half.pth"), ["half.pth"]),
-    "pickled module": (with_teacher("pickled.pt"), ["pickled.pt", "torch.jit"]),
-    "truncated archive": (with_teacher("half.pt"), ["half.pt"]),
-    "no such file": (with_teacher("nothing.pt"), ["nothing.pt", "no such file"]),
-    "no such factory": (with_teacher("helpers.toy_runs:make_nte"), ["make_nte", "make_net"]),
-    "no adapting": (
+    "a folder as weights": (
+        distill("--teacher-weights", "images"),
+        "no-such-file",
+        {"path": "images"},
+    ),
+    "truncated weights": (
+        distill("--teacher-weights", "half.pth"),
+        "file-truncated",
+        {"path": "half.pth"},
+    ),
+    "pickled module": (with_teacher("pickled.pt"), "pickle-refused", {"path": "pickled.pt"}),
+    "truncated archive": (with_teacher("half.pt"), "file-truncated", {"path": "half.pt"}),
+    "no such file": (with_teacher("nothing.pt"), "no-such-file", {"path": "nothing.pt"}),
+    "no such factory": (
+        with_teacher("helpers.toy_runs:make_nte"),
+        "factory-missing",
+        {"source": "helpers.toy_runs:make_nte"},
+    ),
+    "adapting is off": (
         with_teacher("test_resnet", "--no-pretrained", "--no-adapt"),
-        ["1000 classes", "the data has 3", "adapting is switched off"],
+        "class-count-mismatch",
+        {"teacher": "test_resnet", "got": 1000, "expected": 3},
     ),
-    "no adapting of an archive": (with_teacher("five.pt", *INPUT), ["5 classes", "the data has 3"]),
+    "an archive is not adapted": (
+        with_teacher("five.pt", *INPUT),
+        "class-count-mismatch",
+        {"teacher": "five.pt", "got": 5, "expected": 3},
+    ),
 }
 
 
-@pytest.mark.parametrize(("words", "parts"), TEACHERS.values(), ids=TEACHERS)
-def test_teachers(folder, words, parts):
-    message = refused(*words)
+@pytest.mark.parametrize(("words", "code", "facts"), TEACHERS.values(), ids=TEACHERS)
+def test_unusable_teachers_are_refused_before_training(folder, words, code, facts):
+    error = refused(*words)
 
-    for part in parts:
-        assert part in message
+    assert error["code"] == code
+    assert facts.items() <= error.items()
     assert not (folder / "run/student").exists()
 
 
-def test_pretrained_weights_that_cannot_be_had_are_named_where_the_teacher_fits(folder):
-    message = refused(*with_teacher("test_resnet", "--num-classes", 3))
+def test_weights_of_another_shape_are_listed(folder):
+    error = refused(*distill("--teacher-weights", "other.pth"))
 
-    assert "pretrained weights are unavailable" in message
-    assert "--teacher-weights" in message
-    assert len(message.splitlines()) == 2
+    expected = "stem.weight (expected (8, 3, 3, 3), got (4, 3, 3, 3))"
+    assert expected in error["message"] and expected in error["reshaped"]
 
 
-def test_a_teacher_near_chance_is_refused_with_what_to_look_at(folder):
+def test_similar_names_are_suggested(folder):
+    assert "'resnet50'" in refused("plan", "--teacher", "resnet5")["advice"]
+    assert "'make_net'" in refused(*with_teacher("helpers.toy_runs:make_nte"))["advice"]
+
+
+def test_unavailable_pretrained_weights_are_named(folder):
+    error = refused(*with_teacher("test_resnet", "--num-classes", 3))
+
+    assert (error["code"], error["source"]) == ("pretrained-unavailable", "test_resnet")
+    assert "--teacher-weights" in error["advice"]
+
+
+def test_a_teacher_near_chance_is_refused_with_what_to_check(folder):
     (folder / "names.txt").write_text("\n".join([*NAMES[1:], NAMES[0]]))
 
-    message = refused(*distill("--class-map", "names.txt"))
+    error = refused(*distill("--class-map", "names.txt"))
 
-    assert "0.0% of 30" in message
-    assert "--class-map" in message
+    assert error["code"] == "teacher-near-chance"
+    assert (error["accuracy"], error["num_images"], error["num_classes"]) == (0, 30, 3)
+    assert "--class-map" in error["advice"]
 
 
 # --- plans -------------------------------------------------------------------------------------
 
 PLANS = {
-    "depth": (["--depth-mult", "0.5"], "student.depth_mult must be at least 1"),
-    "no width": (["--width-mult", "0"], "student.width_mult must be above 0"),
-    "more width": (["--width-mult", "1.5"], "student.width_mult must be"),
-    "unknown hint": (["--hint", "layer3"], "'layer3'"),
-    "unknown guided": (["--guided", "layer1.9"], "'layer1.9'"),
-    "two hints for one": (["--hint", "layer1,layer2", "--guided", "layer1"], "pairs"),
-    "unknown setting": (["--set", "student.depth=2"], "student.depth"),
+    "depth": (
+        ["--depth-mult", "0.5"],
+        "setting-out-of-bounds",
+        {"setting": "student.depth_mult", "got": 0.5},
+    ),
+    "no width": (
+        ["--width-mult", "0"],
+        "setting-out-of-bounds",
+        {"setting": "student.width_mult", "got": 0},
+    ),
+    "more width": (
+        ["--width-mult", "1.5"],
+        "setting-out-of-bounds",
+        {"setting": "student.width_mult", "got": 1.5},
+    ),
+    "unknown hint": (["--hint", "layer3"], "layer-unknown", {"layer": "layer3"}),
+    "unknown guided": (["--guided", "layer1.9"], "layer-unknown", {"layer": "layer1.9"}),
+    "two hints for one": (
+        ["--hint", "layer1,layer2", "--guided", "layer1"],
+        "hint-pairs-mismatch",
+        {"hint": ["layer1", "layer2"], "guided": ["layer1"]},
+    ),
+    "unknown setting": (
+        ["--set", "student.depth=2"],
+        "setting-unknown",
+        {"setting": "student.depth"},
+    ),
 }
 
 
-@pytest.mark.parametrize(("words", "part"), PLANS.values(), ids=PLANS)
-def test_plans(folder, words, part):
-    message = refused("plan", "--teacher", TEACHER, *INPUT, *words)
+@pytest.mark.parametrize(("words", "code", "facts"), PLANS.values(), ids=PLANS)
+def test_impossible_plans_are_refused(folder, words, code, facts):
+    error = refused("plan", "--teacher", TEACHER, *INPUT, *words)
 
-    assert part in message
-
-
-def test_an_unknown_layer_comes_with_near_misses(folder):
-    message = refused("plan", "--teacher", TEACHER, *INPUT, "--hint", "layer2.1.conv3")
-
-    assert "Did you mean" in message
-    assert "'layer2.1.conv" in message
+    assert error["code"] == code
+    assert facts.items() <= error.items()
 
 
-def test_a_students_other_outputs_are_named(folder):
+def test_layers_with_similar_names_are_suggested(folder):
+    error = refused("plan", "--teacher", TEACHER, *INPUT, "--hint", "layer2.1.conv3")
+
+    assert error["code"] == "layer-unknown"
+    assert "'layer2.1.conv" in error["advice"]
+
+
+def test_a_custom_student_with_other_classes_is_refused(folder):
     (folder / "pairs.py").write_text(
-        "import torch\nfrom toy_runs import make_net\ndef make(): return make_net(4)\n"
+        "from helpers.toy_runs import make_net\ndef make(): return make_net(4)\n"
     )
 
-    message = refused("plan", "--teacher", TEACHER, *INPUT, "--student", "pairs:make")
+    error = refused("plan", "--teacher", TEACHER, *INPUT, "--student", "pairs:make")
 
-    assert "pairs:make" in message
-    assert "4" in message
+    assert error["code"] == "teacher-head-fixed"
+    assert error["message"].startswith("opening student 'pairs:make': ")
+    assert (error["source"], error["expected"], error["got"]) == ("pairs:make", 3, 4)
 
 
 # --- images ------------------------------------------------------------------------------------
@@ -168,13 +228,17 @@ def own_images(folder: Path) -> Path:
 def test_an_empty_class_folder_is_named(folder):
     (own_images(folder) / "train/nobody").mkdir()
 
-    assert "nobody" in refused(*distill("--data", "mine"))
+    error = refused(*distill("--data", "mine"))
+
+    assert (error["code"], error["folders"]) == ("class-folder-empty", ["nobody"])
 
 
 def test_a_folder_without_images_is_named(folder):
     (folder / "void").mkdir()
 
-    assert "void" in refused(*distill("--data", "void"))
+    error = refused(*distill("--data", "void"))
+
+    assert (error["code"], error["path"]) == ("images-missing", "void")
 
 
 def test_unreadable_images_are_skipped_with_a_notice_up_to_a_limit(folder):
@@ -183,12 +247,16 @@ def test_unreadable_images_are_skipped_with_a_notice_up_to_a_limit(folder):
         (images / f"train/left/00{number}.png").write_bytes(b"no image")
 
     done = run(*distill("--data", "mine", "--set", "data.max_unreadable=2", "--no-adapt"))
-    message = refused(*distill("--data", "mine", "--set", "data.max_unreadable=1", "--out", "b"))
+    error = refused(*distill("--data", "mine", "--set", "data.max_unreadable=1", "--out", "b"))
 
     assert done.exit_code == 0, done.output
-    assert "000.png" in done.stderr
-    assert "unreadable" in done.stderr or "cannot be read" in done.stderr
-    assert ".png" in message
+    notices = [event for event in RunDir(Path("run")).read_events() if event["event"] == "Notice"]
+    skipped = [each["message"] for each in notices if each["code"] == "image-unreadable"]
+    assert [Path(message.split("'")[1]).name for message in skipped] == ["000.png", "001.png"]
+    assert [each["code"] for each in notices].count("images-unreadable") == 1
+    assert "unreadable image skipped: 'mine/train/left/000.png'" in done.stderr
+    assert error["code"] == "too-many-unreadable"
+    assert (error["expected"], error["got"]) == (1, 2)
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -203,25 +271,25 @@ def test_a_directory_that_holds_a_run_or_anything_else_is_left_alone(folder):
     taken = refused(*distill())
     foreign = refused(*distill("--out", "other", "--force"))
 
-    assert "already holds a run" in taken
-    assert "--resume" in taken
-    assert "not part of a run" in foreign
+    assert (taken["code"], taken["path"]) == ("run-exists", "run")
+    assert "--resume" in taken["advice"]
+    assert (foreign["code"], foreign["path"]) == ("folder-not-empty", "other")
     assert (folder / "run/results.json").read_bytes() == before
     assert Path("other/thesis.txt").read_text() == "mine"
 
 
 def test_a_loss_that_turns_nan_stops_with_its_step_and_can_be_reported(folder):
-    message = refused(
+    error = refused(
         *distill("--set", "stage2.optim.lr=1e30", "--set", "stage2.optim.grad_clip=none")
     )
 
-    assert "stage2" in message
-    assert "step" in message
+    assert error["code"] == "loss-not-finite"
+    assert (error["stage"], error["epoch"]) == ("stage2", 1) and error["step"] > 1
     assert (folder / "run/checkpoints/stage1.pt").is_file(), "what was good is kept"
     report = json.loads(run("report", "run", "--json").stdout)
     assert not report["is_finished"]
     assert [s["is_finished"] for s in report["stages"] if s["stage"] == "stage1"] == [True]
-    assert "not trained yet" in refused("export", "run", "--onnx")
+    assert refused("export", "run", "--onnx")["code"] == "run-unfinished"
 
 
 def test_a_truncated_checkpoint_is_named_on_resume(folder):
@@ -230,25 +298,35 @@ def test_a_truncated_checkpoint_is_named_on_resume(folder):
     path = folder / "run/checkpoints/stage2.pt"
     path.write_bytes(path.read_bytes()[:500])
 
-    message = refused("distill", "--resume", "--out", "run")
+    error = refused("distill", "--resume", "--out", "run")
     path.unlink()
     again = run("distill", "--resume", "--out", "run")
 
-    assert "stage2.pt" in message
-    assert "--resume" in message
+    assert error["code"] == "checkpoint-unreadable"
+    assert error["path"] == "run/checkpoints/stage2.pt"
+    assert "--resume" in error["advice"]
     assert again.exit_code == 0, again.output
 
 
 def test_resuming_with_other_settings_is_refused(folder):
     assert run(*distill()).exit_code == 0
 
-    message = refused(*distill("--resume", "--lr", "0.5"))
+    error = refused(*distill("--resume", "--lr", "0.5"))
 
-    assert "lr" in message
+    assert (error["code"], error["got"]) == ("resume-contradiction", 0.5)
+    assert error["setting"].endswith(".lr")
 
 
-@pytest.mark.parametrize("victim", ["plan.json", "stage1.pt", "model.safetensors", "results.json"])
-def test_no_space_left_is_one_line_and_the_run_goes_on_when_there_is(folder, monkeypatch, victim):
+FILES = {
+    "plan.json": "disk-full",
+    "stage1.pt": "checkpoint-not-written",
+    "model.safetensors": "disk-full",
+    "results.json": "disk-full",
+}
+
+
+@pytest.mark.parametrize(("victim", "code"), FILES.items(), ids=FILES)
+def test_a_run_that_fills_the_disk_is_resumed(folder, monkeypatch, victim, code):
     real = os.replace
 
     def full(source, target, **options):
@@ -259,33 +337,38 @@ def test_no_space_left_is_one_line_and_the_run_goes_on_when_there_is(folder, mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         patch.setattr(Path, "replace", lambda path, target: full(path, target))
-        message = refused(*distill())
+        error = refused(*distill())
     done = run("distill", "--resume", "--out", "run")
 
-    assert "no space left" in message.lower()
+    assert (error["code"], Path(error["path"]).name) == (code, victim)
+    assert "no space left" in error["message"].lower()
     assert done.exit_code == 0, done.output
     assert fitcompress.load("run").interface.input.shape == SPEC.shape
 
 
 @pytest.mark.parametrize("command", ["export", "report"])
-def test_there_is_no_run(folder, command):
-    assert "there is none" in refused(command)
+def test_a_missing_run_is_named(folder, command):
+    assert refused(command)["code"] == "no-runs"
     Path("empty").mkdir()
-    assert "holds no run" in refused(command, "empty")
+    error = refused(command, "empty")
+    assert (error["code"], error["path"]) == ("run-missing", "empty")
 
 
-def test_an_export_that_is_there_already_is_kept(folder):
+def test_an_existing_export_is_kept(folder):
     assert run(*distill()).exit_code == 0
     assert run("export", "run", "--torchscript").exit_code == 0
     before = (folder / "run/exports/student.torchscript.pt").read_bytes()
 
-    message = refused("export", "run", "--torchscript")
+    error = refused("export", "run", "--torchscript")
 
-    assert "--force" in message
+    assert error["code"] == "export-exists"
+    assert "--force" in error["advice"]
     assert (folder / "run/exports/student.torchscript.pt").read_bytes() == before
 
 
 def test_a_file_that_is_no_model_is_refused_by_eval(folder):
     Image.new("RGB", (4, 4)).save("cat.png")
 
-    assert "cat.png" in refused("eval", "cat.png", "--data", "images")
+    error = refused("eval", "cat.png", "--data", "images")
+
+    assert (error["code"], error["path"]) == ("model-format-unknown", "cat.png")
