@@ -1,14 +1,8 @@
-"""Trains a stage as one of several processes.
-
-    python toy_processes.py CHECKPOINT RESULT STAGE ACCUMULATE BATCH_SIZE EPOCHS SHARDS
-
-trains or resumes, and writes losses and trained parameters to RESULT.<rank>.
-"""
+"""A stage as one of several processes, for the tests that train together."""
 
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 from helpers.toy_training import SPEC, Lower, make_distill, make_net, make_views, run_distill
@@ -54,6 +48,7 @@ def spy_on_shards() -> list[dict[str, float]]:
 def main(
     checkpoint: str, result: str, stage: str, accumulate: str, size: str, epochs: str, sharded: str
 ) -> None:
+    """Trains or resumes, and writes losses and trained parameters to `result`.<rank>."""
     torch.set_num_threads(1)
     sharing = spy_on_shards()
     objective = make_distill() if stage == "stage2" else make_hints()
@@ -78,7 +73,3 @@ def main(
         "sharing": sharing,
     }
     torch.save(content, f"{result}.{os.environ.get('RANK', '0')}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -124,7 +123,8 @@ def summary(result, network):
     return {"history": history, "num_images": result.num_images, "weights": digest(network)}
 
 
-if __name__ == "__main__":
+def train_slowly(checkpoint_path, result_path):
+    """Trains from the checkpoint, if there is one, and writes the summary to `result_path`."""
     torch.set_num_threads(1)
     slow = make_distill()
     losses = slow.losses
@@ -135,6 +135,6 @@ if __name__ == "__main__":
 
     slow.losses = slow_losses
     print("ready", flush=True)
-    outcome, trained = run_distill(sys.argv[1], objective=slow, epochs=8, resume=True)
+    outcome, trained = run_distill(checkpoint_path, objective=slow, epochs=8, resume=True)
     text = json.dumps(summary(outcome, trained.trained))
-    Path(sys.argv[2]).write_text(text, encoding="utf-8")
+    Path(result_path).write_text(text, encoding="utf-8")

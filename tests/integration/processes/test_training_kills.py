@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
-from helpers import toy_training
-from helpers.toy_training import digest, make_distill, run_distill, summary
-
-import fitcompress
+from helpers.forked import Forked
+from helpers.toy_training import digest, make_distill, run_distill, summary, train_slowly
 
 
-def _start(checkpoint_path, result_path):
-    package_home = str(Path(fitcompress.__file__).parents[1])
-    script = str(Path(toy_training.__file__))
-    return subprocess.Popen(
-        [sys.executable, script, str(checkpoint_path), str(result_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(
-                [package_home, str(Path(toy_training.__file__).parents[1])]
-            ),
-            "OMP_NUM_THREADS": "1",
-        },
-    )
+def _start(folder):
+    """Begins or continues the training, and returns once it trains."""
+    output = folder / "printed"
+    output.unlink(missing_ok=True)
+    paths = str(folder / "stage2.pt"), str(folder / "result.json")
+    process = Forked(train_slowly, *paths, output=output)
+    while not output.exists() or "ready" not in process.output:
+        assert process.returncode is None, process.output
+        time.sleep(0.001)
+    return process
 
 
 def _killed_runs(folder, num_kills, seed):
@@ -38,20 +28,15 @@ def _killed_runs(folder, num_kills, seed):
     moments = random.Random(seed)
     checkpoint_path, result_path = folder / "stage2.pt", folder / "result.json"
     for _ in range(num_kills):
-        process = _start(checkpoint_path, result_path)
-        process.stdout.readline()  # printed when training begins
-        try:
-            process.wait(timeout=moments.uniform(0.0, 0.25))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+        process = _start(folder)
+        time.sleep(moments.uniform(0.0, 0.25))
+        process.kill()
+        process.wait()
         if result_path.exists():  # it finished before the kill: start again
             result_path.unlink()
             checkpoint_path.unlink()
-    process = _start(checkpoint_path, result_path)
-    assert process.wait(timeout=120) == 0
-    process.stdout.close()
+    process = _start(folder)
+    assert process.wait() == 0, process.output
     return json.loads(result_path.read_text(encoding="utf-8"))
 
 
