@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Forked", "run_command"]
+__all__ = ["Forked", "rank_environments", "run_command"]
 
 
 class Forked:
@@ -87,3 +88,15 @@ def run_command(*words: str) -> None:
 
     sys.argv = ["fitcompress", *words]
     main()
+
+
+def rank_environments(num: int) -> list[dict[str, str]]:
+    """What a launcher puts into the environment of each of `num` processes; nothing for one."""
+    if num == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num)]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import toy_runs
+from helpers.forked import Forked, run_command
 from helpers.toy_runs import SPEC, trained_net, write_images
-
-import fitcompress
 
 _TENSORS = ("student", "teacher", "baseline")
 
@@ -30,26 +26,10 @@ class Scene:
     seconds: float
     """Duration of the unbroken run, from its first to its last event."""
 
-    def start(self, out: Path) -> subprocess.Popen:
-        """Starts or resumes the run at `out`."""
-        home = Path(fitcompress.__file__).parents[1]
-        paths = os.pathsep.join([str(home), str(Path(toy_runs.__file__).parents[1])])
-        return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "fitcompress",
-                *self._arguments(),
-                "--out",
-                str(out),
-                "--resume",
-            ],
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, out: Path) -> Forked:
+        """Begins or resumes the run at `out`."""
+        words = (*self._arguments(), "--out", str(out), "--resume")
+        return Forked(run_command, *words, output=Path(f"{out}.txt"), cwd=self.folder)
 
     def _arguments(self) -> list[str]:
         settings = {
@@ -77,8 +57,7 @@ class Scene:
 
 def finish(scene: Scene, out: Path) -> dict[str, object]:
     process = scene.start(out)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    assert process.wait() == 0, process.output
     return left_in(out)
 
 
@@ -112,12 +91,11 @@ def kill_in(scene: Scene, out: Path, wait_s: float) -> str:
     events = out / "events.jsonl"
     size = events.stat().st_size if events.is_file() else 0
     process = scene.start(out)
-    while process.poll() is None and not (events.is_file() and events.stat().st_size > size):
+    while process.returncode is None and not (events.is_file() and events.stat().st_size > size):
         time.sleep(0.005)
     time.sleep(wait_s)
     process.kill()
-    output, _ = process.communicate()
-    assert process.returncode in (0, -9), output
+    assert process.wait() in (0, -9), process.output
     lines = events.read_text(encoding="utf-8").splitlines()
     stages = [line.split('"stage": "')[1].split('"')[0] for line in lines if '"stage": "' in line]
     return stages[-1] if stages else "before"

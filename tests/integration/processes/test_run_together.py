@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import toy_runs
+from helpers.forked import Forked, rank_environments, run_command
 from helpers.toy_runs import SPEC, trained_net, write_images
 
 import fitcompress
@@ -27,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def start(folder: Path, out: str, *, num: int, **more: object) -> subprocess.Popen:
+def arguments(out: str, **more: object) -> list[str]:
     settings = {
         "teacher.weights": "net.pth",
         "teacher.input_size": "3,12,12",
@@ -45,32 +46,40 @@ def start(folder: Path, out: str, *, num: int, **more: object) -> subprocess.Pop
         **{name.replace("__", "."): value for name, value in more.items()},
     }
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num}"]
+    teacher = ("--teacher", "helpers.toy_runs:make_net")
+    return ["distill", *teacher, "--quiet", "--out", out, "--resume", *sets]
+
+
+def distill(folder: Path, out: str, *, num: int, **more: object) -> str:
+    """What `num` processes of the command print, the first one's first."""
+    processes = [
+        Forked(
+            run_command,
+            *arguments(out, **more),
+            output=folder / f"{out}.{rank}.txt",
+            env=env,
+            cwd=folder,
+        )
+        for rank, env in enumerate(rank_environments(num))
+    ]
+    for process in processes:
+        assert process.wait() == 0, process.output
+    return "".join(process.output for process in processes)
+
+
+def launch(folder: Path, out: str) -> subprocess.Popen:
+    """Two processes of the command, started by torchrun."""
     home = Path(fitcompress.__file__).parents[1]
     paths = os.pathsep.join([str(home), str(Path(toy_runs.__file__).parents[1])])
-    arguments = [
-        "distill",
-        "--teacher",
-        "helpers.toy_runs:make_net",
-        "--quiet",
-        "--out",
-        out,
-        "--resume",
-    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.Popen(
-        [sys.executable, *(launcher if num > 1 else []), "-m", "fitcompress", *arguments, *sets],
+        [sys.executable, *launcher, "-m", "fitcompress", *arguments(out)],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
 
 
 def losses(run: Path) -> list[tuple[str, float]]:
@@ -82,11 +91,11 @@ def losses(run: Path) -> list[tuple[str, float]]:
 
 @pytest.fixture(scope="module")
 def together(folder) -> str:
-    return finish(start(folder, "two", num=2))
+    return distill(folder, "two", num=2)
 
 
 def test_two_processes_have_the_losses_of_one_that_accumulates(folder, together):
-    finish(start(folder, "one", num=1, data__accumulate=2))
+    distill(folder, "one", num=1, data__accumulate=2)
     two, one = losses(folder / "two"), losses(folder / "one")
     assert len(two) == 6
     for own, other in zip(two, one, strict=True):
@@ -96,7 +105,8 @@ def test_two_processes_have_the_losses_of_one_that_accumulates(folder, together)
 
 
 def test_a_sharded_run_has_the_losses_of_an_unsharded_one(folder, together):
-    finish(start(folder, "shards", num=2, run__shard="true", run__teacher_layout="channels-last"))
+    layout = "channels-last"
+    distill(folder, "shards", num=2, run__shard="true", run__teacher_layout=layout)
     shards, two = losses(folder / "shards"), losses(folder / "two")
     assert [stage for stage, _ in shards] == [stage for stage, _ in two]
     assert [loss for _, loss in shards] == pytest.approx([loss for _, loss in two], rel=1e-3)
@@ -112,7 +122,7 @@ def test_only_one_process_writes_and_prints(folder, together):
 
 
 def test_a_killed_process_ends_the_job_which_can_be_resumed(folder, together):
-    job = start(folder, "killed", num=2)
+    job = launch(folder, "killed")
     checkpoint = folder / "killed/checkpoints/stage1.pt"
     while not checkpoint.exists():
         assert job.poll() is None, job.communicate()[0]
@@ -123,17 +133,14 @@ def test_a_killed_process_ends_the_job_which_can_be_resumed(folder, together):
     output, _ = job.communicate(timeout=120)
     assert job.returncode != 0
     assert "rank" in output and "-9" in output and str(last.pid) in output
-    finish(start(folder, "killed", num=2))
+    distill(folder, "killed", num=2)
     assert losses(folder / "killed")[-1] == losses(folder / "two")[-1]
 
 
 def test_several_processes_need_an_output_directory(folder):
-    process = subprocess.run(
-        [sys.executable, "-m", "fitcompress", "distill", "--teacher", "resnet18"],
-        env={**os.environ, "WORLD_SIZE": "2"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
+    words = ("distill", "--teacher", "resnet18")
+    process = Forked(
+        run_command, *words, output=folder / "refused.txt", env={"WORLD_SIZE": "2"}, cwd=folder
     )
-    assert process.returncode == 3
-    assert "--out" in process.stderr
+    assert process.wait() == 3
+    assert "--out" in process.output

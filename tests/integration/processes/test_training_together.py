@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import toy_processes
-from helpers.forked import Forked
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from helpers.forked import Forked, rank_environments
 
 
 def start(folder: Path, num: int, stage: str, accumulate: int, shards: int = 0) -> list[Forked]:
     """The processes of a job."""
     folder.mkdir(exist_ok=True)
-    words = (str(folder / "stage.pt"), str(folder / "out"), stage, str(accumulate), "4", "3")
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(num),
-        "LOCAL_WORLD_SIZE": str(num),
-    }
+    paths = str(folder / "stage.pt"), str(folder / "out")
+    words = (stage, *map(str, (accumulate, 4, 3, shards)))
     return [
-        Forked(
-            toy_processes.main,
-            *words,
-            str(shards),
-            output=folder / f"printed.{rank}",
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num > 1 else {},
-        )
-        for rank in range(num)
+        Forked(toy_processes.main, *paths, *words, output=folder / f"printed.{rank}", env=env)
+        for rank, env in enumerate(rank_environments(num))
     ]
 
 
