@@ -92,7 +92,7 @@ def _train_in_turn(cells: Sequence[Cell], shared: Shared, emit: Emit) -> list[Fa
         except TrainingError as error:
             failed.append(_failure(cell, error, emit))
         if all(other.seed != cell.seed for other in cells[number:]):
-            shutil.rmtree(shared.answers_path, ignore_errors=True)  # another seed has other views
+            shutil.rmtree(shared.cache_path, ignore_errors=True)  # another seed has other views
     return failed
 
 

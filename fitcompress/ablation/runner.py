@@ -14,7 +14,7 @@ from typing import Any
 
 from fitcompress.ablation.arms import QUESTIONS, Arm, Question, arm_recipe, arms_by_name
 from fitcompress.ablation.cells import Cell, train_cells
-from fitcompress.ablation.shared import ANSWERS_FOLDER, TEACHER_FOLDER, Shared, prepare_shared
+from fitcompress.ablation.shared import CACHE_FOLDER, TEACHER_FOLDER, Shared, prepare_shared
 from fitcompress.atomic import write_json
 from fitcompress.errors import RunError
 from fitcompress.events import Emit, Notice, ignore
@@ -87,7 +87,7 @@ def ablate(
         )
         emit(Notice(topic="run", code="ablation-runs-left", message=message))
         failed = train_cells(missing, shared, given_teacher=teacher, emit=emit)
-        shutil.rmtree(shared.answers_path, ignore_errors=True)
+        shutil.rmtree(shared.cache_path, ignore_errors=True)
         write_json(root / ABLATION, replace(record, failed=tuple(failed)).to_dict())
         return Ablation.load(root)
 
@@ -163,6 +163,6 @@ def _make_room(root: Path, *, force: bool) -> None:
     stored = _stored(root)
     for arm, seed in stored.cells if stored else ():
         shutil.rmtree(cell_path(root, arm, seed), ignore_errors=True)
-    for name in (ANSWERS_FOLDER, TEACHER_FOLDER):
+    for name in (CACHE_FOLDER, TEACHER_FOLDER):
         shutil.rmtree(root / name, ignore_errors=True)
     (root / ABLATION).unlink(missing_ok=True)

@@ -21,10 +21,10 @@ from fitcompress.run.resolve import resolve_compile
 from fitcompress.rundir import RunDir
 from fitcompress.student.planner import plan_run
 
-__all__ = ["ANSWERS_FOLDER", "TEACHER_FOLDER", "Shared", "prepare_shared"]
+__all__ = ["CACHE_FOLDER", "TEACHER_FOLDER", "Shared", "prepare_shared"]
 
-ANSWERS_FOLDER, TEACHER_FOLDER = "answers", "teacher"
-"""Folders of an ablation for the teacher cache, and for the run that prepares the teacher."""
+CACHE_FOLDER, TEACHER_FOLDER = "answers", "teacher"
+"""Folders of an ablation: the cached teacher outputs, and the run that prepares the teacher."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Shared:
     facts: SharedFacts
 
     @property
-    def answers_path(self) -> Path:
-        """The teacher cache that all arms of a seed use."""
-        return self.root / ANSWERS_FOLDER
+    def cache_path(self) -> Path:
+        """Teacher outputs that all arms of a seed share."""
+        return self.root / CACHE_FOLDER
 
 
 def prepare_shared(
@@ -147,7 +147,7 @@ def _decide(prepared: Prepared, digest: str, emit: Emit) -> SharedFacts:
 def _base_recipe(prepared: Prepared, facts: SharedFacts, root: Path) -> Recipe:
     settings = dict(facts.settings)
     if prepared.recipe.run.cache_teacher == "auto":
-        settings["run.cache_teacher"] = str(root / ANSWERS_FOLDER)
+        settings["run.cache_teacher"] = str(root / CACHE_FOLDER)
     if prepared.adaptation:
         adapted = RunDir(root / TEACHER_FOLDER).teacher_path
         settings |= {"teacher.source": str(adapted), "teacher.weights": None}

@@ -95,14 +95,14 @@ def test_every_arm_trains_another_student(all_arms):
     assert len(weights) == len(all_arms.arms)
 
 
-def test_what_an_arm_does_not_need_is_not_paid_for(all_arms):
+def test_an_arm_costs_only_what_it_runs(all_arms):
     cost = {arm: all_arms.cost(arm).flops for arm in all_arms.arms}
     per_image = {
         arm: {s.stage: s.flops_per_image for s in stages_of(all_arms, arm)} for arm in all_arms.arms
     }
     assert cost["bp"] < cost["kd"] < cost["ht"] < cost["kd-long"]
     assert cost["shuffled"] == cost["rand-net"] == cost["ht"]
-    # no teacher is asked: what is left of stage 1 are the student's three passes
+    # the teacher does not run: stage 1 costs the student's forward and backward passes
     assert per_image["rand-iid"]["stage1"] == per_image["label"]["stage1"]
     assert per_image["label"]["stage1"] < per_image["ht"]["stage1"]
     assert per_image["ht-nokd"]["stage2"] == per_image["bp"]["stage2"]
@@ -123,7 +123,7 @@ def test_the_report_has_every_form(all_arms):
     assert "<svg" in all_arms.render("html")
 
 
-def test_a_report_of_the_directory_is_that_of_the_ablation(all_arms):
+def test_load_report_loads_an_ablation(all_arms):
     assert load_report(all_arms.path).render("json") == all_arms.render("json")
 
 
@@ -135,7 +135,7 @@ def test_more_arms_and_seeds_are_added_and_nothing_is_trained_twice(images, tmp_
     found = run(images, out, ["bp"], 2, resume=True, emit=events.append)
     assert (cell_path(out, "kd", 0) / "results.json").stat().st_mtime_ns == written
     started = [event.stage for event in events if isinstance(event, StageStarted)]
-    assert [name for name in started if "answers" not in name] == [
+    assert [name for name in started if "teacher outputs" not in name] == [
         "bp, seed 0, stage2",
         "kd, seed 1, stage2",
         "bp, seed 1, stage2",
@@ -147,7 +147,7 @@ def test_more_arms_and_seeds_are_added_and_nothing_is_trained_twice(images, tmp_
     assert set(again.cells) == set(found.cells)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(images, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_weights(images, tmp_path):
     whole = run(images, tmp_path / "whole", ["ht", "kd"], 1)
 
     def stop(event: Event) -> None:
@@ -232,7 +232,7 @@ def test_a_student_within_a_latency_is_planned_once(images, tmp_path, monkeypatc
     assert len(found.cells) == 4 and len(more.cells) == 6 and len(sizes) == 1
 
 
-def test_a_teacher_or_images_that_changed_are_not_held_against_those_before(images, tmp_path):
+def test_a_changed_teacher_or_images_are_refused(images, tmp_path):
     own = shutil.copytree(images, tmp_path / "images")
     out = tmp_path / "out"
     run(own, out, ["kd"], 1)
@@ -261,7 +261,7 @@ def test_a_run_that_fails_does_not_end_the_others(images, tmp_path):
     assert "hot, seed 1, failed: " in found.render("text")
 
 
-def test_an_ablation_that_failed_at_once_is_begun_anew_by_force(images, tmp_path):
+def test_an_ablation_that_failed_is_replaced_by_force(images, tmp_path):
     with pytest.raises(LayerError):
         run(images, tmp_path / "out", ["ht"], 1, hints__hint=("nosuch",))
     with pytest.raises(RunError) as caught:
@@ -273,7 +273,7 @@ def test_an_ablation_that_failed_at_once_is_begun_anew_by_force(images, tmp_path
     assert Ablation.load(tmp_path / "out").cells, "nothing is removed for what cannot be made"
 
 
-def test_an_ablation_goes_on_in_another_place(images, tmp_path):
+def test_an_ablation_is_resumed_after_a_move(images, tmp_path):
     whole = run(images, tmp_path / "whole", ["ht"], 1)
 
     def stop(event: Event) -> None:
@@ -318,13 +318,13 @@ def test_images_without_labels_are_refused(images, tmp_path):
 
 
 @pytest.mark.parametrize(("augment", "views"), [("none", [1, 1]), ("crop", [6, 2])])
-def test_arms_ask_the_teacher_once_between_them(images, tmp_path, augment, views):
+def test_arms_share_cached_teacher_outputs(images, tmp_path, augment, views):
     events: list[Event] = []
     more = {"data__augment": augment, "stage1__epochs": 2, "stage2__epochs": 4}
     arms = ["kd-long", "kd", "ht", "shuffled"]
     found = run(images, tmp_path / "out", arms, 1, emit=events.append, **more)
-    asked = [e for e in events if isinstance(e, StageStarted) and "answers" in e.stage]
-    assert [(e.stage.rpartition("answers, ")[2], e.num_epochs) for e in asked] == [
+    cached = [e for e in events if isinstance(e, StageStarted) and "teacher outputs" in e.stage]
+    assert [(e.stage.rpartition("outputs, ")[2], e.num_epochs) for e in cached] == [
         ("stage2 train", views[0]),
         ("stage2 held out", 1),
         ("stage1 train", views[1]),
@@ -405,7 +405,7 @@ def mislabelled(images, tmp_path_factory) -> Path:
     return root
 
 
-def test_what_only_the_teacher_knows_is_found(mislabelled, tmp_path):
+def test_an_effect_of_the_teacher_is_found(mislabelled, tmp_path):
     """The labels say nothing, the teacher knows the classes: distillation must be seen to help."""
     found = run(mislabelled, tmp_path / "out", ["bp", "kd"], 4)
     (answer,) = found.answers
@@ -437,7 +437,7 @@ class Forgetful(nn.Module):
 
 
 @pytest.mark.slow
-def test_nothing_is_found_where_nothing_is_known(images, tmp_path, monkeypatch):
+def test_no_effect_is_found_without_one(images, tmp_path, monkeypatch):
     """The teacher has the very weights that the student starts from: what the hint says, the
     student says already, but for the noise of its dropout. Sixteen seeds.
     """

@@ -1,4 +1,4 @@
-"""Whole runs, small ones: what is in the directory, what is reported, that it comes out again."""
+"""Small whole runs: their files, their reports, and that they are reproducible."""
 
 from __future__ import annotations
 
@@ -339,13 +339,13 @@ def test_an_unfinished_run_is_not_exported_but_reported(images, tmp_path):
 
 
 def zeroed() -> nn.Module:
-    """The teacher with a head that says nothing."""
+    """The teacher with a head of zeros."""
     net = nn.Sequential(trained_net(), nn.Linear(3, 3))
     nn.init.zeros_(net[1].weight)
     return net.eval()
 
 
-def test_a_teacher_can_be_made_and_used(images, tmp_path):
+def test_a_trained_teacher_can_be_distilled(images, tmp_path):
     recipe = toy_recipe(images, tmp_path / "made", teacher__epochs=6)
     folder = train_teacher("test_resnet", recipe)
 
@@ -357,7 +357,7 @@ def test_a_teacher_can_be_made_and_used(images, tmp_path):
     assert report["teacher"]["accuracy"]["top1"] > 0.6
 
 
-def test_making_a_teacher_goes_on_where_it_was_stopped(images, tmp_path):
+def test_train_teacher_resumes_to_the_same_weights(images, tmp_path):
     def stop(event: Event) -> None:
         if isinstance(event, EpochFinished):
             raise KeyboardInterrupt
