@@ -1,4 +1,4 @@
-"""Chooses the arguments of a class from the numbers in its code. Layer: graph."""
+"""Chooses the arguments of a class from the numbers in its code."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fitcompress.exporters.python.code import Number
 __all__ = ["Choice", "choose_arguments", "literal"]
 
 _NO_BASE = ("stride", "kernel_size", "padding", "dilation", "output_padding", "eps", "momentum")
-"""Options whose multiples mean nothing: that a width is twice a stride is chance."""
+"""Options whose multiples mean nothing: a width that is twice a stride is a coincidence."""
 _MIN_RANGE = 3
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What stands where a number of the code was."""
+    """What is written in place of a number."""
 
     text: str
-    """The number, or for an argument an expression with braces for its name."""
+    """The number, or an expression with braces for the name of an argument."""
     argument: Argument | None = None
 
     def spelled(self, number: Number) -> str:
-        """What is written there."""
+        """The text of the number."""
         text = self.text
         if self.argument is not None:
             text = text.format(("self." if number.in_body else "") + self.argument.name)
@@ -39,11 +39,11 @@ class Choice:
 def choose_arguments(
     numbers: Sequence[Number], base: str = "width"
 ) -> tuple[list[Argument], list[Choice]]:
-    """The arguments of a class, with names, and what stands at each of its numbers.
+    """The arguments of a class with their names, and a choice for each number.
 
-    Numbers that are a multiple of another in every module are written so.
+    A number that is the same multiple of another in every module is written as that multiple.
 
-    base: what a number is called that widths of layers are multiples of.
+    base: name of a number of which the widths of layers are multiples.
     """
     order = sorted(
         {number.values: number for number in reversed(numbers) if not number.is_constant}.values(),
@@ -80,7 +80,7 @@ def _total(number: Number) -> int:
 
 
 def _multiple(number: Number, found: dict[tuple[Any, ...], Choice]) -> Choice | None:
-    """The number as a multiple of one that is an argument, the largest such."""
+    """The number as a multiple of an argument, the largest possible one."""
     if not _is_size(number):
         return None
     for base in reversed(list(found)):
@@ -94,7 +94,7 @@ def _multiple(number: Number, found: dict[tuple[Any, ...], Choice]) -> Choice | 
 
 
 def literal(value: Any) -> str:
-    """A number, or a tuple of numbers, as a person writes it.
+    """A number, or a tuple of numbers, in its shortest usual form.
 
     >>> literal(1e-05), literal((8, 8)), literal((8, 16, 24))
     ('1e-5', '(8, 8)', 'range(8, 32, 8)')
@@ -123,14 +123,15 @@ _SHORT = {
     "shape": "size",
     "normalized_shape": "features",
 }
-"""What an option of a layer is called as an argument."""
+"""Names of arguments, by the option of a layer."""
 
 
 def _name(
     arguments: Sequence[Argument], numbers: Sequence[Number], bases: Mapping[Argument, str]
 ) -> None:
-    """Gives each argument a name of its own: the short one if no other wants it, else with the
-    layer's."""
+    """Gives each argument a unique name: the short one if no other has it, otherwise one with the
+    name of the layer.
+    """
     wanted: dict[Argument, list[str]] = {}
     for argument in arguments:
         names = _candidates([v for v in numbers if v.values == argument.number.values])
@@ -146,7 +147,7 @@ def _name(
 
 
 def _candidates(numbers: Sequence[Number]) -> list[str]:
-    """Names for a number from the places that it stands at, the best first."""
+    """Names for a number by its roles in the code, the best first."""
     if numbers[0].is_count:
         return ["depth"]
     roles = [number.role.rpartition(".") for number in numbers]

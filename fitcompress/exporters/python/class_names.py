@@ -1,4 +1,4 @@
-"""Names the classes of a network after the paths of their modules. Layer: graph."""
+"""Names classes after the paths of their modules."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _RESERVED = {"Tensor", "Path", "Sequence"}
 
 
 def class_names(groups: Sequence[Sequence[Draft]]) -> list[str]:
-    """A name for each class: what most of its modules are called. Where several would have the
-    same, what one has and the others do not is added: `BlockWithDownsample`."""
+    """A name for each class: the most common name of its modules. Classes with the same name are
+    told apart by a part that the others lack: `BlockWithDownsample`.
+    """
     wanted = [_wanted(draft.piece.path for draft in group) for group in groups]
     traits = [_traits(group[0]) for group in groups]
     names: list[str] = []
@@ -53,7 +54,7 @@ def _name(path: str) -> str:
 
 
 def _traits(draft: Draft) -> list[str]:
-    """What a class holds, takes and calls, as words."""
+    """Names of what a class holds, takes and calls, capitalized."""
     entries = " ".join(text for text, _ in draft.entries)
     found = re.findall(r'self\.(?:register_buffer\(")?(\w+)', entries)
     found += [*draft.input_names, *re.findall(r"\.(\w+)\(", draft.body.sketch)]

@@ -19,12 +19,12 @@ __all__ = ["Argument", "ClassCode", "Content", "Draft", "Made", "Series", "merge
 
 _LONGEST_PERIOD = 4
 _MOST_RUNS = 3
-"""More runs of equal modules than this are written as one loop over their arguments."""
+"""A list with more runs of equal modules is written as one loop over their arguments."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """An instance of a class of the file."""
+    """An instance of a class in the file."""
 
     draft: Draft
 
@@ -39,13 +39,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Series:
-    """Modules one after the other."""
+    """Modules in a row."""
 
     holder: str
-    """What they are given to, with braces for them; a plain call takes them one by one."""
+    """The call that takes them, in braces."""
     items: tuple[Content, ...]
     as_list: bool = False
-    """Whether the holder takes them as one list."""
+    """Whether it takes them as one list instead of one by one."""
 
     @property
     def runs(self) -> list[Run]:
@@ -65,7 +65,7 @@ Content = Code | Made | Series
 
 @dataclass(frozen=True)
 class Run:
-    """Modules that repeat: a few of them so many times, or many that differ in numbers."""
+    """Modules that repeat `count` times, or modules of one class that differ in numbers."""
 
     items: tuple[Content, ...]
     count: int
@@ -77,7 +77,7 @@ class Run:
 
 
 def _runs(items: Sequence[Content]) -> list[Run]:
-    """What repeats taken together, the longest repetition first at each place."""
+    """Groups repeated modules, with the longest repetition at each place."""
     keys = [(item.layout, item.numbers) for item in items]
     runs: list[Run] = []
     place = 0
@@ -93,7 +93,7 @@ def _runs(items: Sequence[Content]) -> list[Run]:
 
 
 def _repeats(keys: Sequence[Any], place: int, period: int) -> int:
-    """How often the next `period` keys follow one another."""
+    """How often the next `period` keys repeat."""
     first, count = keys[place : place + period], 1
     while keys[place + count * period : place + (count + 1) * period] == first:
         count += 1
@@ -101,7 +101,7 @@ def _repeats(keys: Sequence[Any], place: int, period: int) -> int:
 
 
 def _alike(runs: Sequence[Run]) -> Iterator[list[Run]]:
-    """The runs; many of the same class in a row as one that varies."""
+    """The runs in groups; many of the same class in a row become one that varies."""
     for is_made, group in groupby(
         runs, key=lambda run: len(run.items) == 1 and isinstance(run.items[0], Made) and run.layout
     ):
@@ -147,7 +147,7 @@ class Argument:
 
 @dataclass
 class ClassCode:
-    """A class of the file, while it is written."""
+    """A class of the file under construction."""
 
     name: str
     drafts: list[Draft]

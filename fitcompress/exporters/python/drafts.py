@@ -23,7 +23,7 @@ __all__ = ["Drafter"]
 
 
 class Drafter:
-    """Drafts pieces, those inside others first, and numbers their classes in that order."""
+    """Drafts pieces, inner ones first, and numbers their classes in that order."""
 
     def __init__(self, program: Program, leaves: Mapping[Node, Leaf]) -> None:
         self.program = program
@@ -35,10 +35,10 @@ class Drafter:
         self._numbers: dict[Any, int] = {}
 
     def draft(self, piece: Piece, input_names: Sequence[str] = (), ending: str = "{}") -> Draft:
-        """The draft of a piece, once those of all that it holds are made.
+        """Drafts a piece, after the pieces in it.
 
-        input_names: what its inputs are called; empty leaves that to the code.
-        ending: what is done to each output.
+        input_names: of the piece; empty leaves the choice to the allocator of names.
+        ending: wraps each output, which stands in the braces.
         """
         for inner in _classes_in(piece):
             if inner not in self._made:
@@ -69,16 +69,16 @@ class Drafter:
         body = joined("\n", forward.statements())
         return Draft(piece, forward.input_names, entries, body, forward)
 
-    def shape_words(self, slot: Slot) -> str:
+    def shape_text(self, slot: Slot) -> str:
         """The shape of a value, with N for the batch."""
         if isinstance(slot, tuple):
-            return f"[{self.shape_words(slot[0])}, ...]"
+            return f"[{self.shape_text(slot[0])}, ...]"
         sizes = [shapes[slot.name] for shapes in (self.shapes, self._others)]
         if not all(isinstance(size, tuple) for size in sizes) or sizes[0][:1] == ((),):
             return "..."
         if sizes[0] and isinstance(sizes[0][0], tuple):
             return "(...)"
-        words = [_size_word(*pair) for pair in zip(*sizes, strict=True)]
+        words = [_size_text(*pair) for pair in zip(*sizes, strict=True)]
         return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
 
     def _members(self, made: Mapping[str, Step | str]) -> Members:
@@ -87,7 +87,7 @@ class Drafter:
     # --- what a module holds ----------------------------------------------------------------
 
     def _members_of(self, piece: Piece) -> Iterator[tuple[str, Step | str]]:
-        """(relative path, what is made there) in the order of use; loose tensors by their names."""
+        """(relative path, step or tensor name) of all modules and tensors, in order of use."""
         start = len(piece.path) + 1 if piece.path else 0
         made = {step: self._made_at(step) for step in piece.steps}
         inner = tuple(f"{path}." for path in made.values() if path is not None)
@@ -104,7 +104,7 @@ class Drafter:
                 yield name[start:], name
 
     def _made_at(self, step: Step) -> str | None:
-        """Where the module stands that makes a step, if one does."""
+        """The path of the module that computes a step, if there is one."""
         if isinstance(step, Piece):
             return step.path
         return self.leaves[step].path if step in self.leaves else None
@@ -119,7 +119,7 @@ class Drafter:
             yield from self._entry(member, members.root, made, members)
 
     def _counted(self, made: Mapping[str, Step | str]) -> Iterator[tuple[str, Content]]:
-        """All modules of one, which differ by a number at the end of their names."""
+        """Statements for modules whose names differ only in a number at the end."""
         first = next(iter(made))
         stem = first.rstrip("0123456789")
         items = tuple(self._content(step) for step in made.values() if not isinstance(step, str))
@@ -140,7 +140,7 @@ class Drafter:
             yield from self._below(member, made, members)
 
     def _holder(self, member: Member, made: Mapping[str, Step | str]) -> Content:
-        """What is made at a place, without what is set in it later."""
+        """The expression that creates a member, without what is set in it later."""
         what = made.get(member.path)
         if what is not None:
             assert not isinstance(what, str), what
@@ -154,7 +154,7 @@ class Drafter:
     def _below(
         self, member: Member, made: Mapping[str, Step | str], members: Members
     ) -> Iterator[tuple[str, Content]]:
-        """The statements that set what a holder does not hold when it is made."""
+        """Statements that set members which their holder lacks when it is created."""
         if member.path in made:
             return
         for part in member.parts.values():
@@ -189,7 +189,7 @@ class Drafter:
         return made if is_trained else made.within("{}.requires_grad_(False)")
 
     def _items(self, chain: Piece) -> tuple[Content, ...]:
-        """The modules of a chain; where a number is left out, one that does nothing."""
+        """The modules of a chain, with `nn.Identity` for missing numbers."""
         assert chain.numbers is not None
         steps = dict(zip(chain.numbers, chain.steps, strict=True))
         nothing = code("nn.Identity()")
@@ -199,8 +199,8 @@ class Drafter:
         )
 
 
-def _size_word(at_two: int, at_three: int) -> str:
-    """A size by what it is for batches of two and of three."""
+def _size_text(at_two: int, at_three: int) -> str:
+    """A size from its values at batch sizes 2 and 3."""
     step = at_three - at_two
     if not step:
         return str(at_two)
@@ -208,7 +208,7 @@ def _size_word(at_two: int, at_three: int) -> str:
 
 
 def _classes_in(piece: Piece) -> Iterator[Piece]:
-    """The pieces with a class of their own in a piece, also those in its chains."""
+    """The inner pieces that have a class, including those in chains."""
     for step in piece.steps:
         if isinstance(step, Piece):
             if step.numbers is None:

@@ -1,5 +1,4 @@
-"""What stands around the classes of an emitted file: what it is, imports, loading. Layer: graph
-(spec)."""
+"""The parts of an emitted file around its classes: docstring, imports, constants, loading."""
 
 from __future__ import annotations
 
@@ -12,13 +11,13 @@ import torch
 
 from fitcompress.exporters.python.expressions import quoted
 from fitcompress.exporters.python.wrap import WIDTH, broken
-from fitcompress.graph.program import Program
+from fitcompress.graph.program import Program, output_nodes
 from fitcompress.interface import Interface
 
-__all__ = ["Frame", "framed"]
+__all__ = ["FileParts", "file_text"]
 
 _MOST_NAMES = 100
-"""Classes that are named in the file."""
+"""At most this many class names are listed in the file."""
 
 _DTYPES = {
     torch.float64: "F64",
@@ -72,8 +71,8 @@ if __name__ == "__main__":
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What the file says besides its classes."""
+class FileParts:
+    """What the file contains besides its classes."""
 
     interface: Interface
     program: Program
@@ -81,18 +80,18 @@ class Frame:
     class_name: str
 
 
-def framed(frame: Frame, classes: Sequence[str]) -> str:
+def file_text(file: FileParts, classes: Sequence[str]) -> str:
     """The whole file."""
     code = "\n\n\n".join(classes)
-    call = "\n".join(broken(f"        outputs = network({_examples(frame)})"))
-    loading = _LOADING.format(name=frame.class_name, call=call, shown=_shown(frame))
+    call = "\n".join(broken(f"        outputs = network({_examples(file)})"))
+    loading = _LOADING.format(name=file.class_name, call=call, shown=_shown(file))
     parts = [
-        f'"""{_description(frame)}"""',
+        f'"""{_description(file)}"""',
         "",
         *_imports(f"{code}\n{loading}"),
         "",
         'WEIGHTS = Path(__file__).with_name("model.safetensors")',
-        *_constants(frame),
+        *_constants(file),
         "",
         "",
         code,
@@ -118,11 +117,11 @@ def _imports(code: str) -> list[str]:
     ]
 
 
-def _constants(frame: Frame) -> list[str]:
-    dtypes = {value.dtype: None for value in frame.program.tensors.values()}
+def _constants(file: FileParts) -> list[str]:
+    dtypes = {value.dtype: None for value in file.program.tensors.values()}
     pairs = ", ".join(f'"{_DTYPES[dtype]}": {dtype}' for dtype in _DTYPES if dtype in dtypes)
     lines = broken(f"DTYPES = {{{pairs}}}")
-    names = frame.interface.class_names
+    names = file.interface.class_names
     if names and len(names) <= _MOST_NAMES and max(map(len, names)) <= WIDTH // 2:
         listed = ", ".join(map(quoted, names)) + ("," if len(names) == 1 else "")
         lines += broken(f"CLASS_NAMES = ({listed})")
@@ -132,8 +131,8 @@ def _constants(frame: Frame) -> list[str]:
 # --- words ----------------------------------------------------------------------------------
 
 
-def _description(frame: Frame) -> str:
-    origin = frame.interface.origin
+def _description(file: FileParts) -> str:
+    origin = file.interface.origin
     teacher = _safe(_without_folder(origin.get("teacher", "")))
     of_teacher = f", distilled from {teacher}" if teacher else ""
     facts = [
@@ -146,8 +145,8 @@ def _description(frame: Frame) -> str:
         f"A student network{of_teacher}.",
         f"{written}{': ' if facts else ''}{', '.join(facts)}. `load()` gives it with the weights in"
         " model.safetensors, which lies beside this file; nothing but torch is needed.",
-        *_input_words(frame),
-        *_output_words(frame),
+        *_input_words(file),
+        *_output_words(file),
     ]
     return "\n\n".join(_wrapped(text) for text in paragraphs) + "\n"
 
@@ -156,12 +155,12 @@ def _fact(text: str, value: str | None) -> list[str]:
     return [text.format(value)] if value else []
 
 
-def _input_words(frame: Frame) -> list[str]:
-    images = frame.interface.input
+def _input_words(file: FileParts) -> list[str]:
+    images = file.interface.input
     if images is None:
         listed = [
             f"{name} {_batched(info.shape)} {str(info.dtype).removeprefix('torch.')}"
-            for name, info in zip(frame.input_names, frame.program.inputs, strict=True)
+            for name, info in zip(file.input_names, file.program.inputs, strict=True)
         ]
         return [f"Inputs: {', '.join(listed)}."]
     mean, std = (", ".join(f"{value:g}" for value in side) for side in (images.mean, images.std))
@@ -172,12 +171,12 @@ def _input_words(frame: Frame) -> list[str]:
     ]
 
 
-def _output_words(frame: Frame) -> list[str]:
-    activation = frame.interface.activation
-    names = frame.interface.output_names
+def _output_words(file: FileParts) -> list[str]:
+    activation = file.interface.activation
+    names = file.interface.output_names
     words = [f"Outputs: {', '.join(map(_safe, names))}."] if names else []
     ending = [f"The outputs have gone through {activation}."] if activation else []
-    count = len(frame.interface.class_names)
+    count = len(file.interface.class_names)
     classes = [f"{count} classes."] if count else []
     text = " ".join([*words, *classes, *ending])
     return [text] if text else []
@@ -188,7 +187,7 @@ def _batched(shape: Sequence[int]) -> str:
 
 
 def _without_folder(teacher: str) -> str:
-    """The teacher as it was named, a file on some machine by its name alone."""
+    """The teacher's source; of an absolute path, only the file name."""
     for path in (PurePosixPath(teacher), PureWindowsPath(teacher)):
         if path.is_absolute():
             return path.name
@@ -196,7 +195,7 @@ def _without_folder(teacher: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """The text without what would end or change a docstring."""
+    """The text without characters that would end or change a docstring."""
     return " ".join(text.replace("\\", "/").replace('"', "'").split())
 
 
@@ -204,9 +203,9 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, WIDTH, break_long_words=True)
 
 
-def _examples(frame: Frame) -> str:
+def _examples(file: FileParts) -> str:
     parts = []
-    for info in frame.program.inputs:
+    for info in file.program.inputs:
         sizes = ", ".join(map(str, (1, *info.shape)))
         if info.dtype is torch.float32:
             parts.append(f"torch.rand({sizes})")
@@ -215,7 +214,7 @@ def _examples(frame: Frame) -> str:
     return ", ".join(parts)
 
 
-def _shown(frame: Frame) -> str:
-    is_single = len(frame.program.graph.output_node().args[0]) == 1  # type: ignore[arg-type]
+def _shown(file: FileParts) -> str:
+    is_single = len(output_nodes(file.program.graph)) == 1
     inside = "{tuple(outputs.shape)}" if is_single else "{[tuple(one.shape) for one in outputs]}"
     return f'f"outputs {inside}"'

@@ -1,4 +1,4 @@
-"""Finds modules of one class that a loop can call one after the other. Layer: graph."""
+"""Finds modules of the same class that a loop can call one after the other."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Loop", "find_loops", "joined_slots", "relative"]
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """Modules of one class that are called one after the other."""
+    """Modules of the same class that are called one after the other."""
 
     pieces: tuple[Piece, ...]
     holder: str
-    """Path of the list that they are in; empty where they are all that the module holds."""
+    """Path of the list that holds them; empty if the module holds nothing else."""
     carried: int
-    """The input that is the result of the one before, or a list of all results so far."""
+    """Place of the input that is the previous result, or a list of all results so far."""
 
     @property
     def grows(self) -> bool:
@@ -32,7 +32,7 @@ class Loop:
 
     @property
     def history(self) -> Slot:
-        """What the carried input is once all are called."""
+        """The carried input after the last call."""
         results = tuple(piece.outputs[0] for piece in self.pieces)
         first = self.pieces[0].inputs[self.carried]
         return (*first, *results) if isinstance(first, tuple) else results[-1]
@@ -41,7 +41,7 @@ class Loop:
 def find_loops(
     piece: Piece, members: Members, class_of: Callable[[Piece], Any]
 ) -> list[Step | Loop]:
-    """The steps of a piece, those that a loop can make taken together."""
+    """The steps of a piece, with calls that a loop can make as one `Loop`."""
     found: list[Step | Loop] = []
     run: list[Piece] = []
     for step in (*piece.steps, None):
@@ -68,7 +68,7 @@ def _rolled(piece: Piece, run: list[Piece], members: Members) -> Sequence[Step |
 
 
 def _holder(piece: Piece, run: Sequence[Piece], members: Members) -> str | None:
-    """The path of the module that holds exactly the pieces of the run, in their order."""
+    """The path of the module that holds exactly the pieces of the run, in order."""
     paths = [relative(one.path, piece.path) for one in run]
     holder = members.find(paths[0].rpartition(".")[0])
     is_listed = holder.kind == "ModuleList" or not holder.path
@@ -82,7 +82,7 @@ def _holder(piece: Piece, run: Sequence[Piece], members: Members) -> str | None:
 
 
 def _is_loop(loop: Loop, piece: Piece) -> bool:
-    """Whether each call takes what the last ones gave, and the same of all else."""
+    """Whether each call takes the previous results, and otherwise the same inputs."""
     results: list[Node] = []
     first = loop.pieces[0].inputs
     for one in loop.pieces:
@@ -110,7 +110,7 @@ def _is_loop(loop: Loop, piece: Piece) -> bool:
 
 
 def joined_slots(step: Step) -> tuple[Slot, ...]:
-    """What a step takes, the list of a call that joins one as a whole."""
+    """What a step reads; for a concatenation, its list as a whole."""
     if isinstance(step, Node) and operation(step) in ("cat", "stack"):
         return (tuple(named_arguments(step)["tensors"]),)
     return slots_of(step)

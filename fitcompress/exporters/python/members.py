@@ -1,4 +1,4 @@
-"""What stands below a module by name, and how code in the module reaches it. Layer: graph."""
+"""The tree of names below a module, and the expressions that reach them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Member:
     """Relative to the module; empty for the module itself."""
     is_tensor: bool = False
     parts: dict[str, Member] = field(default_factory=dict)
-    """What stands below it, in order of first use; empty for what is made as one thing."""
+    """Names below it, in order of first use; empty if it is created as a whole."""
 
     @property
     def name(self) -> str:
@@ -25,7 +25,7 @@ class Member:
 
     @property
     def kind(self) -> str:
-        """The class of `torch.nn` that can hold the parts."""
+        """The class in `torch.nn` that can hold the parts."""
         if all(part.isidentifier() and not keyword.iskeyword(part) for part in self.parts):
             return "Module"
         numbers = [int(part) for part in self.parts if part.isdigit()]
@@ -42,7 +42,7 @@ class Members:
     """
 
     def __init__(self, paths: Iterable[tuple[str, bool]]) -> None:
-        """paths: everything that is made, relative to the module, and whether it is a tensor."""
+        """paths: of everything created, relative to the module, and whether it is a tensor."""
         self.root = Member("")
         for path, is_tensor in paths:
             member = self.root
@@ -52,11 +52,11 @@ class Members:
             member.is_tensor = is_tensor
 
     def access(self, path: str) -> str:
-        """The expression for what has the path."""
+        """The expression for the module or tensor at the path."""
         member, text = self.root, "self"
         parts = path.split(".")
         for place, part in enumerate(parts):
-            if part not in member.parts:  # inside of what is made as one thing
+            if part not in member.parts:  # inside a module that is created as a whole
                 rest = parts[place:]
                 return text + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in rest)
             text = _step(member, member.parts[part], text)
@@ -64,7 +64,6 @@ class Members:
         return text
 
     def find(self, path: str) -> Member:
-        """What has the path."""
         member = self.root
         for part in filter(None, path.split(".")):
             member = member.parts[part]

@@ -1,8 +1,7 @@
-"""Finds the modules that a flat graph is made of: which calls stand in which, and what goes in and
-out. Layer: graph.
+"""Recovers modules from a flat graph: the calls in each, its inputs and its outputs.
 
-A module is made for each dotted path whose calls form a closed piece. Other paths only hold what is
-below them, and their calls are written where the piece is that they stand in.
+Each dotted path whose calls form a closed piece becomes a module. Other paths only hold modules and
+tensors; their calls are written in the enclosing piece.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from fitcompress.graph.program import Program, named_arguments, operation, outpu
 __all__ = ["Piece", "Slot", "Step", "find_pieces", "is_below", "outside", "results_of", "slots_of"]
 
 _MOST_INPUTS, _MOST_OUTPUTS = 4, 3
-"""What a reader can follow; a path with more is written in line."""
+"""What a reader can follow; the calls of a path with more are written in line."""
 
 Slot = Node | tuple[Node, ...]
-"""What a piece takes at one place: a value, or a list of values."""
+"""An input of a piece: a value, or a list of values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,17 +36,16 @@ class Piece:
     inputs: tuple[Slot, ...]
     outputs: tuple[Node, ...]
     steps: tuple[Step, ...]
-    """What it does, in order: calls, and pieces that it holds."""
+    """Calls and inner pieces, in order."""
     numbers: tuple[int, ...] | None = None
-    """Of a chain (`nn.Sequential`), the name of each step in it; None for any other piece."""
+    """Names of the steps in a chain (`nn.Sequential`); None for any other piece."""
 
 
 Step = Node | Piece
 
 
 def find_pieces(program: Program) -> tuple[Piece, dict[Node, Leaf]]:
-    """The network as a piece, and the calls in it that ordinary leaf modules make. Nothing is
-    modified."""
+    """The network as a piece, and the calls in it that become leaf modules. Nothing is modified."""
     leaves = {node: leaf for node, leaf in find_leaves(program).items() if leaf.tensors}
     finder = _Finder(program, leaves, frozenset(leaf.path for leaf in leaves.values()))
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
@@ -61,22 +59,22 @@ def find_pieces(program: Program) -> tuple[Piece, dict[Node, Leaf]]:
 
 
 def results_of(step: Step) -> tuple[Node, ...]:
-    """The values that a step gives."""
+    """The values that a step computes."""
     return step.outputs if isinstance(step, Piece) else (step,)
 
 
 def slots_of(step: Step) -> tuple[Slot, ...]:
-    """The values that a step takes, tensors of modules included."""
+    """The values that a step reads, including tensors of modules."""
     return step.inputs if isinstance(step, Piece) else tuple(step.all_input_nodes)
 
 
 def outside(node: Node, path: str) -> bool:
-    """Whether a value is not a tensor of the module at the path or below it."""
+    """Whether a value is anything but a tensor of the module at the path or below it."""
     return node.op != "get_attr" or not is_below(str(node.target), path)
 
 
 def is_below(name: str, path: str) -> bool:
-    """Whether a name is the path or stands below it."""
+    """Whether a name equals the path or lies below it."""
     return not path or name == path or name.startswith(f"{path}.")
 
 
@@ -87,7 +85,7 @@ class _Finder:
     leaf_paths: frozenset[str]
 
     def steps(self, path: str, calls: Sequence[Node]) -> tuple[Step, ...]:
-        """The calls of a module, those of the pieces in it taken together, in order."""
+        """The calls and inner pieces of a module, in order."""
         units: dict[Node, Step] = {}
         self._take_together(path, calls, calls, units)
         return tuple(_ordered(calls, units))
@@ -95,7 +93,7 @@ class _Finder:
     def _take_together(
         self, path: str, calls: Sequence[Node], scope: Sequence[Node], units: dict[Node, Step]
     ) -> None:
-        """Notes in `units` the piece of each call that stands below `path` in one."""
+        """Enters the piece of each call in `units`, if a piece below `path` contains it."""
         for child, members in self._children(path, calls).items():
             piece = self._piece(child, members)
             if piece is None or not _can_contract(members, scope, units):
@@ -104,7 +102,7 @@ class _Finder:
                 units.update(dict.fromkeys(members, piece))
 
     def _children(self, path: str, calls: Iterable[Node]) -> dict[str, list[Node]]:
-        """By the next longer path, the calls at or below it; those at `path` itself are in none."""
+        """The calls below `path`, by the path of the child that contains them."""
         found: dict[str, list[Node]] = {}
         for node in calls:
             owner = self._owner(node)
@@ -115,7 +113,7 @@ class _Finder:
         return found
 
     def _owner(self, node: Node) -> str:
-        """The path of the leaf module that makes the call, else of the module that it stands in."""
+        """The path of the call's leaf module, or otherwise of the module that contains it."""
         if node in self.leaves:
             return self.leaves[node].path
         owner = str(node.meta.get("owner", ""))
@@ -124,7 +122,7 @@ class _Finder:
         return owner
 
     def _piece(self, path: str, members: list[Node]) -> Piece | None:
-        """The module at the path, if its calls are a closed piece with tensors in it."""
+        """The module at the path, if its calls form a closed piece with tensors."""
         names = [name for name in self.program.tensors if is_below(name, path)]
         if path in self.leaf_paths or not names:
             return None
@@ -142,7 +140,7 @@ class _Finder:
         return Piece(path, inputs, outputs, self.steps(path, members))
 
     def chain(self, path: str, members: Sequence[Node]) -> Piece | None:
-        """The numbered modules at the path, if each takes what the one before it gives."""
+        """The numbered modules at the path, if each takes the output of the one before it."""
         groups = self._children(path, members)
         parts = [child.rpartition(".")[2] for child in groups]
         if sum(map(len, groups.values())) != len(members) or not all(p.isdigit() for p in parts):
@@ -173,14 +171,14 @@ class _Finder:
 
 
 def _data(step: Step, path: str) -> tuple[Slot, ...]:
-    """What a step of the chain at the path is called with."""
+    """The arguments of a step in the chain at the path."""
     if isinstance(step, Piece):
         return step.inputs
     return tuple(node for node in step.all_input_nodes if outside(node, path))
 
 
 def _is_chained(steps: Sequence[Step], path: str) -> bool:
-    """Whether each step takes one value, gives one, and only the next one reads it."""
+    """Whether each step takes one value and returns one, which only the next step reads."""
     if any(len(_data(step, path)) != 1 or len(results_of(step)) != 1 for step in steps):
         return False
     for before, after in pairwise(steps):
@@ -192,7 +190,7 @@ def _is_chained(steps: Sequence[Step], path: str) -> bool:
 
 
 def _calls(steps: Iterable[Step]) -> list[Node]:
-    """All calls of the steps, those in pieces too."""
+    """All calls in the steps, including those in pieces."""
     calls: list[Node] = []
     for step in steps:
         calls.extend(_calls(step.steps) if isinstance(step, Piece) else [step])
@@ -200,8 +198,9 @@ def _calls(steps: Iterable[Step]) -> list[Node]:
 
 
 def _inputs(members: Sequence[Node], inside: Collection[Node], path: str) -> tuple[Slot, ...]:
-    """The values from outside that the calls take, in the order of their first use; what is joined
-    from nothing but such values, which nothing else takes, comes as a list."""
+    """The values from outside that the calls read, in order of first use. Values that are only
+    concatenated, all of them from outside, form a list.
+    """
     read: dict[Slot, None] = {}
     for node in members:
         joined = _joined(node)
@@ -222,13 +221,13 @@ def _inputs(members: Sequence[Node], inside: Collection[Node], path: str) -> tup
 
 
 def _joined(node: Node) -> tuple[Node, ...]:
-    """The values that a call joins, if that is what it does."""
+    """The values that a call concatenates or stacks; empty for other calls."""
     is_join = operation(node) in ("cat", "stack")
     return tuple(named_arguments(node)["tensors"]) if is_join else ()
 
 
 def _can_contract(members: Sequence[Node], scope: Sequence[Node], units: dict[Node, Step]) -> bool:
-    """Whether the calls can be one step among the others: no other call has to come in between."""
+    """Whether the calls can form one step, with no other call in between."""
     places = {node: place for place, node in enumerate(scope)}
     own = [places[node] for node in members]
     if own[-1] - own[0] + 1 == len(own):
@@ -238,8 +237,7 @@ def _can_contract(members: Sequence[Node], scope: Sequence[Node], units: dict[No
 
 
 def _ordered(calls: Sequence[Node], units: dict[Node, Step]) -> list[Step]:
-    """The steps in an order in which they can run, near to that of the calls; empty when there is
-    none."""
+    """A valid order of the steps, close to that of the calls; empty if there is none."""
     unit = {node: units.get(node, node) for node in calls}
     last = {unit[node]: place for place, node in enumerate(calls)}
     needs: dict[Step, set[Step]] = {step: set() for step in last}

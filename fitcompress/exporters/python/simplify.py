@@ -1,4 +1,4 @@
-"""A program as it is easiest to read, computing the same bits. Layer: graph."""
+"""Simplifies programs for readers, without changing a bit of what they compute."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch.fx.node import Target
 from fitcompress.graph.program import Program, clone, prune
 from fitcompress.graph.shapes import makes_tensors
 
-__all__ = ["in_readable_form"]
+__all__ = ["simplify"]
 
 aten = torch.ops.aten
 _RESHAPES = (aten.reshape.default, aten.view.default)
 
 
-def in_readable_form(program: Program) -> Program:
-    """A copy without paddings by nothing and without reshapes or copies before reshapes, in which
-    each module has its own copy of the tables that it reads. Nothing is modified.
+def simplify(program: Program) -> Program:
+    """A copy without paddings by zero and without reshapes or copies before reshapes, in which each
+    module has its own copy of the tables that it reads. Nothing is modified.
 
-    What remains has the same layout in memory, on which the last bits of sums depend.
+    Values keep their memory layout, on which the last bits of sums depend.
     """
     plain = clone(program)
     layouts = _Layouts(plain).run_on_meta()
@@ -49,8 +49,9 @@ def _is_alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _spare(node: Node, layouts: Mapping[Any, Any]) -> Node | None:
-    """What a reshape reads, if that is a reshape or copy in the same module for this one alone, and
-    the result is the same in memory without it."""
+    """The input of a reshape, if it is a reshape or copy in the same module without other readers,
+    and the result has the same layout without it.
+    """
     source = node.args[0]
     if not isinstance(source, Node) or len(source.users) != 1:
         return None
@@ -68,7 +69,7 @@ def _spare(node: Node, layouts: Mapping[Any, Any]) -> Node | None:
 
 
 class _Layouts(Interpreter):
-    """Runs a program without values, and keeps what every call gives."""
+    """Runs a program on the meta device, and keeps the result of every call."""
 
     def __init__(self, program: Program) -> None:
         super().__init__(torch.nn.Module(), graph=program.graph)
@@ -97,8 +98,9 @@ class _Layouts(Interpreter):
 
 
 def _with_own_tables(program: Program) -> Program:
-    """The program in which the copy of a block does not read the tables of the block, but its own
-    of the same name. The graph is edited in place."""
+    """The program with copied blocks reading their own tables instead of the original block's. The
+    graph is edited in place.
+    """
     tensors = dict(program.tensors)
     for node in list(program.graph.nodes):
         if node.op != "get_attr" or str(node.target) in program.trainable:
@@ -112,8 +114,9 @@ def _with_own_tables(program: Program) -> Program:
 
 
 def _own_names(table: Node) -> dict[Node, str]:
-    """By call that reads a table from a module that is less near to it than others that do: its
-    name in a module like theirs."""
+    """New names of a table, by call in a copied block: the path of the table relative to the calls
+    closest to it, in the block of the call.
+    """
     name = str(table.target)
     owners = {user: str(user.meta.get("owner", "")) for user in table.users}
     shared = {user: _common_path(name, owner) for user, owner in owners.items()}
@@ -128,6 +131,6 @@ def _own_names(table: Node) -> dict[Node, str]:
 
 
 def _common_path(one: str, other: str) -> str:
-    """The longest dotted path that both begin with."""
+    """The longest dotted path with which both begin."""
     pairs = zip(one.split("."), other.split("."), strict=False)
     return ".".join(part for part, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

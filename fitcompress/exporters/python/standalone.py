@@ -1,4 +1,4 @@
-"""A model folder as Python: `model.py` and the weights that it loads. Layer: model, graph."""
+"""Stand-alone folders: `model.py` and the weights that it loads."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ _SOURCE_NAME = "model.py"
 
 
 def write_python(folder: Path, path: Path) -> None:
-    """Writes the model of a model folder to the new folder `path`, as Python that needs nothing but
-    torch.
+    """Writes the model in `folder` to the new folder `path`, as Python that imports only torch.
 
     Raises:
         TeacherError: the model folder is damaged.
@@ -33,8 +32,7 @@ def write_python(folder: Path, path: Path) -> None:
 
 
 def open_python(path: Path) -> nn.Module:
-    """The network of a folder that `write_python` wrote. Runs the code in it, and leaves no
-    compiled copy there."""
+    """Loads a folder that `write_python` wrote, running its code. No bytecode is written."""
     file = path / _SOURCE_NAME
     loader = SourceFileLoader("_fitcompress_student", str(file))
     spec = spec_from_loader(loader.name, loader)

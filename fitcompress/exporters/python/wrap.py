@@ -1,4 +1,4 @@
-"""Breaks long lines of Python as ruff's formatter does. Layer: graph (standard library only)."""
+"""Breaks long lines of Python as ruff's formatter does."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 def broken(line: str, spare: int = 0) -> list[str]:
-    """The line, or the lines that it becomes where it is too long: what stands in its last brackets
-    on one line, or each part on one of its own, as those of a list or tuple always.
+    """The line, broken if it is too long: the content of its last brackets goes on one line, or
+    each part on its own line, as always in a list or tuple.
 
-    spare: characters that are to follow.
+    spare: characters that follow the line.
 
     >>> broken("x = call(" + ", ".join(["argument"] * 10) + ")")[0]
     'x = call('
@@ -45,8 +45,9 @@ def _ended(lines: list[str]) -> list[str]:
 
 
 def _last_brackets(line: str) -> tuple[int, int] | None:
-    """Where the last brackets open and close that stand in no others and hold something; of the
-    head of a function those of its arguments."""
+    """Where the last outermost brackets with content open and close; in the head of a function,
+    those of its arguments.
+    """
     found, stack = None, list[int]()
     is_head = line.lstrip().startswith("def ")
     for place, sign in _signs(line):
@@ -60,7 +61,7 @@ def _last_brackets(line: str) -> tuple[int, int] | None:
 
 
 def _parts(body: str) -> Iterator[str]:
-    """What the commas separate that stand in no brackets."""
+    """The parts between commas outside brackets."""
     depth, start = 0, 0
     for place, sign in _signs(body):
         depth += (sign in _PAIRS) - (sign in _PAIRS.values())
@@ -72,7 +73,7 @@ def _parts(body: str) -> Iterator[str]:
 
 
 def _clauses(text: str) -> list[str]:
-    """What is made, and each `for` behind it that stands in no brackets."""
+    """The element of a comprehension, and each `for` clause after it."""
     depth, start, clauses = 0, 0, []
     for place, sign in _signs(text):
         depth += (sign in _PAIRS) - (sign in _PAIRS.values())
@@ -83,7 +84,7 @@ def _clauses(text: str) -> list[str]:
 
 
 def _signs(text: str) -> Iterator[tuple[int, str]]:
-    """Every character that is not in a string, with its place."""
+    """Every character outside string literals, with its place."""
     quote = ""
     skip = False
     for place, sign in enumerate(text):

@@ -1,8 +1,9 @@
-"""Turns a program into the text of a stand-alone PyTorch module. Layer: graph (spec, torch).
+"""Writes a program as the text of a stand-alone PyTorch module.
 
-The road: a readable form of the program -> pieces (`pieces`) -> a draft of each one's code
-(`drafts`, `bodies`) -> classes (`classes`) with arguments (`arguments`) -> text (here, `lines`).
-Nothing here knows a family of networks: all comes from the graph and the names in it.
+    program -> readable program (`simplify`) -> pieces (`modules`) -> drafts of their code
+        (`drafts`, `forward`) -> classes (`classes`) with arguments (`arguments`) -> text
+
+Nothing here is specific to a family of networks: everything comes from the graph and its names.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from fitcompress.exporters.python.classes import (
 )
 from fitcompress.exporters.python.code import Number
 from fitcompress.exporters.python.drafts import Drafter
-from fitcompress.exporters.python.file_template import Frame, framed
+from fitcompress.exporters.python.file_template import FileParts, file_text
 from fitcompress.exporters.python.modules import Piece, Slot, find_pieces
-from fitcompress.exporters.python.simplify import in_readable_form
+from fitcompress.exporters.python.simplify import simplify
 from fitcompress.exporters.python.wrap import WIDTH, broken
 from fitcompress.graph.program import Program
 from fitcompress.interface import Interface
@@ -43,9 +44,9 @@ _ENDINGS = {
     "log_softmax": "functional.log_softmax({}, dim=-1)",
     "sigmoid": "torch.sigmoid({})",
 }
-"""What is done to the outputs, by the activation of the interface."""
+"""Wraps the outputs, by the activation of the interface."""
 _MOST_PATHS = 4
-"""Modules that a docstring names one by one."""
+"""At most this many modules are named one by one in a docstring."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,16 @@ class ModuleSource:
     """A network as Python, and the tensors that it loads."""
 
     text: str
-    """Of a file that needs nothing but torch, and reads `model.safetensors` beside it."""
+    """A file that imports only torch and reads `model.safetensors` beside it."""
     tensors: dict[str, Tensor]
-    """By their names in the module's `state_dict`; more than the program has where several modules
-    read one table."""
+    """By name in the module's `state_dict`; more than the program has if several modules read the
+    same table.
+    """
 
 
 def write_source(program: Program, interface: Interface) -> ModuleSource:
-    """The program, with the activation that the interface says it ends in, as a module. Nothing is
-    modified."""
-    plain = in_readable_form(program)
+    """The program as a module that ends in the activation of the interface. Nothing is modified."""
+    plain = simplify(program)
     root, leaves = find_pieces(plain)
     drafter = Drafter(plain, leaves)
     names = [_identifier(info.name) for info in plain.inputs]
@@ -71,8 +72,8 @@ def write_source(program: Program, interface: Interface) -> ModuleSource:
     drafter.draft(root, names, _ENDINGS[interface.activation])
     codes = _class_codes(drafter.drafts)
     texts = [_class_text(code, drafter, names if code is codes[-1] else ()) for code in codes]
-    frame = Frame(interface, plain, names, class_name=codes[-1].name)
-    return ModuleSource(framed(frame, texts), plain.tensors)
+    file = FileParts(interface, plain, names, class_name=codes[-1].name)
+    return ModuleSource(file_text(file, texts), plain.tensors)
 
 
 def _identifier(name: str) -> str:
@@ -81,7 +82,7 @@ def _identifier(name: str) -> str:
 
 
 def _class_codes(drafts: Sequence[Draft]) -> list[ClassCode]:
-    """The classes, those that others hold first, with the arguments of each module."""
+    """The classes, inner ones first, with the arguments of each module."""
     ordered = sorted(drafts, key=lambda draft: draft.number)
     groups = [list(group) for _, group in groupby(ordered, key=lambda draft: draft.number)]
     names = class_names(groups)
@@ -92,7 +93,7 @@ def _class_codes(drafts: Sequence[Draft]) -> list[ClassCode]:
 
 
 def _write_code(code: ClassCode, codes: Sequence[ClassCode]) -> None:
-    """Fills in the code of a class whose parts are known, and the arguments of its modules."""
+    """Writes a class, and the arguments of its modules, once inner classes are written."""
     drafts = code.drafts
     first = drafts[0]
     entries = []
@@ -150,9 +151,9 @@ def _method(head: str, statements: Sequence[str]) -> list[str]:
 
 
 def _docstring(code: ClassCode, drafter: Drafter) -> list[str]:
-    """Which modules are of the class, and what they make of what."""
+    """Lists the modules of the class, and the shapes of their inputs and outputs."""
     pieces = [draft.piece for draft in code.drafts]
-    shapes = list(dict.fromkeys(_shape_words(piece, drafter) for piece in pieces))
+    shapes = list(dict.fromkeys(_shape_text(piece, drafter) for piece in pieces))
     made = f"{'the first: ' if len(shapes) > 1 else ''}{shapes[0]}"
     paths = [f"`{piece.path}`" for piece in pieces]
     places = " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
@@ -168,8 +169,8 @@ def _docstring(code: ClassCode, drafter: Drafter) -> list[str]:
     return [f"    {line}".rstrip() for lines in filled for line in lines]
 
 
-def _shape_words(piece: Piece, drafter: Drafter) -> str:
-    sides = (", ".join(map(drafter.shape_words, side)) for side in (piece.inputs, piece.outputs))
+def _shape_text(piece: Piece, drafter: Drafter) -> str:
+    sides = (", ".join(map(drafter.shape_text, side)) for side in (piece.inputs, piece.outputs))
     return " -> ".join(side or "nothing" for side in sides)
 
 

@@ -1,4 +1,4 @@
-"""A program as a stand-alone module: the same bits, in a file that a person would have written."""
+"""A program as a stand-alone module: the same bits, in readable code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fitcompress.exporters.python.arguments import choose_arguments, literal
 from fitcompress.exporters.python.code import Number
 from fitcompress.exporters.python.members import Members
-from fitcompress.exporters.python.simplify import in_readable_form
+from fitcompress.exporters.python.simplify import simplify
 from fitcompress.exporters.python.wrap import broken
 from fitcompress.exporters.python.writer import ModuleSource, write_source
 from fitcompress.graph.capture.eager import capture_module
@@ -48,14 +48,14 @@ FAMILIES = {
     "densenet121": (32, {}),
     "swin_tiny_patch4_window7_224": (112, {"img_size": 112}),
 }
-"""Input size, and what makes the model take it."""
+"""Input size, and the options with which the model takes it."""
 
 
 # --- how a source is run and checked ------------------------------------------------------------
 
 
 def loaded(source: ModuleSource, folder: Path) -> nn.Module:
-    """The network of the emitted file, with the weights that lie beside it."""
+    """The network of the emitted file, with the weights beside it."""
     write_files(source, folder)
     module = types.ModuleType("emitted")
     module.__file__ = str(folder / "model.py")
@@ -80,7 +80,7 @@ def examples(program: Program, batch_size: int) -> tuple[Tensor, ...]:
 
 
 def equal_bits(program: Program, network: nn.Module) -> bool:
-    """Whether network and program say the same to the last bit, at two batch sizes."""
+    """Whether the outputs of network and program are equal to the last bit, at two batch sizes."""
     expected = build_network(program)
     same = []
     for batch_size in (1, 3):
@@ -110,7 +110,7 @@ def class_names(source: ModuleSource) -> list[str]:
 
 
 def shaken(program: Program) -> Program:
-    """The program with weights of which none is zero, so that every one matters."""
+    """The program with noise on all weights, so that none is zero."""
     generator = torch.Generator().manual_seed(7)
 
     def shake(name: str, value: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def test_only_tables_of_copied_blocks_are_added():
         assert endings == ({"relative_position_index", "attn_mask"} if "swin" in name else set())
 
 
-def test_files_pass_ruff_as_they_are(tmp_path):
+def test_files_pass_ruff(tmp_path):
     paths = []
     for name in FAMILIES:
         paths.append(tmp_path / f"{name}.py")
@@ -229,7 +229,7 @@ def test_the_text_is_the_same_every_time():
 # --- networks of other kinds --------------------------------------------------------------------
 
 
-class TwoAnswers(nn.Module):
+class TwoOutputs(nn.Module):
     """Two inputs, one of them indices; two outputs; a tied weight; a mask and a table."""
 
     def __init__(self) -> None:
@@ -247,7 +247,7 @@ class TwoAnswers(nn.Module):
 
 
 class SharedTable(nn.Module):
-    """A table of the network that each block takes, and blocks that are called twice."""
+    """A table of the network that each block reads, and blocks that are called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ class Gated(nn.Module):
 
 
 class Odd(nn.Module):
-    """Names that are no identifiers, calls without a spelling, a double and a half."""
+    """Names that are not identifiers, calls without a Python function, float64 and float16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class Odd(nn.Module):
 
 
 SMALL = {
-    "two answers": lambda: small(TwoAnswers(), torch.randint(0, 5, (2, 4)), torch.randn(2, 8)),
+    "two outputs": lambda: small(TwoOutputs(), torch.randint(0, 5, (2, 4)), torch.randn(2, 8)),
     "shared table": lambda: small(SharedTable(), torch.randn(2, 8)),
     "odd names": lambda: small(Odd(), torch.randn(2, 6)),
     "a sequence alone": lambda: small(
@@ -357,7 +357,7 @@ def test_archives_give_modules_too(way, tmp_path):
 
 @pytest.mark.parametrize("activation", ["softmax", "log_softmax", "sigmoid"])
 @pytest.mark.parametrize("name", ["positions", "a sequence alone"])
-def test_the_activation_of_the_interface_comes_last(activation, name, tmp_path):
+def test_the_activation_of_the_interface_is_applied_last(activation, name, tmp_path):
     program = SMALL[name]()
     network = loaded(write_source(program, Interface(activation=activation)), tmp_path)
 
@@ -378,7 +378,7 @@ def test_a_dropout_is_active_in_training_only(tmp_path):
     assert not torch.equal(network(x), network(x))
 
 
-def test_what_is_not_trained_stays_so(tmp_path):
+def test_frozen_weights_stay_frozen(tmp_path):
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     module[0].requires_grad_(False)
     program = small(module, torch.randn(2, 4))
@@ -389,7 +389,7 @@ def test_what_is_not_trained_stays_so(tmp_path):
 
 
 def test_a_tied_weight_stays_one_parameter(tmp_path):
-    program = SMALL["two answers"]()
+    program = SMALL["two outputs"]()
     network = loaded(write_source(program, Interface()), tmp_path)
 
     assert [name for name, _ in network.named_parameters()].count("embed.weight") == 1
@@ -426,7 +426,7 @@ def test_the_docstring_says_where_the_network_comes_from():
     assert 'CLASS_NAMES = ("cat", "dog")' in emitted("resnet50").text
 
 
-def test_words_of_others_are_only_words(tmp_path):
+def test_names_from_outside_cannot_become_code(tmp_path):
     origin = {"teacher": '/home/me/x"""; import os\\', "fitcompress": "1"}
     names = ('a"b', "it's", "new\nline", "naïve", "{0}", "\\")
     interface = replace(INTERFACE, origin=origin, class_names=names)
@@ -526,27 +526,27 @@ def test_equal_numbers_become_one_argument_and_multiples_follow():
         ((1, 2, 4), "(1, 2, 4)"),
     ],
 )
-def test_numbers_are_written_so_that_they_read_back(value, text):
+def test_literals_evaluate_to_their_numbers(value, text):
     assert literal(value) == text
     read = eval(text)
     assert (tuple(read) if isinstance(value, tuple) else read) == value
 
 
-def test_what_is_below_a_module_is_reached_by_its_kind():
+def test_members_are_accessed_by_the_kind_of_their_holder():
     members = Members([("a.0.fc", False), ("a.1", False), ("b.x1", False), ("b.7", False)])
 
     reached = [members.access(path) for path in ("a.0.fc", "a.1", "b.x1", "b.7")]
     assert reached == ["self.a[0].fc", "self.a[1]", 'self.b["x1"]', 'self.b["7"]']
 
 
-def test_a_readable_form_computes_the_same_with_less():
+def test_a_simplified_program_computes_the_same_with_fewer_calls():
     class Wordy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             x = nn.functional.pad(x, (0, 0, 0, 0)).permute(0, 2, 1).contiguous()
             return x.reshape(-1, 3, 2, 4).reshape(-1, 24) * 2
 
     program = capture_module(Wordy(), (torch.randn(2, 4, 6),))
-    plain = in_readable_form(program)
+    plain = simplify(program)
 
     operations = [str(node.target) for node in plain.graph.nodes if node.op == "call_function"]
     assert operations == ["aten.permute.default", "aten.reshape.default", "aten.mul.Tensor"]
