@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fitcompress.data.transforms import Pixels
+from fitcompress.data.image_ops import Pixels
 
 __all__ = ["PixelCache"]
 

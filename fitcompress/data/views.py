@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fitcompress.data.image_ops import Pixels, mixup, plain_view, shift_and_flip, strong_view
 from fitcompress.data.images import Images
 from fitcompress.data.pixel_cache import PixelCache
 from fitcompress.data.rng import Stream, random_bits, to_beta, to_uniform
 from fitcompress.data.sampling import Indices
-from fitcompress.data.transforms import Pixels, mixup, plain_view, shift_and_flip, strong_view
 from fitcompress.errors import RecipeError
 from fitcompress.interface import InputSpec
 from fitcompress.recipe.fields import check_at_least, check_one_of

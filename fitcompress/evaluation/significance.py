@@ -13,7 +13,18 @@ from scipy.special import stdtr, stdtrit
 
 from fitcompress.records.measurements import MeanInterval, PairedTest, PairedTTest, Share
 
-__all__ = ["holm", "mean_interval", "paired_t_test", "paired_test", "share", "wilson_interval"]
+__all__ = [
+    "SIGNIFICANT",
+    "holm",
+    "mean_interval",
+    "paired_t_test",
+    "paired_test",
+    "share",
+    "wilson_interval",
+]
+
+SIGNIFICANT = 0.05
+"""The largest p-value, after any correction, that reports call significant."""
 
 
 def share(num_correct: int, n: int) -> Share:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitcompress.errors import RunError
-from fitcompress.evaluation.significance import holm, paired_test
+from fitcompress.evaluation.significance import SIGNIFICANT, holm, paired_test
 from fitcompress.formatting import bytes_text, integer_text, p_text, percent_text, points_text
 from fitcompress.records.json_record import Record
 from fitcompress.records.measurements import PairedTest
 from fitcompress.report.charts import Dots, Key, Line, Point
 from fitcompress.report.document import NONE, Cell, Document, Section, Sentence, Table
 from fitcompress.report.forms import render
-from fitcompress.report.headline import SIGNIFICANT
 from fitcompress.report.rows import list_measures
 from fitcompress.report.run_report import Report
 from fitcompress.report.text import build_view

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fitcompress.evaluation.significance import SIGNIFICANT
 from fitcompress.formatting import (
     count_text,
     integer_text,
@@ -23,10 +24,7 @@ from fitcompress.records.run_results import ModelResult
 from fitcompress.report.document import Sentence
 from fitcompress.report.run_facts import RunFacts
 
-__all__ = ["SIGNIFICANT", "accuracy_text", "evaluation_split", "headline"]
-
-SIGNIFICANT = 0.05
-"""The level of all significance tests."""
+__all__ = ["accuracy_text", "evaluation_split", "headline"]
 
 
 def headline(report: RunFacts) -> tuple[Sentence, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from fitcompress.evaluation.significance import SIGNIFICANT
 from fitcompress.formatting import (
     count_text,
     duration_text,
@@ -32,7 +33,6 @@ from fitcompress.report.document import (
     Table,
     text_or_none,
 )
-from fitcompress.report.headline import SIGNIFICANT
 
 __all__ = ["build_ablation_document", "verdict"]
 

@@ -25,10 +25,11 @@ from fitcompress.run.event_log import record_events
 from fitcompress.run.hints import reestimate_statistics
 from fitcompress.run.prepare import Prepared, prepare_run
 from fitcompress.run.resolve import resolve_compile
-from fitcompress.run.results import check_teacher, measure_results
+from fitcompress.run.results import measure_results
 from fitcompress.run.session import Session, host_device
 from fitcompress.run.stage1 import train_hints
 from fitcompress.run.stage2 import train_student
+from fitcompress.run.teacher_check import check_teacher
 from fitcompress.rundir import RunDir
 from fitcompress.student.planner import Planned, plan_run
 from fitcompress.training.device import used_threads

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from fitcompress.atomic import atomic_path, disk_errors
-from fitcompress.errors import TeacherError
 from fitcompress.evaluation.accuracy import (
     Predictions,
     accuracy,
     agreement,
-    is_near_chance,
     mcnemar,
     save_predictions,
     size_bytes,
@@ -38,32 +36,9 @@ from fitcompress.records.run_results import (
 from fitcompress.run.session import Session
 from fitcompress.training.stage_result import StageResult
 
-__all__ = ["check_teacher", "measure_results"]
+__all__ = ["measure_results"]
 
 _THUMBNAIL_SIDE = 64
-
-
-def check_teacher(predictions: Predictions, name: str, split: str) -> None:
-    """Stops a run, before it trains anything, whose teacher does not fit the images.
-
-    Raises:
-        TeacherError: the teacher's accuracy is near chance.
-    """
-    measured, num_classes = accuracy(predictions), predictions.logits_NK.shape[1]
-    if measured is None or num_classes < 2 or not is_near_chance(measured, num_classes):
-        return
-    raise TeacherError(
-        f"checking the teacher '{name}' on the {split} images: its top-1 accuracy is"
-        f" {measured.top1:.1%} of {measured.n} images, near chance for {num_classes} classes",
-        code="teacher-near-chance",
-        advice="Check the normalization (--mean, --std, --input-size) and the order of the classes"
-        " (--class-map), or train the teacher longer (--teacher-epochs).",
-        teacher=name,
-        split=split,
-        accuracy=measured.top1,
-        num_images=measured.n,
-        num_classes=num_classes,
-    )
 
 
 def measure_results(

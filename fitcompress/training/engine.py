@@ -31,7 +31,11 @@ from fitcompress.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from fitcompress.training.compile import compile_networks, uncompiled, uncompiled_in_the_end
+from fitcompress.training.compiled_networks import (
+    compile_networks,
+    uncompiled,
+    uncompiled_in_the_end,
+)
 from fitcompress.training.device import (
     preserved_random_state,
     resolve_device,

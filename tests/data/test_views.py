@@ -12,8 +12,8 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms.v2 import functional as F
 
+from fitcompress.data.image_ops import plain_view
 from fitcompress.data.rng import Stream, random_bits, to_beta, to_uniform
-from fitcompress.data.transforms import plain_view
 from fitcompress.data.views import Batch, make_dataset
 from fitcompress.errors import RecipeError
 
