@@ -1,4 +1,4 @@
-"""Files that others run: ONNX, int8, TorchScript, `.pt2` and `model.py`, each checked.
+"""Exports to ONNX (float32, float16, int8), TorchScript, `.pt2` and `model.py`, each checked.
 
-Imports `models`, `data` and `evaluation`.
+Imports `models`, `data`, `evaluation` and `records`.
 """

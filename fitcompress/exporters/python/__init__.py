@@ -1,4 +1,4 @@
-"""A readable `model.py` from a program.
+"""Readable `model.py` files from programs.
 
-Imports `graph`.
+Imports `graph` and `models`.
 """
