@@ -127,11 +127,11 @@ def test_every_line_of_every_block_is_of_a_kind_that_is_checked():
 
 def test_the_check_script_runs_the_checks_of_the_readme():
     script = ROOT / ".ci/run"
-    [line] = [line for _, line in command_lines() if line.endswith("&& pytest")]
+    [line] = [line for _, line in command_lines() if line.endswith("&& pytest -n logical")]
     checks = parts_of(line.partition("activate && ")[2])
     run = [part for line in script.read_text("utf-8").splitlines() for part in parts_of(line)]
 
-    assert "pytest" in checks
+    assert "pytest -n logical" in checks
     assert [part for part in run if part in checks] == checks
     assert script.stat().st_mode & stat.S_IXUSR
 
