@@ -24,7 +24,7 @@ from fitcompress.models.teacher import Teacher
 from fitcompress.recipe.recipe import Recipe
 from fitcompress.recipe.schema import Layout, Precision
 from fitcompress.run.session import host_device, plain_batches
-from fitcompress.training.compiled_networks import compiler_message
+from fitcompress.training.compiled import compiler_message
 from fitcompress.training.device import (
     has_bf16,
     preserved_random_state,
