@@ -177,7 +177,7 @@ def stage_title(stage: str) -> str:
 
 
 _STAGE_TITLES = {
-    "teacher": "Teacher fine-tuned on the data",
+    "teacher": "Teacher: fine-tuning",
     "stage1": "Stage 1: hint training",
     "stage2": "Stage 2: distillation",
     "baseline": "Baseline: no teacher",

@@ -65,24 +65,32 @@ class Arm:
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("bp", "labels alone", _NO_HINTS | _NO_TEACHER),
-        Arm("kd", "stage 2 alone", _NO_HINTS),
-        Arm("ht", "hints, then stage 2: the method", {}),
-        Arm("ht-nokd", "hints, then labels alone", _NO_TEACHER),
+        Arm("bp", "labels only", _NO_HINTS | _NO_TEACHER),
+        Arm("kd", "stage 2 only", _NO_HINTS),
+        Arm("ht", "hints, then stage 2, as in FitNets", {}),
+        Arm("ht-nokd", "hints, then labels only", _NO_TEACHER),
         Arm("kd-long", "stage 2 for the epochs of both stages", _NO_HINTS, is_long=True),
         Arm(
             "joint",
-            "hints within stage 2, for the epochs of both stages",
+            "hints during stage 2, for the epochs of both stages",
             {**_NO_HINTS, "stage2.hint_weight": 1.0},
             is_long=True,
         ),
-        Arm("rand-net", "hints of a random teacher", {"hints.target": "random-teacher"}),
-        Arm("rand-iid", "a random vector per image as hint", {"hints.target": "random-vectors"}),
+        Arm(
+            "rand-net",
+            "hints from a teacher with random weights",
+            {"hints.target": "random-teacher"},
+        ),
+        Arm(
+            "rand-iid",
+            "a random vector for each image as its hint",
+            {"hints.target": "random-vectors"},
+        ),
         Arm("shuffled", "the hints of other images", {"hints.target": "shuffled"}),
         Arm("label", "labels as hints", {"hints.target": "labels"}),
         Arm(
             "inherit",
-            "stage 2 alone, from inherited weights",
+            "stage 2 only, from inherited weights",
             {**_NO_HINTS, "student.init": "inherit"},
         ),
     )
@@ -173,7 +181,7 @@ def read_arms(
 def _known_arm(name: str) -> Arm:
     if name not in ARMS:
         raise RecipeError(
-            f"choosing the arms: '{name}' is unknown",
+            f"choosing the arms: there is no arm '{name}'",
             code="arm-unknown",
             advice=near_misses(name, ARMS) or f"Choose from {', '.join(ARMS)}.",
             arm=name,
@@ -188,14 +196,15 @@ def _custom_arm(text: str, against: str) -> Arm:
     parts = tuple(part.strip() for part in re.split(_NEXT_SETTING, sets) if part.strip())
     if not re.fullmatch(r"\w[\w.-]*", name) or name in _RESERVED or not parts:
         raise RecipeError(
-            f"reading the arm '{text}': expected a name that is valid for a folder, and settings",
+            f"reading the arm '{text}': expected a name and settings",
             code="arm-malformed",
-            advice='Write it as "NAME: SECTION.KEY=VALUE, SECTION.KEY=VALUE".',
+            advice='Write it as "NAME: SECTION.KEY=VALUE, SECTION.KEY=VALUE". A name has letters,'
+            " digits, '_', '-' and '.'.",
             text=text,
         )
     if name in ARMS:
         raise RecipeError(
-            f"reading the arm '{text}': the name '{name}' is taken ({ARMS[name].meaning})",
+            f"reading the arm '{text}': '{name}' is a built-in arm ({ARMS[name].meaning})",
             code="arm-name-taken",
             advice="Choose another name.",
             arm=name,
@@ -203,10 +212,10 @@ def _custom_arm(text: str, against: str) -> Arm:
     shared = [part for part in parts if part.startswith(_SHARED)]
     if shared:
         raise RecipeError(
-            f"reading the arm '{text}': {shared[0]} differs from the other arms, which share the"
+            f"reading the arm '{text}': an arm cannot change {shared[0]}; all arms share the"
             " teacher, the images and the seeds",
             code="arm-changes-shared-setting",
-            advice=f"Drop {shared[0]}.",
+            advice=f"Remove {shared[0]} from the arm.",
             arm=name,
             setting=shared[0],
         )
@@ -232,8 +241,8 @@ def arms_by_name(
         known = named.setdefault(arm.name, arm)
         if (known.settings, known.sets, known.against) != (arm.settings, arm.sets, arm.against):
             raise RecipeError(
-                f"adding the arm '{arm.name}': the ablation has an arm of that name with other"
-                " settings",
+                f"adding the arm '{arm.name}': the ablation already has an arm of this name with"
+                " different settings",
                 code="arm-conflict",
                 advice="Choose another name.",
                 arm=arm.name,
@@ -241,7 +250,8 @@ def arms_by_name(
     for arm in named.values():
         if arm.against not in (Arm.against, *named):
             raise RecipeError(
-                f"comparing the arm '{arm.name}' with '{arm.against}': no such arm is run",
+                f"comparing the arm '{arm.name}' with '{arm.against}': '{arm.against}' is not one"
+                " of the chosen arms",
                 code="arm-reference-unknown",
                 advice=f"Choose from {', '.join(named)}.",
                 arm=arm.name,
@@ -269,16 +279,17 @@ def arm_recipe(recipe: Recipe, arm: Arm) -> Recipe:
     takes_stage1 = arm.is_long or "stage1.epochs" not in arm.settings
     if recipe.stage1.epochs == 0 and not arm.sets and takes_stage1:
         raise RecipeError(
-            f"making the arm '{arm.name}': it uses the epochs of stage 1, which has none",
+            f"making the arm '{arm.name}': it needs epochs in stage 1, which has none",
             code="arm-without-stage1",
             advice="Set --hint-epochs, or drop the arm.",
             arm=arm.name,
         )
     if recipe.student.source and changed.student.init != recipe.student.init:
         raise RecipeError(
-            f"making the arm '{arm.name}': a custom student keeps its own initial weights",
+            f"making the arm '{arm.name}': a custom student has its own initial weights, which an"
+            " arm cannot change",
             code="arm-initializes-custom-student",
-            advice="Drop the arm.",
+            advice="Drop the arm, or --student.",
             arm=arm.name,
         )
     return changed

@@ -65,7 +65,7 @@ def ablate(
         raise RunError(
             f"running an ablation: expected one process, got {num_processes()}",
             code="ablation-in-processes",
-            advice="Launch a single process, which trains on every GPU that it sees.",
+            advice="Launch one process; it uses every visible GPU.",
             expected=1,
             got=num_processes(),
         )
@@ -155,7 +155,7 @@ def _make_room(root: Path, *, force: bool) -> None:
         return
     if not force:
         raise RunError(
-            f"starting an ablation in '{root}': it already holds one",
+            f"starting an ablation in '{root}': the directory already holds an ablation",
             code="ablation-exists",
             advice="Continue it with --resume, replace it with --force, or choose another --out.",
             path=str(root),

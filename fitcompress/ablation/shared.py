@@ -91,7 +91,7 @@ def _require_accuracy(prepared: Prepared) -> None:
             f"running an ablation of '{teacher.name}': arms are compared by accuracy, and the"
             " teacher's outputs are not class scores",
             code="teacher-without-classes",
-            advice="`fitcompress distill` works for it.",
+            advice="Use `fitcompress distill`, which also supports other outputs.",
             teacher=teacher.name,
         )
     if not prepared.data.is_labeled:
@@ -109,9 +109,9 @@ def _require_same(stored: SharedFacts, fingerprint: str, digest: str) -> None:
     ):
         if before != now:
             raise RunError(
-                f"resuming an ablation: the {name} changed since it was started",
+                f"resuming an ablation: the {name} changed after it was started",
                 code="ablation-changed",
-                advice="Runs would not be comparable. Choose another --out.",
+                advice="Choose another --out: the runs would not be comparable.",
                 changed=name,
             )
 
@@ -122,8 +122,8 @@ def _decide(prepared: Prepared, digest: str, emit: Emit) -> SharedFacts:
     planned = plan_run(prepared.teacher, base, emit=emit)
     if "values" in output_kinds(planned.teacher):
         raise TeacherError(
-            f"running an ablation of '{prepared.teacher.name}': one of its outputs is not a"
-            " classification, and would be learned from the teacher in every arm",
+            f"running an ablation of '{prepared.teacher.name}': expected only class scores as"
+            " outputs, got an output that every arm would learn from the teacher",
             code="output-without-classes",
             teacher=prepared.teacher.name,
         )

@@ -110,7 +110,7 @@ def distill(
         bool,
         typer.Option(
             "--resume",
-            help="Continue the run in --out, or the newest. Other flags may only repeat its"
+            help="Continue the run in --out, or the newest run. Other flags must match its"
             " settings.",
         ),
     ] = False,
@@ -159,15 +159,15 @@ def plan(
         bool,
         typer.Option(
             "--pareto",
-            help="Compare parameters, FLOPs and latency of students of several depths and widths"
+            help="Compare students of several depths and widths by parameters, FLOPs and latency"
             " instead.",
         ),
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="File for the plot of --pareto (.svg, .png).")
+        Path | None, typer.Option(help="Save the comparison of --pareto as a plot (.svg or .png).")
     ] = None,
 ) -> None:
-    """Show the planned student, its size and its hints, within seconds: no data, no training."""
+    """Show the planned student, its size and its hints in seconds, without data or training."""
     recipe = request.recipe_of_teacher(teacher)
     with request.progress() as emit:
         if pareto:
@@ -200,7 +200,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Continue the training in --out. Other flags may only repeat its settings.",
+            help="Continue the training in --out. Other flags must match its settings.",
         ),
     ] = False,
     force: Force = False,
@@ -249,7 +249,7 @@ def export(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Export the student of a run, and compare every file with the student on real images."""
+    """Export a run's student, and check each file against it on real images."""
     formats = list(request.formats) or ["onnx"]
     with request.progress() as emit:
         exports = fitcompress.export(run, formats, opset=opset, force=force, emit=emit)
@@ -271,7 +271,7 @@ def report(
         typer.Argument(
             metavar="RUN",
             help=with_default(
-                "Directory of a run or an ablation; several runs are compared.",
+                "Directories of runs to compare, or of one run or ablation.",
                 "the newest under runs/",
             ),
         ),
@@ -287,9 +287,9 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Report a run: accuracy, agreement, size, cost and speed of student and teacher.
+    """Report on a run: accuracy, agreement, size, cost and speed of student and teacher.
 
-    Also compares several runs, and reports an ablation.
+    Given several runs, compare them. Given an ablation, report its arms.
     """
     with request.progress():
         loaded: Report | Comparison | Ablation
@@ -325,27 +325,25 @@ def ablate(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="Custom arm: the settings that it changes in ht. Repeat for more.",
+            help="Custom arm: the ht arm with these settings changed. Repeat for more.",
             metavar="'NAME: KEY=VALUE, ...'",
         ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            help=with_default("Arm that custom arms are compared with.", "ht"), metavar="NAME"
-        ),
+        typer.Option(help=with_default("Arm to compare custom arms with.", "ht"), metavar="NAME"),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help=with_default("Seeds per arm.", 5))
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help=with_default("Directory of all runs.", "a new one under runs/")),
+        typer.Option(help=with_default("Directory for all runs.", "a new one under runs/")),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Continue the ablation in --out, with the named arms and seeds added."
+            "--resume", help="Continue the ablation in --out, and add arms and seeds if given."
         ),
     ] = False,
     force: Force = False,
@@ -371,9 +369,9 @@ def ablate(
     console.show_report(done, form=request.report_form)
     if done.failed:
         error = TrainingError(
-            f"{len(done.failed)} of the runs failed, see the report",
+            f"running the ablation: {len(done.failed)} of the runs failed",
             code="runs-failed",
-            advice="Add --resume to try them again.",
+            advice="See the report for the reasons. Retry the failed runs with --resume.",
             runs=len(done.failed),
         )
         raise typer.Exit(show_failure(error))  # stdout already has the report

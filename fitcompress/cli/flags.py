@@ -99,7 +99,7 @@ TEACHER = Group(
         Flag(
             "--no-pretrained",
             "teacher.pretrained",
-            "Use random weights for a timm name instead of pretrained ones.",
+            "Start a timm model from random weights, not pretrained ones.",
             constant=False,
         ),
         Flag(
@@ -119,19 +119,19 @@ TEACHER = Group(
         Flag(
             "--input",
             "teacher.inputs",
-            "Input of a teacher that takes no images, without the batch axis: 1x16000, or"
+            "Shape (and dtype) of an input that is not an image, without the batch: 1x16000, or"
             " 128:int64. Repeat for several inputs.",
         ),
         Flag(
             "--mean",
             "teacher.mean",
-            "Mean per channel of the teacher's normalization, such as 0.485,0.456,0.406.",
+            "Mean of each channel in the teacher's normalization, such as 0.485,0.456,0.406.",
             _OF_MODEL,
         ),
         Flag(
             "--std",
             "teacher.std",
-            "Standard deviation per channel of the teacher's normalization, such as"
+            "Standard deviation of each channel in the teacher's normalization, such as"
             " 0.229,0.224,0.225.",
             _OF_MODEL,
         ),
@@ -150,7 +150,7 @@ ADAPTING = Group(
         Flag(
             "--teacher-epochs",
             "teacher.epochs",
-            "Epochs of fine-tuning a copy of the teacher, if its classes differ from the data's.",
+            "Epochs to fine-tune a copy of the teacher, if its classes differ from the data's.",
             _BY_DATA,
         ),
         Flag(
@@ -168,7 +168,7 @@ STUDENT = Group(
         Flag(
             "--depth-mult",
             "student.depth_mult",
-            "Depth multiplier: layers on the longest path, relative to the teacher.",
+            "Depth multiplier: number of layers on the longest path, relative to the teacher.",
             "2, or less if a --target-* flag requires it",
         ),
         Flag(
@@ -180,27 +180,31 @@ STUDENT = Group(
         Flag(
             "--target-params",
             "student.target_params",
-            "Maximum parameters: 10% of the teacher's, or 2M.",
+            "Maximum number of parameters: an amount such as 2M, or a share of the teacher's such"
+            " as 10%.",
         ),
         Flag(
             "--target-flops",
             "student.target_flops",
-            "Maximum FLOPs per sample: 10% of the teacher's, or 300M.",
+            "Maximum FLOPs per sample: an amount such as 300M, or a share such as 10%.",
         ),
         Flag(
             "--target-macs",
             "student.target_macs",
-            "Maximum multiply-adds per sample (FLOPs / 2): 10% of the teacher's, or 150M.",
+            "Maximum multiply-adds per sample (FLOPs / 2): an amount such as 150M, or a share such"
+            " as 10%.",
         ),
         Flag(
             "--target-size",
             "student.target_size",
-            "Maximum size of the weights in float32: 10% of the teacher's, or 2MB.",
+            "Maximum size of the weights in float32: an amount such as 2MB, or a share such as"
+            " 10%.",
         ),
         Flag(
             "--target-latency",
             "student.target_latency",
-            "Maximum latency of one sample on this machine: 50% of the teacher's, or 5ms.",
+            "Maximum latency of one sample on this machine: a time such as 5ms, or a share such as"
+            " 50%.",
         ),
         Flag(
             "--init",
@@ -210,8 +214,8 @@ STUDENT = Group(
         Flag(
             "--student",
             "student.source",
-            "Custom student instead of a planned one: a timm name (random weights) or a file (its"
-            " own weights).",
+            "Use a student of your own instead of a planned one: a timm name (random weights) or a"
+            " file (with its weights).",
         ),
     ),
 )
@@ -231,7 +235,7 @@ HINTS = Group(
             "Student layer that learns to match the hint. Repeat for more pairs.",
             _CHOSEN,
         ),
-        Flag("--hints", "hints.num_pairs", "Number of layer pairs, if no layers are named."),
+        Flag("--hints", "hints.num_pairs", "Number of layer pairs to choose, if none are named."),
     ),
 )
 
@@ -266,7 +270,7 @@ DATA = Group(
         Flag(
             "--workers",
             "data.num_workers",
-            "Worker processes that decode images; 0 decodes in the main process.",
+            "Number of worker processes that decode images; 0 decodes in the main process.",
         ),
     ),
 )
@@ -297,29 +301,30 @@ TRAINING = Group(
         Flag(
             "--views",
             "data.views",
-            "Augmented views per image, repeated in turns so that teacher outputs can be cached.",
+            "Number of augmented views per image, used in turn, so that teacher outputs can be"
+            " cached.",
             "new views in every epoch",
         ),
         Flag(
             "--cache-teacher",
             "run.cache_teacher",
-            "Cache of the teacher's outputs for repeated views: auto (in the run directory), off,"
-            " or a folder.",
+            "Where to cache the teacher's outputs for repeated views: auto (in the run directory),"
+            " off, or a folder.",
         ),
         _AUTO_BATCH,
         _SHARD,
-        Flag("--log", "run.log", "Experiment tracker that losses and scores are logged to."),
+        Flag("--log", "run.log", "Log losses and scores to an experiment tracker."),
     ),
 )
 
 FINE_TUNING = Group(
     "Training",
     (
-        Flag("--epochs", "teacher.epochs", "Epochs of fine-tuning.", _BY_DATA),
+        Flag("--epochs", "teacher.epochs", "Epochs to fine-tune.", _BY_DATA),
         Flag(
             "--lr",
             "teacher.lr",
-            "Learning rate of fine-tuning.",
+            "Learning rate.",
             "0.0003 for pretrained weights, 0.001 for random ones",
         ),
         _AUTO_BATCH,
@@ -330,7 +335,7 @@ FINE_TUNING = Group(
 MACHINE = Group(
     "Machine",
     (
-        Flag("--seed", "run.seed", "Seed of all randomness."),
+        Flag("--seed", "run.seed", "Random seed."),
         Flag("--device", "run.device", "Device: auto, cpu, cuda, cuda:1 or mps."),
         Flag("--threads", "run.threads", "CPU threads per process.", "available cores"),
         Flag(
@@ -341,12 +346,13 @@ MACHINE = Group(
         Flag(
             "--teacher-precision",
             "run.teacher_precision",
-            "Precision of the frozen teacher; auto is the fastest whose outputs stay within 1 %.",
+            "Precision of the frozen teacher; auto takes the fastest whose outputs stay within 1 %"
+            " of those in fp32.",
         ),
         Flag(
             "--teacher-layout",
             "run.teacher_layout",
-            "Memory format of the frozen teacher; auto is the faster one, measured.",
+            "Memory format of the frozen teacher; auto measures both and takes the faster.",
         ),
         Flag(
             "--layout",
@@ -356,8 +362,8 @@ MACHINE = Group(
         Flag(
             "--compile",
             "run.compile",
-            "Compile the networks with torch.compile; auto does if training takes over ten minutes"
-            " and compiling speeds up the student's steps.",
+            "Compile the networks with torch.compile; auto compiles if training takes more than ten"
+            " minutes and compiled steps are faster.",
         ),
     ),
 )
@@ -365,19 +371,29 @@ MACHINE = Group(
 FORMATS = Group(
     "Formats",
     (
-        Flag("--onnx", "onnx", "ONNX in float32; the default.", constant=True),
-        Flag("--fp16", "onnx-fp16", "ONNX in float16.", constant=True),
-        Flag("--int8", "onnx-int8", "ONNX in int8, calibrated on training images.", constant=True),
+        Flag("--onnx", "onnx", "Write ONNX in float32 (the default).", constant=True),
+        Flag("--fp16", "onnx-fp16", "Write ONNX in float16.", constant=True),
+        Flag(
+            "--int8",
+            "onnx-int8",
+            "Write ONNX in int8, calibrated on training images.",
+            constant=True,
+        ),
         Flag(
             "--with-preprocessing",
             "onnx-pixels",
-            "ONNX in float32 from uint8 images to probabilities.",
+            "Write ONNX in float32 that maps uint8 images to probabilities.",
             constant=True,
         ),
-        Flag("--safetensors", "safetensors", "Weights in a model folder.", constant=True),
-        Flag("--torchscript", "torchscript", "TorchScript archive.", constant=True),
-        Flag("--pt2", "pt2", "torch.export archive (.pt2).", constant=True),
-        Flag("--python", "python", "Readable stand-alone model.py and weights.", constant=True),
+        Flag(
+            "--safetensors",
+            "safetensors",
+            "Write a model folder: weights and configuration.",
+            constant=True,
+        ),
+        Flag("--torchscript", "torchscript", "Write a TorchScript archive.", constant=True),
+        Flag("--pt2", "pt2", "Write a torch.export program (.pt2).", constant=True),
+        Flag("--python", "python", "Write a readable model.py with its weights.", constant=True),
     ),
 )
 """Formats of `export`; their names are the keys of `exporters.formats.FORMATS`."""

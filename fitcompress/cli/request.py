@@ -86,7 +86,8 @@ class Request:
         recipe = self.recipe(**({"teacher__source": teacher} if teacher else {}))
         if not recipe.teacher.source:
             raise typer.BadParameter(
-                "name a timm model, a file or package.module:factory", param_hint="--teacher"
+                "expected a timm name, a file, a model folder or package.module:factory, got none",
+                param_hint="--teacher",
             )
         return recipe
 
@@ -132,7 +133,7 @@ def run_recipe(
     named = out or (Path(recipe.run.out) if recipe.run.out else None)
     if named is None and num_processes() > 1:
         raise RunError(
-            f"choosing a run directory: {num_processes()} processes need a common one",
+            f"choosing a run directory: {num_processes()} processes must share one",
             code="out-required",
             advice="Pass --out with a directory that all processes can access.",
             processes=num_processes(),
@@ -169,7 +170,7 @@ def training_recipe(
     if resume:
         return _continued_recipe(request, model, out, "training", {})
     if not model:
-        raise typer.BadParameter("name the model to fine-tune", param_hint="--model")
+        raise typer.BadParameter("expected a model to fine-tune, got none", param_hint="--model")
     folder = free_folder(out or fresh_path(model, Path("teachers")), force=force)
     return request.recipe(teacher__source=model, run__out=str(folder)), folder
 
@@ -183,7 +184,7 @@ def _continued_recipe(
 ) -> tuple[Recipe, Path]:
     """The recipe of a resumed directory that stores it in its subdirectory `inner`."""
     if out is None:
-        raise typer.BadParameter("name the directory to resume", param_hint="--out")
+        raise typer.BadParameter("expected the directory to resume, got none", param_hint="--out")
     if not teacher and not RunDir(out / inner).is_run():
         raise RunError(
             f"resuming '{out}': nothing was started there",
@@ -229,7 +230,7 @@ def free_folder(path: Path, *, force: bool) -> Path:
         raise RunError(
             f"writing to '{path}': expected an empty or new folder, got existing files",
             code="folder-not-empty",
-            advice="Choose another --out, or replace it with --force.",
+            advice="Choose another --out, or replace the files with --force.",
             path=str(path),
         )
     return path
@@ -360,5 +361,5 @@ _RECIPE_PARAMETERS = [
 _OUTPUT_PARAMETERS = [
     _shared("as_json", "--json", bool, "Output", "Print results and errors as JSON.", False),
     _shared("quiet", "--quiet", bool, "Output", "Print results only, no progress.", False),
-    _shared("debug", "--debug", bool, "Output", "Print the code and traceback of an error.", False),
+    _shared("debug", "--debug", bool, "Output", "Print the error code and the traceback.", False),
 ]

@@ -167,12 +167,12 @@ def _check_same_classes(train: Tree, evaluation: Tree) -> None:
     extra = sorted(set(evaluation.class_names) - set(train.class_names))
     parts = [
         f"{what} {', '.join(repr(name) for name in names[:5])}{' ...' if len(names) > 5 else ''}"
-        for what, names in (("without", missing), ("with unknown", extra))
+        for what, names in (("no", missing), ("also", extra))
         if names
     ]
     raise DataError(
         f"comparing '{train.root}' and '{evaluation.root}': expected the same class folders, "
-        f"got the second {' and '.join(parts)}",
+        f"got {' and '.join(parts)} in the second",
         code="class-folders-differ",
         advice="Give both the same class folders.",
         paths=[str(train.root), str(evaluation.root)],
@@ -218,7 +218,7 @@ def _hold_out_tenth(splits: _Splits, limit: int | None, seed: int) -> tuple[Imag
 
 def _too_few(name: str, num: int) -> DataError:
     return DataError(
-        f"splitting {name}: expected a class with at least two images to hold some out, "
+        f"splitting {name}: expected at least two images of some class, to hold one out; "
         f"got {num} images",
         code="too-few-images",
         advice="Add images, or raise the limit (--limit).",

@@ -43,7 +43,7 @@ def match_classes(bundle: DataBundle, names: tuple[str, ...]) -> DataBundle:
     unknown = [name for name in bundle.class_names if name not in names]
     if unknown:
         raise DataError(
-            f"matching classes: expected the data's classes among the network's {len(names)}, got "
+            f"matching classes: expected only classes that the network has, got "
             f"{len(unknown)} unknown, such as '{unknown[0]}'",
             code="class-unknown",
             advice=near_misses(unknown[0], names) or "Correct the class map (--class-map).",

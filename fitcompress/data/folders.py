@@ -60,7 +60,7 @@ def find_splits(root: Path) -> dict[str, Path]:
         raise DataError(
             f"opening data '{root}': expected a folder of images, got {got}",
             code="data-folder-missing",
-            advice="Pass a folder of class folders, of train/ and val/, or of images.",
+            advice="Pass a folder with class folders, with train/ and val/, or with images.",
             path=str(root),
         )
     folders = {folder.name.lower(): folder for folder in _subfolders(root)}

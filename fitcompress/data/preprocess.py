@@ -46,7 +46,7 @@ class Preprocess(nn.Module):
             )
         if min(spec.std) <= 0:
             raise RecipeError(
-                f"normalizing images: expected positive stds, got {spec.std}",
+                f"normalizing images: expected positive standard deviations, got {spec.std}",
                 code="std-not-positive",
                 advice="Correct --std.",
                 std=list(spec.std),

@@ -212,7 +212,7 @@ def make_dataset(
     check_at_least(0, "data.mixup", mixup)
     if spec.shape[0] not in (1, 3):
         raise RecipeError(
-            f"making views of images: expected a network of 1 or 3 channels, got {spec.shape[0]}",
+            f"augmenting images: expected 1 or 3 channels, got {spec.shape[0]}",
             code="channels-unsupported",
             advice="Correct the input size, for example --input-size 3,224,224.",
             got=spec.shape[0],

@@ -64,8 +64,8 @@ def verify_cut(
         difference, size = float((values[name] - hooked).norm()), float(hooked.norm())
         if not difference <= _TOLERANCE * size + _ROUNDING * hooked.numel() ** 0.5:
             raise CaptureError(
-                f"cutting the network at '{name}': the values differ from the whole network's by"
-                f" {difference:.3g}, with a norm of {size:.3g}",
+                f"cutting the network at '{name}': its values differ from those of the whole"
+                f" network by {difference:.3g} (norm {size:.3g})",
                 code="cut-values-differ",
                 advice="Choose another layer with --hint and --guided.",
                 layer=name,

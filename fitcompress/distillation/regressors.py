@@ -137,8 +137,8 @@ def _read_axes(
     rank = len(shape)
     if not 1 <= rank <= 4 or min(shape) < 1:
         raise PlanError(
-            f"choosing a regressor: expected a {side} value with 1 to 4 axes, none of them empty,"
-            f" got the shape {shape} without the batch",
+            f"choosing a regressor: expected a {side} output with 1 to 4 non-empty axes besides"
+            f" the batch, got shape {shape}",
             code="hint-shape-unsupported",
             advice="Choose another layer with --hint and --guided.",
             side=side,
@@ -147,7 +147,7 @@ def _read_axes(
     axis = _infer_channel_axis(shape) if channel_axis is None else channel_axis
     if not -rank <= axis < rank:
         raise PlanError(
-            f"choosing a regressor: the {side} value {shape} has no channel axis {axis}",
+            f"choosing a regressor: the {side} output of shape {shape} has no channel axis {axis}",
             code="channel-axis-missing",
             advice="Choose another layer with --hint and --guided.",
             side=side,
@@ -162,7 +162,8 @@ def _read_axes(
         return _ValueAxes(kind="map", shape=shape, channel_axis=axis, grid=positions)
     if grid and math.prod(grid) > shape[0]:
         raise PlanError(
-            f"choosing a regressor: the {side} value {shape} has fewer tokens than the grid {grid}",
+            f"choosing a regressor: the {side} output of shape {shape} has fewer tokens than the"
+            f" grid {grid}",
             code="grid-too-large",
             advice="Choose another layer with --hint and --guided.",
             side=side,
@@ -243,8 +244,8 @@ def _plan_steps(plan: _Plan, hint: _ValueAxes, guided: _ValueAxes, is_rectified:
         _plan_linear(plan, hint, guided)
     elif guided.kind == "vector":
         raise PlanError(
-            f"choosing a regressor: the hint {hint.shape} has positions, but the guided value"
-            f" {guided.shape} has none",
+            f"choosing a regressor: the hint (shape {hint.shape}) has positions, but the guided"
+            f" output (shape {guided.shape}) has none",
             code="guided-without-positions",
             advice="Choose an earlier guided layer with --guided, or a later hint with --hint.",
             hint=list(hint.shape),
@@ -304,8 +305,8 @@ def _grids(guided: _ValueAxes, hint: _ValueAxes) -> tuple[tuple[int, ...], tuple
         return (guided.grid, hint.grid) if fit else (guided.positions, hint.positions)
     if not fit:
         raise PlanError(
-            f"choosing a regressor: the positions {guided.positions} of the guided value do not"
-            f" form a grid like the positions {hint.positions} of the hint",
+            f"choosing a regressor: the guided output has positions {guided.positions}, which do"
+            f" not form a grid like the positions {hint.positions} of the hint",
             code="grids-incompatible",
             advice="Choose layers of the same kind with --hint and --guided.",
             hint=list(hint.positions),

@@ -190,7 +190,8 @@ def verify_outputs(
 
 def _other_cache(folder: Path) -> RunError:
     return RunError(
-        f"reading the teacher cache {str(folder)!r}: it is of another teacher or other images",
+        f"reading the teacher cache {str(folder)!r}: it belongs to a different teacher or"
+        " different images",
         code="teacher-cache-mismatch",
         advice="Remove the folder, or choose another one with --cache-teacher.",
         path=str(folder),

@@ -51,12 +51,12 @@ def check_outputs(
         tolerance = max(tolerance, _rounding_error(format_name, exportable))
     if not found.max_rel <= tolerance:
         raise ExportError(
-            f"checking the {format_name} file: expected outputs within {tolerance:.2g} of the"
-            f" network's, relative to the largest; got a difference of {found.max_rel:.2g}"
+            f"checking the {format_name} file: expected outputs to differ from the student's by at"
+            f" most {tolerance:.2g} of the largest output, got {found.max_rel:.2g}"
             f" ({found.max_abs:.2g} absolute, top-1 agreement {found.top1_agreement:.0%});"
             " the file was deleted",
             code="export-mismatch",
-            advice="Try another format, and please report the model.",
+            advice="Try another format, and please report this model as an issue.",
             format=format_name,
             max_abs_diff=found.max_abs,
             max_rel_diff=found.max_rel,

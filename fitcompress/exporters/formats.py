@@ -61,10 +61,10 @@ def export_model(
             does not match.
     """
     if format_name not in FORMATS:
-        known = near_misses(format_name, FORMATS) or f"known are {', '.join(FORMATS)}"
         raise ExportError(
-            f"exporting: there is no format '{format_name}'; {known}",
+            f"choosing the format: there is no format '{format_name}'",
             code="format-unknown",
+            advice=near_misses(format_name, FORMATS) or f"Choose from {', '.join(FORMATS)}.",
             format=format_name,
             known=list(FORMATS),
         )
@@ -133,7 +133,8 @@ def _with_preprocessing(exportable: Exportable) -> Exportable:
 def _model_folder(exportable: Exportable, format_name: str) -> Path:
     if exportable.folder is None:
         raise ExportError(
-            f"exporting {format_name}: the network has no model folder",
+            f"exporting {format_name}: expected a model loaded from its folder, got one that is"
+            " only in memory",
             code="export-without-folder",
             format=format_name,
         )

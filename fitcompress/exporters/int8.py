@@ -61,7 +61,7 @@ def write_int8(exportable: Exportable, path: Path) -> str:
             if lost <= _MAX_LOSS:
                 return f"{num_float} of {len(layers)} layers in float" if num_float else ""
     raise ExportError(
-        f"exporting onnx-int8: expected at most {_MAX_LOSS:.1%} loss of accuracy, got {lost:.1%}"
+        f"exporting onnx-int8: expected an accuracy loss of at most {_MAX_LOSS:.1%}, got {lost:.1%}"
         f" with {num_float} of {len(layers)} layers in float",
         code="int8-accuracy-loss",
         advice="Export with --onnx or --fp16 instead.",

@@ -108,7 +108,8 @@ def _interface_of(session: Any, path: Path) -> Interface:
         return interface_from_metadata(entries)
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(
-            f"opening '{path}': its metadata does not describe its input (entry {error})",
+            f"opening '{path}': its metadata does not describe its inputs and outputs (entry"
+            f" {error})",
             code="onnx-metadata-missing",
             advice="Use a file that `fitcompress export` wrote.",
             path=str(path),

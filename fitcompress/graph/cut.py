@@ -85,7 +85,7 @@ def _only_result(name: str, results: Sequence[Node]) -> str:
     raise LayerError(
         f"looking for layer '{name}': expected one output, got {len(tensors)} ({found})",
         code="layer-ambiguous",
-        advice="Name a layer inside it, or one of these values.",
+        advice="Name a layer inside it, or one of these outputs.",
         layer=name,
         outputs=[node.name for node in tensors],
     )

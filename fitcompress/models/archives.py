@@ -50,8 +50,8 @@ def open_torchscript(request: OpenRequest) -> Teacher:
     )
     if request.recipe.input_size is None and size[1:] != request.image_size:
         request.notice(
-            f"'{request.recipe.source}' does not define its input size; using {size}, at which it"
-            " runs (--input-size)",
+            f"'{request.recipe.source}' does not define its input size; using {size}, which"
+            " works (to change it, use --input-size)",
             code="input-size-assumed",
         )
     return _archive_teacher(request, program, size, names, "torchscript")

@@ -168,7 +168,7 @@ def _damaged(path: Path, error: Exception) -> TeacherError:
     return TeacherError(
         f"opening model folder '{path.parent}': '{path.name}' is damaged ({cause})",
         code="model-file-damaged",
-        advice="Restore it from a copy, or run the command that wrote it again.",
+        advice="Restore the file from a copy, or rerun the command that wrote it.",
         folder=str(path.parent),
         file=path.name,
     )

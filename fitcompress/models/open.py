@@ -73,9 +73,9 @@ def open_teacher(
     if num_classes is not None and teacher.num_classes not in (0, num_classes):
         raise TeacherError(
             f"opening teacher '{recipe.source}': expected {num_classes} classes, got"
-            f" {teacher.num_classes}, and the head of a teacher of kind '{kind}' is fixed",
+            f" {teacher.num_classes}; the head of a teacher of kind '{kind}' cannot be replaced",
             code="teacher-head-fixed",
-            advice="Use data with the teacher's classes, or a timm model or a factory as teacher.",
+            advice="Use data with the teacher's classes, or pass a timm model or a factory.",
             source=recipe.source,
             kind=kind,
             expected=num_classes,

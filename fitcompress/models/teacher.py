@@ -104,7 +104,7 @@ def _check_batches(program: Program, action: str) -> None:
             shapes = propagate_shapes(program, batch_size)
         except RuntimeError as error:
             raise CaptureError(
-                f"{action}: it does not run on a batch of {batch_size}: {first_line(error)}",
+                f"{action}: the model does not run at batch size {batch_size}: {first_line(error)}",
                 code="batch-size-fixed",
                 batch_size=batch_size,
             ) from error
@@ -114,8 +114,8 @@ def _check_batches(program: Program, action: str) -> None:
                     f"{action}: expected one row per sample in each output, got shape"
                     f" {shapes[node.name]} for '{node.name}' and a batch of {batch_size}",
                     code="output-without-batch",
-                    advice="Change it to take and return tensors whose first dimension is the"
-                    " batch.",
+                    advice="Change the model so that the first dimension of all inputs and outputs"
+                    " is the batch.",
                     output=node.name,
                     shape=list(shapes[node.name]),
                     batch_size=batch_size,

@@ -81,8 +81,8 @@ def _create_with_weights(request: OpenRequest) -> tuple[nn.Module, str]:
                 f"opening teacher '{recipe.source}': the pretrained weights are unavailable"
                 f" ({error})",
                 code="pretrained-unavailable",
-                advice="Pass a timm name with --teacher-weights FILE, or plan with random weights"
-                " (--no-pretrained).",
+                advice="Pass a timm name and a downloaded file with --teacher-weights, or plan with"
+                " random weights (--no-pretrained).",
                 source=recipe.source,
             ) from error
         request.notice(
@@ -99,7 +99,7 @@ def _captured_at(request: OpenRequest, module: nn.Module, own: Size, size: Size)
     if size != own and is_fixed:
         if request.recipe.weights is not None and not request.meta:
             raise CaptureError(
-                f"opening teacher '{request.recipe.source}' at {size}: its weights are for {own}",
+                f"opening teacher '{request.recipe.source}' at {size}: its weights require {own}",
                 code="input-size-fixed",
                 source=request.recipe.source,
                 expected=list(own),

@@ -175,9 +175,9 @@ def _read_pickled(path: Path) -> Any:
             raise TeacherError(
                 f"opening '{path}': it is a pickled Python object, and loading it would run code",
                 code="pickle-refused",
-                advice="Load it where its code is installed and save it with"
-                " torch.jit.trace(model, example).save(FILE), torch.export.save, or, for"
-                " --teacher-weights, torch.save(model.state_dict(), FILE).",
+                advice="Load it where its code is installed, and save it with"
+                " torch.jit.trace(model, example).save(FILE) or torch.export.save. For"
+                " --teacher-weights, use torch.save(model.state_dict(), FILE).",
                 path=str(path),
             ) from error
         raise _truncated(path, error) from error

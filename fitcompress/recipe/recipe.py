@@ -132,7 +132,7 @@ def recipe_settings(path: Path | str) -> dict[str, Any]:
         return settings_from_toml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(
-            f"cannot read the recipe '{path}': {error}",
+            f"reading the recipe '{path}': {error}",
             code="recipe-unreadable",
             advice="Pass a recipe file in TOML, such as the recipe.toml of a run.",
             path=str(path),
@@ -160,12 +160,12 @@ def apply_sets(recipe: Recipe, sets: Sequence[str]) -> Recipe:
             raise RecipeError(
                 f"reading the setting '{text}': expected SECTION.KEY=VALUE",
                 code="set-without-value",
-                advice="Write it as SECTION.KEY=VALUE, for example stage2.tau=3.",
+                advice="For example, write stage2.tau=3.",
                 text=text,
             )
         if name == "preset":
             raise RecipeError(
-                "the preset cannot be set like a single setting",
+                "reading --set: preset is not a single setting",
                 code="set-preset",
                 advice="Use --preset.",
                 preset=value,
@@ -204,9 +204,9 @@ def continued_recipe(stored: Recipe, requested: Recipe, path: Path) -> Recipe:
     for name, (new, old) in differing_settings(requested, stored).items():
         if name not in _FREE_ON_RESUME and new not in (None, "auto"):
             raise RecipeError(
-                f"cannot resume '{path}' with {name} = {new!r}: it was started with {old!r}",
+                f"resuming '{path}': expected {name} = {old!r} as in the original run, got {new!r}",
                 code="resume-contradiction",
-                advice="Leave that setting out, or choose another --out.",
+                advice="Drop this setting, or choose another --out.",
                 path=str(path),
                 setting=name,
                 expected=old,

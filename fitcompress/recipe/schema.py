@@ -94,10 +94,10 @@ class TeacherRecipe:
             read_tensor_spec(text)
         if self.inputs and (self.input_size or self.mean or self.std):
             raise RecipeError(
-                "teacher.inputs is for a teacher that takes no images, so it excludes"
-                " teacher.input_size, teacher.mean and teacher.std",
+                "teacher.inputs cannot be combined with teacher.input_size, teacher.mean or"
+                " teacher.std, which describe images",
                 code="tensor-and-image-inputs",
-                advice="Remove teacher.inputs, or the three settings for images.",
+                advice="Remove teacher.inputs, or the settings that describe images.",
             )
         for deviation in self.std or ():
             check_positive("teacher.std", deviation)
@@ -144,9 +144,9 @@ class StudentRecipe:
         check(0 < width <= 1, "student.width_mult", "above 0 and at most 1", width)
         if self.targets and self.width_mult is not None:
             raise RecipeError(
-                "student.width_mult and a student.target_* exclude each other",
+                "student.width_mult cannot be combined with student.target_* settings",
                 code="width-and-target",
-                advice="Remove --width-mult, or every --target-* flag.",
+                advice="Drop --width-mult, or all --target-* flags.",
                 targets=list(self.targets),
             )
 
@@ -238,7 +238,7 @@ class HintRecipe:
                 "hints.hint and hints.guided must name the same number of layers, "
                 f"got {len(self.hint)} and {len(self.guided)}",
                 code="hint-pairs-mismatch",
-                advice="Name one guided layer per hint, or only one of the two.",
+                advice="Name one guided layer for each hint, or leave one of the two settings out.",
                 hint=list(self.hint),
                 guided=list(self.guided),
             )

@@ -125,7 +125,7 @@ def _tested(first: Report, other: Report) -> PairedTest | NotTested:
     data = [report.results.data for report in (first, other)]
     digests = [facts.evaluation_digest if facts else None for facts in data]
     if None in digests:
-        return NotTested(reason="not known to be measured on the same images")
+        return NotTested(reason="perhaps not measured on the same images")
     if digests[0] != digests[1]:
         return NotTested(reason="measured on different images")
     one, two = right_answers(first), right_answers(other)
@@ -213,7 +213,7 @@ def _students(comparison: Comparison) -> Section:
     note = (
         "Latencies were measured on different hardware and cannot be compared."
         if len(hardware) > 1
-        else "Latencies are those of each run; only networks of the same run took turns."
+        else "Latencies are those of each run; only networks of one run were timed in turns."
     )
     return Section("Students", note, Table(("", *comparison.names), tuple(rows)))
 
@@ -249,7 +249,7 @@ def _tests(comparison: Comparison) -> Section:
     )
     note = (
         "McNemar's exact test on the same images, and Holm's correction for the number of tests."
-        " One training run each: other seeds may differ."
+        " One training run each, so other seeds may differ."
     )
     columns = ("Run", f"vs {first}", "Only this run right", f"Only {first} right", "p", "p, Holm")
     title = f"Top-1 compared with {first}" if rows else "Top-1"

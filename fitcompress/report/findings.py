@@ -50,8 +50,8 @@ def curves(report: RunFacts) -> Section:
     charts: list[Chart] = [_score_chart(report, key, title) for key, title in scores]
     charts += [_loss_chart(stage, rows) for stage, rows in report.curves.items()]
     note = (
-        "A random tenth of the training images is held out; training uses their scores to choose"
-        " the best epoch."
+        "A random tenth of the training images is held out. Training chooses the best epoch by"
+        " its scores on them."
     )
     return Section("Learning curves", note, charts=tuple(c for c in charts if c.legend))
 
@@ -129,7 +129,7 @@ def disagreements(report: RunFacts) -> Section:
         note = (
             f"Student and teacher predict different classes for"
             f" {integer_text(round((1 - agreed.top1) * agreed.n))} of {integer_text(agreed.n)}"
-            " images; these are the most frequent pairs."
+            " images; the table lists the most frequent pairs."
         )
     columns = ("Teacher predicts", "Student predicts", "Images", *right)
     chart = _pair_chart(found[:_MOST_PAIRS], is_labeled)
@@ -171,8 +171,7 @@ def doubts(report: RunFacts) -> Section:
     pictures = (_picture(report, row) for row in found)
     return Section(
         "Images with the largest divergence",
-        "The images where the student's prediction differs most from the teacher's, by"
-        " KL(teacher || student).",
+        "The images with the largest KL(teacher || student) between the predictions.",
         Table(("Image", "Label", "Teacher predicts", "Student predicts", "KL, nats"), rows, False),
         pictures=tuple(picture for picture in pictures if picture),
     )
@@ -200,7 +199,7 @@ def classes(report: RunFacts) -> Section:
     which = ""
     if len(found) > _MOST_CLASSES:
         shown = sorted(found, key=_loss_of, reverse=True)[:_MOST_CLASSES]
-        which = f"The {len(shown)} of {len(found)} classes where the student lost most. "
+        which = f"The {len(shown)} of {len(found)} classes on which the student lost most. "
     has_baseline = any(row.baseline for row in found)
     rows = tuple(
         (
@@ -213,8 +212,8 @@ def classes(report: RunFacts) -> Section:
         for row in shown
     )
     note = (
-        f"{which}Top-1 accuracy of each class with the 95 % interval of that class alone; with many"
-        " classes, some differences are due to chance."
+        f"{which}Top-1 accuracy and 95 % interval of each class. Intervals are not corrected for"
+        " the number of classes: with many classes, some differences are due to chance."
     )
     baseline = ["Baseline"] if has_baseline else []
     columns = ("Class", "Teacher", "Student", *baseline, "Student vs teacher")
@@ -303,7 +302,7 @@ def latencies(report: RunFacts) -> Section:
         for batch, rows in strips.items()
     )
     lines = tuple(f"{where}: {', '.join(texts)}." for where, texts in by_runtime.items())
-    note = "Every measured call; teacher and student took turns."
+    note = "All timed calls. Teacher and student were timed in turns."
     return Section("Latency", note, lines=lines, charts=charts)
 
 

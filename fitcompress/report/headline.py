@@ -171,11 +171,12 @@ def _accuracy_sentences(
 
 def _difference(report: RunFacts, own: Share, other: Share) -> str:
     test = report.results.tests.get("teacher_student")
-    details = [f"{percent_text(own.top1 / other.top1)} of it kept"] if other.top1 > 0 else []
+    details = [f"{percent_text(own.top1 / other.top1)} kept"] if other.top1 > 0 else []
     if test:
         verdict = "" if test.p_value <= SIGNIFICANT else "not significant, "
         details.append(f"{verdict}McNemar {p_text(test.p_value)}")
-    return ", ".join((points_text(own.top1 - other.top1), *details))
+    points = points_text(own.top1 - other.top1)
+    return f"{points} ({', '.join(details)})" if details else points
 
 
 def _speed_sentences(teacher: ModelResult, student: ModelResult) -> Iterator[Sentence]:
@@ -207,4 +208,4 @@ def _baseline_verdict(difference: float, test: PairedTest | None) -> str:
     if test.p_value > SIGNIFICANT or difference == 0:
         return f"the teacher made no significant difference ({points}, McNemar {p_value})"
     verdict = "the teacher helped" if difference > 0 else "the teacher hurt"
-    return f"{verdict} ({points}, McNemar {p_value}; one run each, other seeds may differ)"
+    return f"{verdict} ({points}, McNemar {p_value}; one run each, so other seeds may differ)"

@@ -96,9 +96,9 @@ def _costs(report: RunFacts) -> Section:
     rows = tuple(_cost_row(record, curves.get(record.stage, [])) for record in report.stages)
     columns = ("Stage", "Time", "Images", "FLOPs", "Images/s", "Loss", "Top-1")
     note = (
-        "FLOPs: all training steps of the stage (the teacher's forward pass, and three times the"
-        " student's), and those of one image. Loss and top-1: of the last epoch and of the first;"
-        " top-1 is measured on the tenth of the training images that is held out."
+        "FLOPs: of the whole stage, and of each image (the teacher's forward pass and three times"
+        " the student's). Loss and top-1: of the last epoch (from the first). Top-1 is"
+        " measured on the tenth of the training images that is held out."
     )
     return Section("Cost of each stage", note if curves else "", Table(columns, rows))
 
@@ -117,7 +117,7 @@ def _cost_row(record: StageRecord, epochs: Sequence[EpochRecord]) -> tuple[Cell,
         _flops_cell(record.flops_per_image, record.num_images),
         Cell(
             text_or_none(record.images_per_s, rate_text),
-            f"{waiting:.0%} waiting" if waiting is not None else "",
+            f"{percent_text(waiting, 0)} waiting" if waiting is not None else "",
         ),
         _last_of(losses, lambda loss: f"{loss:.3g}"),
         _last_of(top1, percent_text),
@@ -135,7 +135,9 @@ def _architecture(report: RunFacts) -> Section:
     rows = tuple(
         (Cell(stage.name), _side_cell(stage.teacher), _side_cell(stage.student)) for stage in stages
     )
-    note = "The blocks of each stage, their output shape, and the parameters of the stage."
+    note = (
+        "The number of blocks, the output shape and the parameters of each stage of the networks."
+    )
     return Section("Architecture", note, Table(("Stage", "Teacher", "Student"), rows))
 
 
@@ -166,9 +168,9 @@ def _exports(report: RunFacts) -> Section:
     columns = ("File", "Size", "Largest difference", "Same top-1", "Top-1", "Speed")
     note = (
         f"Each file was run on real images at batch {batches} and compared with the student in"
-        " PyTorch (largest difference, same top-1). Top-1: accuracy of the file itself on the"
-        " evaluation images. Speed: compared with the float32 student in ONNX Runtime; both took"
-        " turns."
+        " PyTorch: the largest difference between outputs, and the share of images with the same"
+        " top-1 class. Top-1: the accuracy of the file on the evaluation images. Speed: compared"
+        " with the float32 student in ONNX Runtime, timed in turns."
     )
     return Section("Exports", note, Table(columns, rows))
 
@@ -190,7 +192,7 @@ def _export_row(record: ExportRecord) -> tuple[Cell, ...]:
 
 def _frozen(report: RunFacts) -> Section:
     lines = tuple(_frozen_text(place) for place in (report.plan.frozen if report.plan else ()))
-    note = "Sizes that the student keeps from the teacher, where it cannot be made narrower."
+    note = "Sizes that the student keeps from the teacher because they cannot be reduced."
     return Section("Frozen sizes", note, lines=lines)
 
 
@@ -219,9 +221,9 @@ def _reproduction(report: RunFacts) -> Section:
     first = report.environment.get("command")
     code = f"{first}\n" if first else ""
     note = (
-        "The original command, and the same from the stored recipe."
+        "The original command, and a command that repeats the run from its stored recipe."
         if first
-        else "From the stored recipe."
+        else "This command repeats the run from its stored recipe."
     )
     recipe = ("Recipe", report.recipe_text.strip())
     return Section(

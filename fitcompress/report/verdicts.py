@@ -154,11 +154,11 @@ def _difference(test: ArmTest | None) -> Cell:
 
 _QUESTIONS_NOTE = (
     "The questions were fixed before the runs. p-values are after Holm's correction for the number"
-    " of tests in the table, with the uncorrected ones below. The verdicts use the t-test over"
+    " of tests in the table, with the uncorrected ones below them. The verdicts use the t-test over"
     " seeds. McNemar's test uses the predictions of all seeds together, so each image counts once"
     " per seed."
 )
-_COMPARISONS_NOTE = "Holm's correction is for the tests of this table."
+_COMPARISONS_NOTE = "Holm's correction covers the tests of this table."
 
 
 def _tests(title: str, tests: Sequence[ArmTest], note: str) -> Section:

@@ -61,15 +61,16 @@ def require_adaptable(teacher: Teacher, data: DataBundle, recipe: Recipe) -> Non
     if recipe.teacher.adapt and teacher.can_resize_classes:
         return
     reason = (
-        "adapting is switched off"
+        "adapting is turned off (--no-adapt)"
         if teacher.can_resize_classes
         else "the head of this kind of teacher cannot be replaced"
     )
     raise TeacherError(
-        f"adapting teacher '{teacher.name}': it has {teacher.num_classes} classes and the data"
-        f" {data.num_classes}, and {reason}",
+        f"adapting teacher '{teacher.name}': expected {data.num_classes} classes as in the data,"
+        f" got {teacher.num_classes}; {reason}",
         code="class-count-mismatch",
-        advice="Use data with the teacher's classes, or a timm model or a factory as the teacher.",
+        advice="Use data with the teacher's classes, or pass a timm model or a factory without"
+        " --no-adapt.",
         teacher=teacher.name,
         expected=data.num_classes,
         got=teacher.num_classes,

@@ -129,8 +129,8 @@ def _fastest(
         for form in forms[1:]
     )
     message = (
-        f"the teacher runs in {chosen}: compared with {default}, {measured} (at most"
-        f" {_TOLERANCE:.0e} is allowed)"
+        f"the teacher runs in {chosen}: {measured}, compared with {default} (largest allowed"
+        f" difference {_TOLERANCE:.0e})"
     )
     emit(Notice(topic="training", code="teacher-form-chosen", message=message))
     return chosen
@@ -169,7 +169,7 @@ def _is_faster_compiled(
     speedup = times["compiled"][str(size)].speedup or 1.0
     is_faster = speedup >= _MIN_SPEEDUP
     chosen = "compiled" if is_faster else "without compiling"
-    message = f"the student trains {chosen}: compiled, its steps are {speedup:.2f}x as fast"
+    message = f"the student trains {chosen}: compiled steps are {speedup:.2f}x as fast"
     emit(Notice(topic="training", code="compile-chosen", message=message))
     return is_faster
 

@@ -17,7 +17,7 @@ def train_baseline(session: Session, planned: Planned) -> tuple[Model, StageResu
     """The student trained from random weights on labels alone, for the epochs of both stages."""
     recipe, model = session.recipe, make_baseline(planned, session.recipe.run.seed)
     if recipe.student.init == "inherit" and planned.plan is not None:
-        message = "the baseline starts from random weights: inherited ones are the teacher's"
+        message = "the baseline starts from random weights, not from the teacher's"
         session.emit(Notice(topic="training", code="baseline-from-scratch", message=message))
     result = run_stage(
         session,

@@ -115,9 +115,9 @@ def _targets(session: Session, planned: Planned, network: nn.Module) -> HintTarg
     if target == "labels":
         if not session.data.is_labeled:
             raise DataError(
-                "preparing hints: labels are the targets, and not all images have one",
+                "preparing hints: labels are the targets, and not all images have a label",
                 code="labels-missing",
-                advice="Leave out hints.target=labels (the arm `label`).",
+                advice="Drop hints.target=labels (the arm `label`), or use labeled images.",
             )
         return LabelHints(planned.pairs[0].hint.shape[0], len(planned.pairs))
     if target == "random-vectors":
@@ -137,8 +137,8 @@ def _sample_hints(session: Session, network: nn.Module, teacher: Model) -> list[
             break
     if count < 2:
         raise DataError(
-            "preparing hints: random vectors need the covariance of the hints of at least 2"
-            f" training images, got {count}",
+            "preparing hints: expected at least 2 training images to estimate the covariance of"
+            f" the hints, got {count}",
             code="too-few-images",
             advice="Use more training images.",
             expected=2,

@@ -67,8 +67,8 @@ def prepare_run(
     if fits:
         return Prepared(resolved, data, opened, None)
     message = (
-        f"the teacher has {described.num_classes} classes and the data {data.num_classes}:"
-        " a copy is adapted first"
+        f"the teacher has {described.num_classes} classes, the data {data.num_classes}: a copy of"
+        " the teacher is fine-tuned first"
     )
     emit(Notice(topic="teacher", code="teacher-adapted", message=message))
     session = Session.start(resolved, data, run, emit, resume=resume)
@@ -79,7 +79,7 @@ def prepare_run(
 def load_images(recipe: Recipe, emit: Emit) -> DataBundle:
     """The images of the recipe, announced."""
     if recipe.data.source == "builtin":
-        message = "no --data given: using the built-in images (Fashion-MNIST, a sample)"
+        message = "no --data given: using the built-in images (a sample of Fashion-MNIST)"
         emit(Notice(topic="data", code="builtin-data", message=message))
     data = load_data(recipe.data, seed=recipe.run.seed, emit=emit)
     emit(Notice(topic="data", code="data-loaded", message=data.description))
@@ -103,7 +103,7 @@ def _explain_missing_hints(resolved: Recipe, requested: Recipe, emit: Emit) -> N
     if resolved.learns_hints:
         return
     if hints.hint or hints.guided or hints.num_pairs > 1:
-        message = "hint layers are given but not used: stage 1 has no epochs (--hint-epochs)"
+        message = "the named hint layers are not used: stage 1 has no epochs (--hint-epochs)"
         emit(Notice(topic="training", code="hints-without-epochs", message=message))
     elif requested.stage1.epochs is None and resolved.stage2.epochs:
         message = (
@@ -117,10 +117,10 @@ def _require_images(teacher: Teacher) -> None:
     if teacher.interface.input is None:
         inputs = " and ".join(map(str, teacher.interface.inputs))
         raise TeacherError(
-            f"distilling '{teacher.name}': expected a teacher of images, got one that takes"
-            f" {inputs}",
+            f"distilling '{teacher.name}': expected a teacher that takes images, got one"
+            f" that takes {inputs}",
             code="teacher-without-images",
-            advice="`fitcompress plan` and `fitcompress inspect` work for it.",
+            advice="Only `fitcompress plan` and `fitcompress inspect` support such a teacher.",
             teacher=teacher.name,
             inputs=list(map(str, teacher.interface.inputs)),
         )

@@ -111,7 +111,7 @@ def supervised_objective(
         raise DataError(
             "training on labels alone: not all images have a label",
             code="labels-missing",
-            advice="Give the teacher a weight (stage2.lambda_kd).",
+            advice="Use labeled images, or set stage2.lambda_kd above 0 to learn from the teacher.",
         )
     return SupervisedObjective(
         model.network,

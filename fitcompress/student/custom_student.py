@@ -39,7 +39,7 @@ def open_custom_student(
             f"opening student '{name}': expected the teacher's output shapes {outputs[0]}, got"
             f" {outputs[1]}",
             code="student-outputs-mismatch",
-            advice="Choose a student with the teacher's outputs.",
+            advice="Choose a student whose outputs have the shapes of the teacher's.",
             source=name,
             expected=[list(shape) for shape in outputs[0]],
             got=[list(shape) for shape in outputs[1]],

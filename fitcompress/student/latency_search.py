@@ -91,9 +91,11 @@ def plan_within_latency(
     """
     if num_processes() > 1:
         raise PlanError(
-            "planning for a latency: each of several processes would measure another one",
+            "planning for a latency: expected one process, since each would measure a different"
+            f" latency, got {num_processes()}",
             code="latency-with-processes",
-            advice="Run `fitcompress plan` first, then pass its multiply-adds as --target-macs.",
+            advice="Run `fitcompress plan` in one process first, then pass the student's"
+            " multiply-adds as --target-macs.",
         )
     same = plan_student(teacher, depth_mult=1, width_mult=1)
 
@@ -136,7 +138,7 @@ def _search(
     else:
         raise PlanError(
             f"planning for a latency: the smallest student, at depth-mult {depth:g}, takes"
-            f" {share:.3g} times the target",
+            f" {share:.3g} times the target latency",
             code="latency-target-too-small",
             advice="Raise the target or lower --depth-mult.",
             depth_mult=depth,

@@ -91,8 +91,8 @@ def plan_within(
     if not fitting:
         fit, _, depth_mult = min(found, key=lambda entry: entry[0].share)
         raise PlanError(
-            f"planning the student: the smallest, at depth-mult {depth_mult:g}, exceeds a target"
-            f" with {fit.tally.params:,} parameters, {2 * fit.tally.macs:,} FLOPs and"
+            f"planning the student: the smallest student, at depth-mult {depth_mult:g}, exceeds a"
+            f" target: it has {fit.tally.params:,} parameters, {2 * fit.tally.macs:,} FLOPs and"
             f" {fit.tally.size:,} bytes",
             code="target-too-small",
             advice="Raise the target or lower --depth-mult.",

@@ -119,7 +119,7 @@ def _unreadable(path: Path, reason: str) -> TrainingError:
     return TrainingError(
         f"reading the checkpoint '{path}': {reason}",
         code="checkpoint-unreadable",
-        advice="Delete that file to train the stage again from its start, then use --resume.",
+        advice="Delete the file and use --resume to train the stage again from its start.",
         path=str(path),
         reason=reason,
     )

@@ -54,7 +54,8 @@ class ProcessGroup:
                 f"starting the processes: expected Accelerate to be configured for data"
                 f" parallelism, got {kind.value}",
                 code="parallelism-unsupported",
-                advice="Launch with `accelerate launch --multi_gpu`; --shard shards the networks.",
+                advice="Launch with `accelerate launch --multi_gpu`. To shard the networks, add"
+                " --shard.",
                 got=kind.value,
             )
         if self.is_sharded and self.world_size == 1:
@@ -65,7 +66,8 @@ class ProcessGroup:
             )
         if self.is_sharded and self.accelerator.scaler is not None:
             raise TrainingError(
-                "sharding the networks: fp16 needs gradient scaling, which shards do not support",
+                "sharding the networks: fp16 needs gradient scaling, which sharding does not"
+                " support",
                 code="shard-fp16",
                 advice="Use --precision bf16 or fp32.",
             )

@@ -35,7 +35,7 @@ class WeightAverage:
             raise TrainingError(
                 "averaging the weights: sharded networks cannot be averaged",
                 code="average-of-shards",
-                advice="Set ema to 0, or drop --shard.",
+                advice="Set optim.ema to 0, or drop --shard.",
             )
         self._trained = trained
         self._average = (

@@ -221,7 +221,7 @@ class _Loop:
             self.state.restore(content)
         except (RuntimeError, ValueError) as error:
             raise TrainingError(
-                f"resuming {config.stage}: '{config.checkpoint_path}' is the checkpoint of another"
+                f"resuming {config.stage}: '{config.checkpoint_path}' belongs to a different"
                 " network",
                 code="checkpoint-network-mismatch",
                 advice="Resume with the recipe stored in the run directory.",

@@ -62,7 +62,7 @@ def in_memory(
             torch.cuda.empty_cache()
         message = (
             f"{config.stage}: out of memory; each step now accumulates {plan.accumulate} batches"
-            f" of {plan.batch_size} images (batch norms see {plan.batch_size} images at a time)"
+            f" of {plan.batch_size} images (batch norm uses {plan.batch_size} images at a time)"
         )
         emit(Notice(topic="training", code="batch-size-reduced", message=message))
 

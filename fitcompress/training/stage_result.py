@@ -80,8 +80,8 @@ def last_events(result: StageResult, num_workers: int) -> Iterator[Event]:
         yield Notice(
             topic="data",
             code="slow-data-loading",
-            message=f"{result.stage} waited for its images for {result.waiting_share:.0%} of its"
-            f" time: use more --workers (now {num_workers}) to load them in parallel",
+            message=f"{result.stage} spent {result.waiting_share:.0%} of its time waiting for"
+            f" images: load them in parallel with more --workers (now {num_workers})",
         )
     detail = {name: getattr(result, name) for name in ("losses", "held_out", "waiting_share")}
     yield StageFinished(

@@ -129,9 +129,9 @@ def plan_batches(
         )
     if config.auto_batch and num_processes > 1:
         raise TrainingError(
-            f"{doing}: --auto-batch does not work with several processes (got {num_processes})",
+            f"{doing}: expected one process for --auto-batch, got {num_processes}",
             code="auto-batch-multiprocess",
-            advice="Drop --auto-batch, and choose a --batch-size that fits.",
+            advice="Drop --auto-batch, and choose a --batch-size that fits in memory.",
             stage=config.stage,
             num_processes=num_processes,
         )
@@ -175,7 +175,8 @@ def check_settings(config: TrainConfig, plan: BatchPlan, stored: dict[str, Any])
     if names:
         differences = ", ".join(f"{name} {stored.get(name)} (now {wanted[name]})" for name in names)
         raise TrainingError(
-            f"resuming {config.stage}: '{config.checkpoint_path}' was written with {differences}",
+            f"resuming {config.stage}: '{config.checkpoint_path}' was written with different"
+            f" settings: {differences}",
             code="checkpoint-settings-mismatch",
             advice="Resume with the recipe stored in the run directory, or start a new run.",
             stage=config.stage,

@@ -76,7 +76,7 @@ def test_a_difference_needs_a_significant_corrected_p_value(
     ("changes", "digest", "reason"),
     [
         ({}, "d2", "measured on different images"),
-        ({"data": {}}, "d1", "not known to be measured on the same images"),
+        ({"data": {}}, "d1", "perhaps not measured on the same images"),
         ({"student": {**results()["student"], "accuracy": None}}, "d1", "no labels"),
     ],
     ids=["other images", "older run", "unlabelled"],

@@ -148,7 +148,7 @@ def test_of_many_classes_those_with_the_largest_loss_are_shown(tmp_path: Path) -
     shown = re.findall(r"class \d\d", text)
     assert len(shown) == 20
     assert shown == sorted(names, key=lambda name: -((7 * int(name[-2:])) % 30))[:20]
-    assert "The 20 of 30 classes where the student lost most." in text
+    assert "The 20 of 30 classes on which the student lost most." in text
 
 
 def test_sections_that_need_labels_are_left_out_without_them(tmp_path: Path) -> None:

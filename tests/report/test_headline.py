@@ -67,7 +67,7 @@ def test_sizes_and_accuracy_have_intervals_and_counts(tmp_path: Path) -> None:
         "On 2,000 images of the test split, the student's top-1 accuracy is 89.4 % (95 % interval"
         " 88.0 to 90.7)" in joined
     )
-    assert "-2.1 points, 97.7 % of it kept, McNemar p < 0.001" in joined
+    assert "-2.1 points (97.7 % kept, McNemar p < 0.001)" in joined
 
 
 def test_slower_is_called_slower(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def _attend(
     return nn.functional.linear(mixed.transpose(1, 2).flatten(2), *projection), weights
 
 
-_ADVICE = "Pass the model itself, or export it with torch.export, which does not fuse attention."
+_ADVICE = "Pass the original model, or export it with torch.export, which does not fuse attention."
 
 
 def _multi_head_attention(

@@ -107,7 +107,7 @@ class _Merge:
         )
 
 
-_SAME_FOR_ALL = "Use a form of the network that treats each sample of a batch alike."
+_SAME_FOR_ALL = "Use a version of the network that treats all samples of a batch alike."
 
 
 class _Multiple(int):
@@ -184,9 +184,9 @@ def make_batch_dynamic(program: Program, batch_size: int) -> Program:
     except (RuntimeError, IndexError, ValueError) as error:
         cause = first_line(error)
         raise CaptureError(
-            f"freeing the batch size of a network captured at batch {batch_size}: {cause}",
+            f"making the batch size of the network dynamic (it is {batch_size}): {cause}",
             code="batch-size-fixed",
-            advice="Export it with a dynamic batch size, or pass the model itself.",
+            advice="Export it with a dynamic batch size, or pass the original model.",
             batch_size=batch_size,
             cause=cause,
         ) from error

@@ -57,9 +57,10 @@ def capture_named_module(
     for name, value in program.tensors.items():
         if isinstance(value, FakeTensor) or (value.is_meta and not is_bare):
             raise CaptureError(
-                f"capturing {what}: its tensor '{name}' was stored by an earlier run",
+                f"capturing {what}: its tensor '{name}' is a fake or meta tensor left by an"
+                " earlier run",
                 code="tensor-from-earlier-run",
-                advice="Pass a model that has not run on fake or meta tensors.",
+                advice="Create the model again, and do not run it on fake or meta tensors first.",
                 tensor=name,
             )
     return program, recording.names

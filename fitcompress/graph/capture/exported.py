@@ -65,7 +65,7 @@ def _functionalized(exported: ExportedProgram, reason: MutatedViewError) -> Prog
         raise CaptureError(
             f"capturing the network: {reason}, and torch cannot functionalize it",
             code="view-write-unsupported",
-            advice="Use a form of the model without this in-place operation.",
+            advice="Use a version of the model without this in-place operation.",
             cause=str(reason),
         ) from reason
     return program
@@ -209,7 +209,7 @@ class _Builder:
             raise CaptureError(
                 f"capturing the network: the operator '{name}' is not supported",
                 code="control-flow-unsupported",
-                advice="Use a form of the model that does the same for every input.",
+                advice="Use a version of the model that runs the same operations for every input.",
                 operator=name,
             )
         return self.inline(args[position], args[position + 1 :])

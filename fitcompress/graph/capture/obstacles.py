@@ -37,7 +37,7 @@ def value_read(source: str, call: object, line: str = "") -> ObstacleError:
         f"capturing {source}: what it computes depends on the values of its input"
         f" ({_place(call, line)})",
         code="value-dependent-network",
-        advice="Use a form of the model that does the same for every input.",
+        advice="Use a version of the model that runs the same operations for every input.",
         call=str(call),
         line=line,
     )
@@ -48,7 +48,7 @@ def quantized_call(source: str, call: object, line: str = "") -> ObstacleError:
     return ObstacleError(
         f"capturing {source}: it is quantized ({_place(call, line)})",
         code="quantized-network",
-        advice="Distill the float model that it was made from; the student can be quantized.",
+        advice="Distill the original float model; the student can be quantized.",
         call=str(call),
         line=line,
     )

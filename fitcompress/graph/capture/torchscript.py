@@ -46,7 +46,7 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
             f"opening '{path}': torch {torch.__version__} cannot read this TorchScript archive:"
             f" {first_line(error)}",
             code="archive-unreadable",
-            advice="Copy it again, or save it again with this version of torch.",
+            advice="Copy the file again, or save it again with this version of torch.",
             path=str(path),
             cause=first_line(error),
         ) from error
@@ -82,9 +82,9 @@ def _checked(program: Program, recording: Recording) -> Program:
         found = run_program(program, *recording.examples)
     if not all(map(agree, found, recording.outputs)):
         raise CaptureError(
-            "capturing the archive: the captured graph does not reproduce its outputs",
+            "capturing the archive: the captured graph does not reproduce the archive's outputs",
             code="archive-not-reproduced",
-            advice="Export the model that it was made from as a .pt2 instead.",
+            advice="Export the original model as a .pt2 file instead.",
         )
     return program
 

@@ -165,7 +165,7 @@ def test_control_flow_that_depends_on_values_is_refused_with_its_place(name, tmp
     path = archive(make(), tmp_path / "teacher.pt")
     with pytest.raises(ObstacleError, match=re.escape(place)) as caught:
         opened(path, inputs=("4",))
-    assert "the same for every input" in caught.value.advice
+    assert "the same operations for every input" in caught.value.advice
 
 
 def test_a_branch_on_the_archives_own_tensors_is_allowed(tmp_path):
