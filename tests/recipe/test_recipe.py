@@ -283,7 +283,7 @@ def test_a_bad_recipe_file_is_refused_by_its_path(text, code, tmp_path):
 @pytest.mark.parametrize(
     ("text", "code", "advice"),
     [
-        ("stage2.tau", "set-without-value", "SECTION.KEY=VALUE"),
+        ("stage2.tau", "set-without-value", "stage2.tau=3"),
         ("tau=3", "setting-unknown", "'stage2.tau'?"),
         ("lr=3", "setting-unknown", "'teacher.lr' or 'stage1.optim.lr' or 'stage2.optim.lr'?"),
         ("stage2.tau=x", "setting-type-wrong", ""),
