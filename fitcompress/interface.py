@@ -89,8 +89,7 @@ class Interface:
             raise TeacherError(
                 f"expected an image model, got one with inputs {_listed(self.inputs)}",
                 code="images-required",
-                advice="`fitcompress plan` and `fitcompress inspect` support such a model; training"
-                " does not.",
+                advice="Only `fitcompress plan` and `fitcompress inspect` support such a model.",
                 inputs=list(map(str, self.inputs)),
             )
         return self.input

@@ -279,7 +279,7 @@ def arm_recipe(recipe: Recipe, arm: Arm) -> Recipe:
     takes_stage1 = arm.is_long or "stage1.epochs" not in arm.settings
     if recipe.stage1.epochs == 0 and not arm.sets and takes_stage1:
         raise RecipeError(
-            f"making the arm '{arm.name}': it needs epochs in stage 1, which has none",
+            f"making the arm '{arm.name}': it needs stage 1, which has no epochs",
             code="arm-without-stage1",
             advice="Set --hint-epochs, or drop the arm.",
             arm=arm.name,

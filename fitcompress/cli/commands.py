@@ -271,7 +271,7 @@ def report(
         typer.Argument(
             metavar="RUN",
             help=with_default(
-                "Directories of runs to compare, or of one run or ablation.",
+                "Directory of a run or an ablation, or of each run to compare.",
                 "the newest under runs/",
             ),
         ),
@@ -289,7 +289,7 @@ def report(
 ) -> None:
     """Report on a run: accuracy, agreement, size, cost and speed of student and teacher.
 
-    Given several runs, compare them. Given an ablation, report its arms.
+    Several runs are compared; an ablation is reported arm by arm.
     """
     with request.progress():
         loaded: Report | Comparison | Ablation

@@ -220,7 +220,7 @@ def show_eval(measured: Mapping[str, Any], *, as_json: bool = False) -> None:
     show_text(f"accuracy: {_accuracy(measured.get('accuracy'))}")
     for name, value in measured.items():
         if name != "accuracy" and not isinstance(value, Mapping | list | tuple):
-            show_text(f"{name}: {_cell(value)}")
+            show_text(f"{name.replace('_', ' ')}: {_cell(value)}")
 
 
 def show_model_folder(path: Path, *, as_json: bool = False) -> None:
@@ -285,9 +285,10 @@ def _pair_table(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
 
 def _frozen_text(place: Mapping[str, Any]) -> str:
     """Sizes that were not scaled, and why: "16 (no rule for x), in a.weight and 3 more"."""
-    first, *others = place["tensors"] or ["no weight"]
+    first, *others = place["tensors"] or [""]
+    where = f", in {first}" if first else ""
     more = f" and {len(others)} more" if others else ""
-    return f"{' x '.join(map(str, place['sizes']))} ({place['reason']}), in {first}{more}"
+    return f"{' x '.join(map(str, place['sizes']))} ({place['reason']}){where}{more}"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -283,7 +283,7 @@ TRAINING = Group(
             "--hint-epochs",
             "stage1.epochs",
             "Epochs of stage 1, hint training.",
-            "0 if the student inherits its weights and no --hint is named, otherwise a fraction of"
+            "0 if the student inherits its weights and no --hint is given, otherwise a fraction of"
             " stage 2's",
         ),
         Flag(

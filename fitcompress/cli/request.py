@@ -133,7 +133,7 @@ def run_recipe(
     named = out or (Path(recipe.run.out) if recipe.run.out else None)
     if named is None and num_processes() > 1:
         raise RunError(
-            f"choosing a run directory: {num_processes()} processes must share one",
+            "choosing a run directory: expected --out with several processes, got none",
             code="out-required",
             advice="Pass --out with a directory that all processes can access.",
             processes=num_processes(),

@@ -43,7 +43,8 @@ def write_int8(exportable: Exportable, path: Path) -> str:
     """
     if exportable.calibration is None or exportable.score is None:
         raise ExportError(
-            "exporting onnx-int8: calibration needs images, got none", code="int8-without-images"
+            "exporting onnx-int8: expected images for calibration, got none",
+            code="int8-without-images",
         )
     with TemporaryDirectory() as folder:
         plain = Path(folder) / "float.onnx"

@@ -60,7 +60,7 @@ def resolve_layer(program: Program, name: str, blocks: Iterable[BlockNodes] = ()
         raise LayerError(
             f"looking for layer '{name}': the network has no layer of this name",
             code="layer-unknown",
-            advice=near_misses(name, known) or "Run 'fitcompress inspect' to list the layers.",
+            advice=near_misses(name, known) or "Run `fitcompress inspect` to list the layers.",
             layer=name,
         )
     results = [node for node in nodes if node.name in owned and _is_used_outside(node, owned)]

@@ -241,7 +241,7 @@ def _target_to_json(node: Node) -> str:
     raise CaptureError(
         f"storing a graph: expected ATen calls only, got '{node.target}'",
         code="graph-call-unstorable",
-        advice="Use a plain PyTorch form of the layer.",
+        advice="Use a plain PyTorch version of the layer.",
         call=str(node.target),
     )
 

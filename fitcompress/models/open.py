@@ -160,8 +160,8 @@ def _kind_of_file(path: Path) -> str:
         raise TeacherError(
             f"opening teacher '{path}': expected a model, got a file of weights",
             code="weights-without-model",
-            advice="Pass the model's name and the file: --teacher resnet50 --teacher-weights"
-            f" {path}",
+            advice="Pass the model's name and the file, such as `--teacher resnet50"
+            f" --teacher-weights {path}`.",
             path=str(path),
         )
     raise TeacherError(

@@ -208,7 +208,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in _items(content) if isinstance(v, Tensor)}
     if not tensors:
         raise TeacherError(
-            f"reading weights from '{path}': it has no named tensors",
+            f"reading weights from '{path}': expected named tensors, got none",
             code="no-named-tensors",
             path=str(path),
         )

@@ -132,7 +132,7 @@ def recipe_settings(path: Path | str) -> dict[str, Any]:
         return settings_from_toml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(
-            f"reading the recipe '{path}': {error}",
+            f"reading the recipe '{path}': {getattr(error, 'strerror', None) or error}",
             code="recipe-unreadable",
             advice="Pass a recipe file in TOML, such as the recipe.toml of a run.",
             path=str(path),
@@ -165,7 +165,7 @@ def apply_sets(recipe: Recipe, sets: Sequence[str]) -> Recipe:
             )
         if name == "preset":
             raise RecipeError(
-                "reading --set: preset is not a single setting",
+                "reading --set: the preset has a flag of its own",
                 code="set-preset",
                 advice="Use --preset.",
                 preset=value,

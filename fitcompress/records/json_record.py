@@ -45,8 +45,8 @@ class Record:
                     raise RunError(
                         f"reading a {cls.__name__}: the key {field.name!r} is missing",
                         code="record-incomplete",
-                        advice="The file was changed, or written by another version; run again"
-                        " with --force.",
+                        advice="The file was changed, or written by a different version. Start"
+                        " the run again with --force.",
                         record=cls.__name__,
                         key=field.name,
                     )

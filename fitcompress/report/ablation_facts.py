@@ -108,7 +108,7 @@ class AblationFacts:
             raise RunError(
                 f"opening the ablation '{path}': the directory has no {ABLATION}",
                 code="ablation-missing",
-                advice="Name the directory given to `fitcompress ablate --out`.",
+                advice="Pass the directory given to `fitcompress ablate --out`.",
                 path=str(path),
             )
         return cls(root.path, read_record(AblationRecord, root, ABLATION, written))

@@ -40,7 +40,7 @@ def render(report: Renderable, form: str) -> str:
 
         return render_html(report.document())
     raise RunError(
-        f"rendering a report: the form {form!r} is unknown",
+        f"rendering a report: there is no format {form!r}",
         code="report-form-unknown",
         advice=near_misses(form, FORMS) or f"Choose one of {', '.join(FORMS)}.",
         form=form,

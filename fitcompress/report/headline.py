@@ -87,7 +87,7 @@ def _kept(report: RunFacts, teacher: ModelResult, student: ModelResult) -> str:
     if own and other and other.top1 and test:
         verdict = "" if test.p_value <= SIGNIFICANT else ", not significant"
         return (
-            f"keeps {percent_text(own.top1 / other.top1)} of its accuracy (top-1"
+            f"keeps {percent_text(own.top1 / other.top1)} of the teacher's accuracy (top-1"
             f" {percent_text(own.top1)} instead of {percent_text(other.top1)}; difference"
             f" {points_text(test.difference)}, 95 % interval {100 * test.low:+.1f} to"
             f" {100 * test.high:+.1f}{verdict})"

@@ -171,7 +171,7 @@ def _read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
         raise RunError(
             f"reading '{run.recipe_path}': it is not TOML ({error})",
             code="recipe-not-toml",
-            advice="The file was changed or damaged; run again with --force.",
+            advice="The file was changed or damaged. Start the run again with --force.",
             path=str(run.recipe_path),
         ) from error
 

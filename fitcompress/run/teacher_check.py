@@ -19,7 +19,7 @@ def check_teacher(predictions: Predictions, name: str, split: str) -> None:
         return
     raise TeacherError(
         f"checking the teacher '{name}' on the {split} images: its top-1 accuracy is"
-        f" {measured.top1:.1%} of {measured.n} images, near chance for {num_classes} classes",
+        f" {measured.top1:.1%} (n = {measured.n}), near chance for {num_classes} classes",
         code="teacher-near-chance",
         advice="Check the normalization (--mean, --std, --input-size) and the order of the classes"
         " (--class-map), or train the teacher longer (--teacher-epochs).",

@@ -59,7 +59,7 @@ def _start(tool: str, folder: Path, settings: Mapping[str, Any]) -> Any:
         raise RunError(
             f"logging to {tool}: {error}",
             code="tracker-not-installed",
-            advice=f"Install it: pip install {tool}.",
+            advice=f"Install it with `pip install {tool}`.",
             tool=tool,
         ) from error
     except Exception as error:  # trackers raise errors of any type, from servers and clients

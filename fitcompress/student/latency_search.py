@@ -91,8 +91,8 @@ def plan_within_latency(
     """
     if num_processes() > 1:
         raise PlanError(
-            "planning for a latency: expected one process, since each would measure a different"
-            f" latency, got {num_processes()}",
+            f"planning for a latency: expected one process, got {num_processes()}; each would"
+            " measure a different latency",
             code="latency-with-processes",
             advice="Run `fitcompress plan` in one process first, then pass the student's"
             " multiply-adds as --target-macs.",

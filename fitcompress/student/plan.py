@@ -59,8 +59,8 @@ def plan_student(teacher: Program, *, depth_mult: float, width_mult: float) -> S
     """
     if not (1 <= depth_mult < inf and 0 < width_mult <= 1):
         raise PlanError(
-            "planning the student: expected depth-mult of at least 1 and width-mult above 0 and at"
-            f" most 1, got {depth_mult:g} and {width_mult:g}",
+            "planning the student: expected a depth-mult of at least 1 and a width-mult above 0"
+            f" and at most 1, got {depth_mult:g} and {width_mult:g}",
             code="multiplier-out-of-range",
             depth_mult=depth_mult,
             width_mult=width_mult,

@@ -58,8 +58,8 @@ def _limits(targets: dict[str, Target], teacher: Tally) -> Limits:
 
 def _describe(plan: StudentPlan, fit: Fit, limits: Limits) -> str:
     text = (
-        f"the largest student within the targets uses {fit.share:.1%} of them: depth-mult"
-        f" {plan.depth_mult:g}, width-mult {plan.width_mult:.3g} or more"
+        f"the largest student within the targets has depth-mult {plan.depth_mult:g} and width-mult"
+        f" {plan.width_mult:.3g} or more, and uses {fit.share:.1%} of the tightest target"
     )
     if fit.share < CLOSE and fit.above is not None:
         sizes = [_describe_tally(tally, limits) for tally in (fit.tally, fit.above)]

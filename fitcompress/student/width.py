@@ -40,7 +40,7 @@ _CLOSE_ENOUGH = (0.7, 1.4)
 """Range of the achieved over the requested share of heads or groups; outside of it, their number is
 kept and their width is thinned.
 """
-KEPT = "the other factor beside it is thinned (of groups or heads either the number or the width)"
+KEPT = "the other factor of a product is reduced (the number of groups or heads, or their width)"
 """Reason of an axis that could be thinned but is kept."""
 _MUCH_LESS = 0.9
 """Thinning the width of groups is preferred to thinning their number if it leaves less than this

@@ -24,8 +24,8 @@ def with_test(name: str, p_value: float) -> dict[str, Any]:
 def test_the_first_sentence_says_how_much_smaller_faster_and_as_good(tmp_path: Path) -> None:
     assert texts(tmp_path)[0] == (
         "Compared with resnet20, the student is 5.3x smaller, 1.6x slower on one image in PyTorch"
-        " and 1.3x faster in ONNX Runtime, and keeps 97.7 % of its accuracy (top-1 89.4 % instead"
-        " of 91.5 %; difference -2.1 points, 95 % interval -3.3 to -0.9)."
+        " and 1.3x faster in ONNX Runtime, and keeps 97.7 % of the teacher's accuracy (top-1 89.4 %"
+        " instead of 91.5 %; difference -2.1 points, 95 % interval -3.3 to -0.9)."
     )
 
 

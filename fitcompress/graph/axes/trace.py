@@ -95,7 +95,7 @@ def _freeze_tables(trace: TraceBuilder, program: Program) -> None:
     for axes in (axes for name, axes in _weight_axes(trace).items() if name in tables):
         for atom in (atom for axis in axes for atom in trace.algebra.atoms(axis)):
             if atom not in learned:
-                trace.algebra.freeze((atom,), "a table that is no weight")
+                trace.algebra.freeze((atom,), "a constant table")
 
 
 def _tables(program: Program) -> frozenset[str]:

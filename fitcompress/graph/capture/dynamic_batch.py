@@ -184,9 +184,9 @@ def make_batch_dynamic(program: Program, batch_size: int) -> Program:
     except (RuntimeError, IndexError, ValueError) as error:
         cause = first_line(error)
         raise CaptureError(
-            f"making the batch size of the network dynamic (it is {batch_size}): {cause}",
+            f"making the fixed batch size {batch_size} dynamic: {cause}",
             code="batch-size-fixed",
-            advice="Export it with a dynamic batch size, or pass the original model.",
+            advice="Export the network with a dynamic batch size, or pass the original model.",
             batch_size=batch_size,
             cause=cause,
         ) from error

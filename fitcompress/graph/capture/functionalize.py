@@ -311,7 +311,7 @@ def _no_variant(target: OpOverload) -> CaptureError:
     return CaptureError(
         f"functionalizing the graph: '{target}' has no known out-of-place variant",
         code="in-place-call-unsupported",
-        advice="Use an out-of-place form of this operation.",
+        advice="Use an out-of-place version of this operation.",
         call=str(target),
     )
 

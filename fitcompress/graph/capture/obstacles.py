@@ -59,7 +59,7 @@ def foreign_call(source: str, call: object, line: str = "") -> ObstacleError:
     return ObstacleError(
         f"capturing {source}: expected ATen calls only, got {_place(call, line)}",
         code="custom-operator",
-        advice="Custom operators are not supported. Use a plain PyTorch form of the layer.",
+        advice="Custom operators are not supported. Use a plain PyTorch version of the layer.",
         call=str(call),
         line=line,
     )

@@ -178,12 +178,12 @@ def test_literals_follow_their_axes(key, argument, literal):
     assert node.args[argument] == literal
 
 
-@pytest.mark.parametrize("reason", ["a place, not a channel", "a kernel's extent"])
+@pytest.mark.parametrize("reason", ["positions, not channels", "the size of a kernel"])
 def test_a_convolution_fixes_its_places_and_kernel(reason):
     key = "conv2d.default depthwise, fewer places"
     program, _ = build(CASES[key], torch.ops.aten.conv2d.default)
     trace = trace_axes(program)
-    name = "a" if "place" in reason else "b"
+    name = "a" if "positions" in reason else "b"
     found = {
         trace.algebra.frozen_reason(a)
         for x in trace.weights[name][2:]

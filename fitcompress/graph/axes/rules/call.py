@@ -18,8 +18,8 @@ from fitcompress.graph.program import named_arguments, operation
 
 __all__ = ["KERNEL", "PLACE", "Call", "Rule"]
 
-PLACE = "a place, not a channel"
-KERNEL = "a kernel's extent"
+PLACE = "positions, not channels"
+KERNEL = "the size of a kernel"
 """Reasons for being frozen that lie in the task and not in the analysis."""
 
 Rule = Callable[["Call"], Value]

@@ -153,7 +153,7 @@ def _hidden(call: Call, leading: Axes, states: list[Axes]) -> Axis:
     time = 1 if call["batch_first"] and len(leading) > 1 else 0
     hidden = states[0][-1]
     for layers, *batch, own in states:
-        call.freeze([layers], "one for each layer and direction")
+        call.freeze([layers], "one entry for each layer and direction")
         call.algebra.unify(hidden, own)
         broadcast(call, [batch, [*leading[:time], *leading[time + 1 :]]])
     call.trace.learn(hidden)

@@ -214,20 +214,20 @@ def _require_even(call: Call, parts: Sequence[Axis]) -> None:
     if len({call.algebra.size(part) for part in parts}) == 1:
         call.algebra.unify_all(parts)
     else:
-        call.freeze(parts, f"{call.name} into unequal pieces")
+        call.freeze(parts, f"{call.name} makes unequal pieces")
 
 
 def _unbind(call: Call) -> Value:
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
-    call.freeze([axes[dim]], "taken apart index by index")
+    call.freeze([axes[dim]], "split into single indices")
     return [[*axes[:dim], *axes[dim + 1 :]]] * len(call.shape)
 
 
 def _select(call: Call) -> Axes:
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
-    call.freeze([axes[dim]], "an index of it is picked")
+    call.freeze([axes[dim]], "a single index is selected")
     return [*axes[:dim], *axes[dim + 1 :]]
 
 
@@ -261,7 +261,7 @@ def _piece(call: Call, axes: Axes, kept: int) -> Axes:
         return axes
     start, end, step = _bounds(call, size)
     if step != 1:
-        call.freeze([axes[dim]], "every few indices of it are picked")
+        call.freeze([axes[dim]], "indices are selected at a step")
         return [*axes[:dim], call.algebra.new(kept, frozen="picked by a step"), *axes[dim + 1 :]]
     before, piece, _ = call.algebra.split(axes[dim], [start, kept, size - end])
     if start:
@@ -294,7 +294,7 @@ def _narrow(call: Call) -> Value:
 def _index_select(call: Call) -> Value:
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
-    call.freeze([axes[dim]], "picked by index")
+    call.freeze([axes[dim]], "selected by index")
     return [*axes[:dim], call.axes("index")[0], *axes[dim + 1 :]]
 
 
@@ -304,7 +304,7 @@ def _index(call: Call) -> Value:
     axes = call.axes("self")
     indices = list(call.arguments["indices"])
     at = [dim for dim, node in enumerate(indices) if isinstance(node, Node)]
-    call.freeze([axes[dim] for dim in at], "picked by index")
+    call.freeze([axes[dim] for dim in at], "selected by index")
     found = broadcast(call, [call.trace.values[indices[dim]] for dim in at])
     if len(found) + len(axes) - len(at) != len(call.shape):
         return None
