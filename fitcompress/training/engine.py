@@ -31,11 +31,7 @@ from fitcompress.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from fitcompress.training.compiled import (
-    compile_networks,
-    uncompiled,
-    uncompiled_in_the_end,
-)
+from fitcompress.training.compiled import compile_networks, uncompiled, uncompiled_in_the_end
 from fitcompress.training.device import (
     preserved_random_state,
     resolve_device,
