@@ -49,7 +49,7 @@ class Scene:
             "run.device": "cpu",
             "run.teacher_layout": "contiguous",  # measured otherwise, and may differ between runs
             "run.baseline": "true",
-            "run.timing": "torch",
+            "run.timing": "none",
         }
         sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         return ["distill", "--teacher", "helpers.toy_runs:make_net", "--quiet", *sets]

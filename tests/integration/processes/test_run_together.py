@@ -42,7 +42,7 @@ def arguments(out: str, **more: object) -> list[str]:
         "stage2.epochs": 3,
         "run.device": "cpu",
         "run.teacher_layout": "contiguous",  # measured otherwise, and may differ between runs
-        "run.timing": "torch",
+        "run.timing": "none",
         **{name.replace("__", "."): value for name, value in more.items()},
     }
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
@@ -91,7 +91,7 @@ def losses(run: Path) -> list[tuple[str, float]]:
 
 @pytest.fixture(scope="module")
 def together(folder) -> str:
-    return distill(folder, "two", num=2)
+    return distill(folder, "two", num=2, run__timing="torch")
 
 
 def test_two_processes_have_the_losses_of_one_that_accumulates(folder, together):

@@ -21,7 +21,8 @@ from fitcompress.rundir import RunDir
 
 TEACHER = "helpers.toy_runs:make_net"
 INPUT = ["--input-size", f"3,{SIDE},{SIDE}", "--mean", "0.3,0.3,0.3", "--std", "0.25,0.25,0.25"]
-QUICK = ["--epochs", "1", "--hint-epochs", "1", "--batch-size", "8", "--device", "cpu"]
+TRAINING = ["--epochs", "1", "--hint-epochs", "1", "--batch-size", "8", "--device", "cpu"]
+QUICK = [*TRAINING, "--set", "run.timing=none"]
 
 
 def run(*words: object):

@@ -55,7 +55,8 @@ def finished(images, tmp_path_factory) -> Path:
     """A finished run with a baseline."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     torch.manual_seed(0)
-    distill(toy_recipe(images, out, run__baseline=True), teacher=toy_teacher())
+    recipe = toy_recipe(images, out, run__baseline=True, run__timing="torch")
+    distill(recipe, teacher=toy_teacher())
     return out
 
 
