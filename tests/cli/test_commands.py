@@ -522,7 +522,7 @@ def test_an_ablation_with_failed_runs_is_reported_and_ends_with_3(pipeline, form
 
     assert result.exit_code == 3
     assert result.stdout == ('{"form": "json"}\n' if form else "the report on a terminal\n")
-    assert result.stderr.startswith("error: 1 of the runs failed")
+    assert result.stderr.startswith("error: running the ablation: 1 of the runs failed")
 
 
 def test_a_resumed_ablation_keeps_the_settings_that_its_arms_share(pipeline, tmp_path):
