@@ -57,6 +57,7 @@ def names(pairs) -> list[tuple[str, str]]:
 # --- layers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_efficientnet", "densenet121"])
 @pytest.mark.parametrize("side_of", [teacher_of, student_of])
 def test_the_layers_are_those_that_hooks_see_when_the_network_runs(name, side_of):
@@ -122,6 +123,7 @@ def test_blocks_that_share_what_they_call_are_candidates_too():
     assert all(layer.shape == tuple(shapes[layer.node][1:]) for layer in layers.layers)
 
 
+@pytest.mark.integration
 def test_single_layers_are_candidates_where_they_are_the_blocks():
     layers = teacher_of("vgg11", 32)
 
@@ -262,6 +264,7 @@ def test_a_student_of_another_family_is_paired_at_the_same_depth(teacher, studen
     assert (pair.hint_channel_axis, pair.guided_channel_axis) == (axes[teacher], axes[student])
 
 
+@pytest.mark.integration
 def test_channels_are_found_where_they_come_last():
     layers = teacher_of("test_convnext")
     tokens = teacher_of("swin_tiny_patch4_window7_224", 224)

@@ -8,15 +8,14 @@ from contextlib import contextmanager
 
 import pytest
 
-QUICK_SECONDS = 3.0
-"""Most seconds of processor time that a test, its fixtures or its child processes may take under
-`--quick`: what takes longer belongs below `tests/integration`."""
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regolden", action="store_true", help="rewrite the golden files, for review")
     parser.addoption(
-        "--quick", action="store_true", help="leave out tests/integration; fail slow tests"
+        "--quick", action="store_true", help="leave out integration tests; fail slow ones"
+    )
+    parser.addoption(
+        "--quick-seconds", type=float, default=3.0, help="processor time a test has under --quick"
     )
 
 
@@ -24,13 +23,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Runs what takes long first, so that no process is left with it at the end; `--quick` leaves
     it out.
     """
-    takes_long = [item for item in items if "integration" in item.nodeid.split("/")]
-    others = [item for item in items if "integration" not in item.nodeid.split("/")]
+    takes_long = [item for item in items if _takes_long(item)]
+    others = [item for item in items if not _takes_long(item)]
     if config.getoption("--quick"):
         config.hook.pytest_deselected(items=takes_long)
         items[:] = others
     else:
         items[:] = takes_long + others
+
+
+def _takes_long(item: pytest.Item) -> bool:
+    """Tests below `tests/integration`, and single ones elsewhere that are marked so."""
+    is_marked = item.get_closest_marker("integration") is not None
+    return is_marked or "integration" in item.nodeid.split("/")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,9 +57,9 @@ def _quick_enough(item: pytest.Item) -> Iterator[None]:
     """
     started = sum(os.times()[:4])
     yield
-    seconds = sum(os.times()[:4]) - started
-    if item.config.getoption("--quick") and seconds > QUICK_SECONDS:
+    seconds, most = sum(os.times()[:4]) - started, item.config.getoption("--quick-seconds")
+    if item.config.getoption("--quick") and seconds > most:
         pytest.fail(
-            f"took {seconds:.1f} s of processor time, and --quick allows {QUICK_SECONDS:g} s: make"
-            " it faster, or move it below tests/integration"
+            f"took {seconds:.1f} s of processor time, and --quick allows {most:g} s: make it"
+            " faster, mark it as integration, or move it below tests/integration"
         )

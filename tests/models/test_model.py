@@ -66,6 +66,7 @@ def test_saving_a_loaded_model_gives_the_same_bytes(saved, tmp_path_factory):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.integration
 def test_a_fresh_process_reads_it_without_timm_or_pickle(saved):
     folder, network = saved
     code = (

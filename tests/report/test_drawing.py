@@ -86,6 +86,7 @@ def test_charts_on_one_page_share_no_id() -> None:
     assert ids("a").isdisjoint(ids("b"))
 
 
+@pytest.mark.integration
 def test_the_same_chart_gives_the_same_bytes_in_another_process() -> None:
     code = (
         "from report.test_drawing import CHARTS, draw_svg\n"

@@ -182,6 +182,7 @@ def test_outputs_without_classes_leave_out_all_predictions(tmp_path: Path) -> No
         assert title not in page
 
 
+@pytest.mark.integration
 def test_only_the_page_imports_matplotlib(tmp_path: Path) -> None:
     finished_run(tmp_path / "run")
     code = (

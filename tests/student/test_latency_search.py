@@ -180,6 +180,7 @@ def test_a_latency_that_no_student_has_is_refused(monkeypatch):
     assert caught.value.facts["share"] > 1
 
 
+@pytest.mark.integration
 def test_a_measured_latency_is_one():
     program = random_program(
         plan_student(timm_program("resnet18", 64), depth_mult=1, width_mult=0.1)

@@ -37,6 +37,7 @@ def planned(name: str, depth_mult: float) -> StudentPlan:
     return plan_student(timm_program(name), depth_mult=depth_mult, width_mult=0.3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TEACHERS)
 def test_a_student_is_nearly_twice_as_deep_and_far_smaller(name):
     plan = planned(name, 2)

@@ -30,6 +30,7 @@ def plan_of(name: str):
     return plan_student(timm_program(name), depth_mult=2, width_mult=0.5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("width_mult", [0.1, 0.77])
 def test_the_table_has_the_costs_of_the_thinned_program(name, width_mult):

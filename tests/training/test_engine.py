@@ -60,6 +60,7 @@ def _digits():
     return tuple(views)
 
 
+@pytest.mark.integration
 def test_supervised_training_learns_the_digits(path):
     torch.manual_seed(0)
     objective = SupervisedObjective(Net(16, 10), student_preprocess=Preprocess(SPEC))
@@ -68,6 +69,7 @@ def test_supervised_training_learns_the_digits(path):
     assert result.history[0]["held_out"]["loss"] > result.held_out["loss"]
 
 
+@pytest.mark.integration
 def test_a_student_learns_the_digits_from_its_teacher_without_labels(path):
     torch.manual_seed(0)
     teacher = Net(16, 10)

@@ -32,6 +32,7 @@ def _limited(most: int, from_batch: int = 0):
     return objective, seen
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("from_batch", [0, 10])
 def test_smaller_batches_continue_with_the_same_steps(from_batch, tmp_path):
     events = []
@@ -100,6 +101,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_freed_memory_is_not_faulted_in_again():
     faults = {}

@@ -144,6 +144,7 @@ def small(module: nn.Module, *inputs: Tensor) -> Program:
 # --- families -----------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_emitted_module_computes_the_same_bits(name, tmp_path):
     assert equal_bits(student(name), loaded(emitted(name), tmp_path))
@@ -202,6 +203,7 @@ def test_forward_methods_read_as_written_by_hand():
     assert not any("torch.ops" in emitted(name).text for name in FAMILIES)
 
 
+@pytest.mark.integration
 def test_nothing_but_torch_is_needed(tmp_path):
     write_files(emitted("vit_tiny_patch16_224"), tmp_path)
     program = (
@@ -219,6 +221,7 @@ def test_nothing_but_torch_is_needed(tmp_path):
     assert run.stdout.splitlines() == [f"{count:,} parameters", "outputs (1, 1000)"]
 
 
+@pytest.mark.integration
 def test_the_text_is_the_same_every_time():
     program = student("densenet121")
     again = program_from_json(program_to_json(program), program.tensors)
@@ -313,6 +316,7 @@ def test_networks_of_other_kinds_compute_the_same_bits(name, tmp_path):
     assert ruff_faults([tmp_path / "model.py"]) == ""
 
 
+@pytest.mark.integration
 @given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 10**6)), max_size=7))
 @settings(max_examples=80)
 def test_random_programs_of_all_operations_compute_the_same_bits(plan):

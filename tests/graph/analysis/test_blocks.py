@@ -169,6 +169,7 @@ def test_dropout_between_blocks_belongs_to_the_one_before():
     assert [operation(block.tail) for block in blocks] == ["dropout"] * 3 + ["linear"]
 
 
+@pytest.mark.integration
 def test_parallel_branches_are_one_block():
     """HRNet exchanges between resolutions: the stages are large blocks on the spine."""
     program = timm_program("hrnet_w18_small")

@@ -83,6 +83,7 @@ def test_flops_of_one_call_are_those_of_torch(name):
     assert 2 * count_macs(program) == counted_flops(module, torch.randn(1, *shape)) > 0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -112,6 +113,7 @@ def test_resnet50_costs_what_is_published():
     assert costs.depth == 50
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "depth"),
     [

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
+import pytest
 from helpers.captured import kept_places
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,6 +186,7 @@ def draw_kept(trace: Trace, random: Random) -> dict[Atom, list[int]]:
     }
 
 
+@pytest.mark.integration
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=500, deadline=None, derandomize=True)
 def test_programs_commute_with_thinning(random: Random):
