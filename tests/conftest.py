@@ -17,6 +17,7 @@ from helpers.fakes import FakeFunctions, canned_answers
 from helpers.quick_loop import (  # noqa: F401 - hooks of pytest
     pytest_addoption,
     pytest_collection_modifyitems,
+    pytest_ignore_collect,
     pytest_runtest_call,
     pytest_runtest_setup,
 )

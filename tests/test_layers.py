@@ -169,6 +169,13 @@ def is_public_use(node: ast.AST, name: str) -> bool:
     return used == name
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _parsed():
+    """Every module is read once, before the first test."""
+    for module in modules():
+        tree_of(module)
+
+
 # --- the package -------------------------------------------------------------------------------
 
 

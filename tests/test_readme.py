@@ -94,6 +94,7 @@ def function_of(words: list[str]) -> str:
     return {"train": "train_teacher", "eval": "evaluate"}.get(words[0], words[0])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "words",
     [

@@ -25,6 +25,7 @@ def images():
     return torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
 
 
+@pytest.mark.integration
 def test_normalizes_as_torchvision_does(images):
     expected = F.normalize(F.to_dtype(images, torch.float32, scale=True), MEAN, STD)
 

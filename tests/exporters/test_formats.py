@@ -50,6 +50,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return plant
 
 
+@pytest.mark.integration
 def test_onnx_computes_the_same_at_any_batch_size(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

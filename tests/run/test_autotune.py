@@ -147,6 +147,7 @@ def test_a_resumed_run_keeps_the_measured_choices(monkeypatch, tmp_path, images)
     assert keep_measured(asked, stored).run.teacher_layout == "contiguous"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "requested, seconds, expected",
     [

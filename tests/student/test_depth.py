@@ -29,6 +29,7 @@ DEEP = ["resnet18", "vgg11", "densenet121", "inception_v3", "hrnet_w18_small"]
 DEEP += ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", DEEP)
 def test_twice_the_depth_is_reached(name):
     program = timm_program(name)

@@ -45,6 +45,7 @@ def test_a_student_is_nearly_twice_as_deep_and_far_smaller(name):
     assert plan.costs.params <= 0.25 * plan.teacher_costs.params
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TEACHERS)
 def test_a_student_of_the_same_depth_has_a_quarter_of_the_parameters_at_most(name):
     plan = planned(name, 1)

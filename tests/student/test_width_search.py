@@ -51,6 +51,7 @@ def test_resizing_one_axis_gives_the_costs_of_the_whole_table(name):
         assert before.resized(atom, changed[atom]) == table.at(changed)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(("kind", "share"), [("params", 0.1), ("macs", 0.2)])
 def test_a_plan_is_not_over_its_budget_and_fills_it(name, kind, share):

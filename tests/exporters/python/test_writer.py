@@ -150,6 +150,7 @@ def test_the_emitted_module_computes_the_same_bits(name, tmp_path):
     assert equal_bits(student(name), loaded(emitted(name), tmp_path))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_names_are_those_of_the_state_dict(name, tmp_path):
     network = loaded(emitted(name), tmp_path)
