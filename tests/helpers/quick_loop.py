@@ -22,10 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`--quick` does not even import what it leaves out."""
-    below = (
-        collection_path.relative_to(config.rootpath).parts if config.getoption("--quick") else ()
-    )
-    return True if "integration" in below else None
+    root = config.rootpath
+    if not config.getoption("--quick") or not collection_path.is_relative_to(root):
+        return None
+    return True if "integration" in collection_path.relative_to(root).parts else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
