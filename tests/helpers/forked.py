@@ -1,5 +1,5 @@
-"""Processes that begin as copies of the test's: they need not import torch first, which takes
-seconds each.
+"""Processes that begin as copies of one that has imported torch, which takes seconds, and done
+nothing else: a process that has run a backward pass cannot be copied.
 """
 
 from __future__ import annotations
@@ -8,12 +8,17 @@ import multiprocessing
 import os
 import socket
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 __all__ = ["Forked", "rank_environments", "run_command"]
+
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    ["timm", "accelerate", "fitcompress.cli", "fitcompress.run.distill", "helpers.toy_processes"]
+)
 
 
 class Forked:
@@ -33,11 +38,8 @@ class Forked:
     ) -> None:
         self._output = output
         call = (function, arguments, output, dict(env or {}), cwd)
-        self._process = multiprocessing.get_context("fork").Process(target=_run, args=call)
-        with warnings.catch_warnings():
-            # From Python 3.12 on: a fork copies no threads. Nothing here waits for one.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._process.start()
+        self._process = _SERVER.Process(target=_run, args=call)
+        self._process.start()
 
     @property
     def pid(self) -> int:
