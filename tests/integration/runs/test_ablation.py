@@ -258,7 +258,7 @@ def test_a_run_that_fails_does_not_end_the_others(images, tmp_path):
         found = run(images, tmp_path / "out", ["bp"], 2, hot, resume=resume)
         assert set(found.cells) == {("bp", 0), ("bp", 1)}
         assert set(found.failed) == {("hot", 0), ("hot", 1)}
-    assert "hot, seed 1: the run failed" in " ".join(found.render("text").split())
+    assert "The run of hot with seed 1 failed: " in found.render("text")
 
 
 def test_an_ablation_that_failed_is_replaced_by_force(images, tmp_path):
