@@ -368,13 +368,16 @@ def ablate(
         )
     console.show_report(done, form=request.report_form)
     if done.failed:
-        error = TrainingError(
-            f"running the ablation: {len(done.failed)} of the runs failed",
-            code="runs-failed",
-            advice="See the report for the reasons. Retry the failed runs with --resume.",
-            runs=len(done.failed),
-        )
-        raise typer.Exit(show_failure(error))  # stdout already has the report
+        raise typer.Exit(show_failure(_runs_failed(len(done.failed))))  # stdout has the report
+
+
+def _runs_failed(count: int) -> TrainingError:
+    return TrainingError(
+        f"running the ablation: {count} of the runs failed",
+        code="runs-failed",
+        advice="See the report for the reasons. Retry the failed runs with --resume.",
+        runs=count,
+    )
 
 
 @app.command(epilog=_examples("fitcompress demo", "fitcompress demo --out runs/first"))
